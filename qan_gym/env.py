@@ -1,0 +1,286 @@
+"""The Gymnasium environments: the core with N = 1, and nothing of the game besides."""
+
+from dataclasses import asdict
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.error import ResetNeeded
+from numpy.typing import NDArray
+
+from qan_gym import observation, rendering
+from qan_gym.data import SPLITS
+from qan_gym.references import resolve_reference
+from qan_gym.state import State
+from qan_gym.tasks import make_config
+from qan_gym.training import Info, Training
+
+HISTORY = "history"  # of the episode for rendering, beside the tensors of the state
+RESET_OPTIONS = {"sampler": ("game", "shuffled")}
+
+
+class QanEnv(gym.Env[NDArray[np.float32], Any]):
+    """What the two games have in common; their own pages are `LearningRateEnv` and `MinibatchEnv`."""
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array", "ansi"], "render_fps": 10}  # noqa: RUF012 (Gymnasium's)
+
+    def __init__(self, task: str, *, device: str = "cpu", render_mode: str | None = None, **overrides: Any) -> None:
+        """See the class; `task` is set by the registration."""
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            raise ValueError(f"render_mode must be one of {self.metadata['render_modes']}, not {render_mode!r}")
+        self._arguments = {"task": task, "device": device, "render_mode": render_mode, **overrides}
+        self.config = make_config(task, overrides)
+        self.render_mode = render_mode
+        self.training = Training(self.config, resolve_reference(self.config), num_runs=1, device=_usable(device))
+        self.screen_shape = self.training.screen_shape
+        limit, size = observation.LIMIT, self.screen_shape[0] * self.screen_shape[1]
+        self.observation_space = spaces.Box(-limit, limit, (size,), np.float32)
+        self.action_space: spaces.Space[Any]
+        if self.config.continuous:
+            self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+        else:
+            self.action_space = spaces.Discrete(3 if self.config.game == "lr" else self.training.n_classes)
+        self._phase = "new"  # then "playing", then "over"
+        self._history = rendering.History()
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Begin an episode.
+
+        Args:
+            seed: of this and the following episodes; None: go on in the sequence that the last seed began.
+            options: `{"sampler": "shuffled"}` plays the mini-batch game's data as shuffled SGD does, whatever the
+                actions; `{"sampler": "game"}`, or nothing, as the game is.
+
+        Raises:
+            ValueError: an option or its value is unknown.
+        """
+        for name, value in (options or {}).items():
+            if name not in RESET_OPTIONS or value not in RESET_OPTIONS[name]:
+                raise ValueError(f"unknown reset option {name}={value!r}; there are {RESET_OPTIONS}")
+        super().reset(seed=seed)
+        episode_seed = torch.tensor([int(self.np_random.integers(2**63))], device=self.training.device)
+        shuffled = (options or {}).get("sampler") == "shuffled"
+        mask = torch.ones(1, dtype=torch.bool, device=self.training.device)
+        screen, info = self.training.reset(mask, episode_seed, shuffled)
+        self._phase = "playing"
+        scalars = _scalars(info)
+        if self.render_mode is not None:
+            self._history.start(scalars)
+        return screen[0].cpu().numpy().copy(), scalars
+
+    def step(self, action: Any) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        """Play one action, as Gymnasium defines it.
+
+        Raises:
+            gymnasium.error.ResetNeeded: the episode has not begun or is over.
+            ValueError: the action is not in the action space.
+        """
+        if self._phase != "playing":
+            raise ResetNeeded("the episode is over or has not begun: call reset() first")
+        done = self.training.step(self._as_tensor(action))
+        info = _scalars(done.info) | _scalars(done.test)
+        terminated, truncated = bool(done.terminated[0]), bool(done.truncated[0])
+        if terminated or truncated:
+            self._phase = "over"
+        if self.render_mode is not None:
+            self._history.add(info, action)
+        return done.observation[0].cpu().numpy().copy(), float(done.reward[0]), terminated, truncated, info
+
+    def _as_tensor(self, action: Any) -> torch.Tensor:
+        """The action as the core takes it, (1,)."""
+        if isinstance(self.action_space, spaces.Box):
+            value = np.asarray(action, np.float32)
+            if value.shape != self.action_space.shape or not np.isfinite(value).all():
+                raise ValueError(f"the action must be a finite number in [-1, 1] in an array of shape (1,): {action!r}")
+            return torch.from_numpy(value).to(self.training.device)
+        if not self.action_space.contains(np.asarray(action)[()]) and not self.action_space.contains(action):
+            raise ValueError(f"the action must be in {self.action_space}: {action!r}")
+        return torch.tensor([int(action)], device=self.training.device)
+
+    def render(self) -> Any:
+        """The screen: an image (H, W, 3) uint8, or a line of text; None without a render mode."""
+        if self.render_mode is None:
+            gym.logger.warn("render() without a render_mode: give one to gym.make, as render_mode='rgb_array'")
+            return None
+        if self._phase == "new":
+            raise ResetNeeded("there is nothing to render before reset()")
+        if self.render_mode == "ansi":
+            return rendering.line(self._history)
+        return rendering.frame(self.weights()[self.training.network.shown], self._history, self.config)
+
+    # --- inspection -------------------------------------------------------------------------------------------------
+
+    def weights(self) -> dict[str, NDArray[np.float32]]:
+        """The network's parameters by name, float32, copies."""
+        return {name: value[0].cpu().numpy().copy() for name, value in self.training.params.items()}
+
+    @property
+    def batch_indices(self) -> NDArray[np.int64]:
+        """Indices into the training split of the last action's images, (batches_per_action, batch_size), a copy."""
+        return self.training.batch_indices[0].cpu().numpy().copy()
+
+    def split(self, name: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Images as the network sees them, (n, C, H, W) float32, and labels, (n,) int64, copies.
+
+        Args:
+            name: "train", "validation" or "test".
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        if name not in SPLITS:
+            raise ValueError(f"there is no split {name!r}; there are {', '.join(SPLITS)}")
+        images, labels = self.training.data.split(name)
+        return images.cpu().numpy(), labels.cpu().numpy().copy()
+
+    @property
+    def reference(self) -> dict[str, NDArray[np.float32]] | None:
+        """The reference weights, like `weights()`; None where there are none (yet)."""
+        if self.training.reference is None or not self.training.has_reference[0]:
+            return None
+        return {name: value[0].cpu().numpy().copy() for name, value in self.training.reference.items()}
+
+    # --- save, restore, fork ----------------------------------------------------------------------------------------
+
+    def get_state(self) -> State:
+        """Everything that the future depends on: `State.save` writes it to one file."""
+        arrays = {name: value.cpu().numpy().copy() for name, value in self.training.state().items()}
+        metadata = {
+            "config": asdict(self.config),
+            "fingerprint": self.training.fingerprint,
+            "phase": self._phase,
+            "np_random": self.np_random.bit_generator.state,
+            "np_random_seed": self.np_random_seed,
+        }
+        return State(arrays | {HISTORY: self._history.rows()}, metadata)
+
+    def set_state(self, state: State) -> None:
+        """Continue from a state of the same game, bit for bit on CPU.
+
+        Raises:
+            ValueError: the state is of another game or other data; the message says what differs.
+        """
+        state.require("config", asdict(self.config))
+        state.require("fingerprint", self.training.fingerprint)
+        tensors = {name: torch.from_numpy(array) for name, array in state.arrays.items() if name != HISTORY}
+        self.training.load_state(tensors)
+        generator = np.random.Generator(np.random.PCG64())
+        generator.bit_generator.state = state.metadata["np_random"]
+        self._np_random, self._np_random_seed = generator, state.metadata["np_random_seed"]
+        self._phase = state.metadata["phase"]
+        self._history = rendering.History(state.arrays[HISTORY])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and deepcopy: how it was made and where it stands, not the data set."""
+        return {"arguments": self._arguments, "spec": self.spec, "state": self.get_state()}
+
+    def __setstate__(self, saved: dict[str, Any]) -> None:
+        self.__init__(**saved["arguments"])  # type: ignore[misc]
+        self.spec = saved["spec"]
+        self.set_state(saved["state"])
+
+
+class LearningRateEnv(QanEnv):
+    """Control the learning rate of a CNN in training.
+
+    ## Description
+    A CNN is trained on MNIST by SGD. Before every action's mini-batches the agent raises, lowers or keeps the
+    learning rate. An episode is one training run. Source: Fu et al. 2016, arXiv:1606.01467.
+
+    `QanLR-MNIST-v0` trains on 55,000 images for 20 epochs of batches of 10, one batch per action (110,000 actions);
+    `QanLR-MNIST5k-v0` on 4,000 bundled images for 5 epochs, 10 batches per action (200 actions).
+
+    ## Action Space
+    `Discrete(3)`: 0 raise, 1 lower, 2 keep. Raising and lowering change the learning rate by 0.005
+    (`action_scale="additive"`) or by a factor of 1.25 (`"multiplicative"`). With `continuous=True`, `Box(-1, 1, (1,))`:
+    action a multiplies the learning rate by 2**a. The learning rate stays in [0.005, 1.0] and starts at 0.05.
+
+    ## Observation Space
+    `Box(-10, 10, (825,), float32)`, a screen of 33 rows and 25 columns, row by row
+    (`obs.reshape(env.unwrapped.screen_shape)`): one row per filter of the first convolution, as its weights stand
+    after the action, then the score line: ln(learning rate), share of the budget used, ln(smoothed loss), its change
+    since the last action, the last action (-1 before the first), zeros. With `observation="filters"` the score line
+    is left out: 800 values. Values are clipped to the bounds. The smoothed loss is the exponential running mean of the
+    mini-batch losses over about 500 images, begun at the validation loss of the initial weights. For a history, use
+    `gymnasium.wrappers.FrameStackObservation`.
+
+    ## Rewards
+    - `reward="log-loss"` (default): the drop of ln(smoothed loss); at the last step, the drop to ln(validation loss).
+      The return is ln(initial loss / final validation loss).
+    - `"inverse-loss"` (the paper's): 1 / |loss - 1e-4|, at most 1e4.
+    - `"accuracy"`: validation accuracy at the end, 0 before.
+
+    Divergence pays -10 instead. The terms stand in `info` as `reward_...`.
+
+    ## Starting State
+    Weights and biases uniform in +-1/sqrt(fan-in); the seed of an episode decides them and the order of the data.
+
+    ## Episode End
+    Truncation: the budget is spent. Termination: the smoothed loss has reached `target_loss`
+    (`info["is_success"]`), or the loss or a weight is not finite (`info["diverged"]`).
+
+    ## Information
+    At every step `learning_rate`, `loss` (mean over the action's batches), `smoothed_loss`, `epoch` (done), `batch`
+    (done), `diverged`, `is_success`, the reward's terms, `validation_loss` and `validation_accuracy` (measured after
+    the action in which an epoch or the episode ends); at the end of the episode `test_loss`, `test_accuracy`.
+
+    ## Arguments
+    The fields of `qan_gym.tasks.TaskConfig`, among them `dataset` (a registered name or the path of an `.npz`),
+    `network`, `optimizer`, `batch_size`, `epochs`, `batches_per_action` (a rest of the budget that fills no action is
+    dropped), `continuous`, `action_scale`, `observation`, `reward`, `meta_momentum` (the pull c, on all weights;
+    `"filter-regression"`; None), `reference` (`"pretrained"`, `"previous"`, a path, None), `distillation`,
+    `target_loss`; and `device`, `render_mode` (`"rgb_array"`, `"ansi"`). A wrong one raises ValueError.
+
+    ## Version History
+    - v0: initial version.
+    """
+
+
+class MinibatchEnv(QanEnv):
+    """Choose the classes of the next mini-batch of a CNN in training.
+
+    ## Description
+    A CNN is trained on MNIST by SGD at a constant learning rate of 0.05. Every action chooses a class, and the last
+    ten actions decide what the next mini-batch of B holds (the roulette): floor(B / 10) images of the class of each of
+    the 9 older ones, the rest of the class of the newest. At first all ten are class 0. Each class is drawn in random
+    order without replacement within an epoch; when it is exhausted, its share is filled from what is left of the other
+    classes in class order. An episode is one training run. Source: Fu et al. 2016, arXiv:1606.01467.
+
+    `QanMinibatch-MNIST-v0` trains on MNIST's first 20,000 images for 40 epochs of batches of 128 (6,240 actions);
+    `QanMinibatch-MNIST5k-v0` on 4,000 bundled images for 5 epochs (155 actions).
+
+    ## Action Space
+    `Discrete(10)`: the class to add to the roulette.
+
+    ## Observation Space, Rewards, Starting State, Episode End, Information
+    As `LearningRateEnv`. `reset(options={"sampler": "shuffled"})` plays an episode of shuffled SGD, in which actions
+    do nothing: the baseline of this game.
+
+    ## Arguments
+    As `LearningRateEnv`, without `continuous`. `meta_momentum` is `"filter-regression"` by default: the pull of three
+    gradient steps of rate 0.01 on the mean squared distance of the first convolution's filters to the reference.
+
+    ## Version History
+    - v0: initial version.
+    """
+
+
+def _usable(device: str) -> str:
+    """The device, if it is there.
+
+    Raises:
+        ValueError: it is not.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _scalars(info: Info) -> dict[str, Any]:
+    return {name: value[0].item() for name, value in info.items()}

@@ -1,0 +1,44 @@
+"""What the agent sees: the filters, and the score line.
+
+The screen has one row per filter and one column per weight, and a last row, the score line: ln(learning rate), share
+of the budget used, ln(smoothed loss), its change since the last action, the last action (-1 before the first), zeros.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qan_gym.optimizee import Network
+
+LIMIT = 10.0  # every value is kept within +-LIMIT
+SCORES = 5
+NO_ACTION = -1.0  # on the score line, before the first action
+
+
+def screen_shape(network: Network, observation: str) -> tuple[int, int]:
+    """(rows, columns) of the screen; with `"screen"` the last row is the score line."""
+    filters, *rest = network.shapes[network.shown]
+    columns = max(torch.Size(rest).numel(), SCORES)
+    return filters + (observation == "screen"), columns
+
+
+def observe(filters: Tensor, scores: Tensor | None, columns: int) -> Tensor:
+    """The screens of N runs, each flattened row by row.
+
+    Stable-Baselines3 and most code written for vectors take a flat observation as it is; `reshape(screen_shape)`
+    gives the rows back.
+
+    Args:
+        filters: (N, F, ...) weights, one filter per index of the second axis.
+        scores: (N, SCORES), or None to leave the score line out.
+        columns: of the screen.
+
+    Returns:
+        (N, rows * columns) float32, finite, within +-LIMIT, not a number where a weight is not one shown as 0.
+    """
+    rows = filters.flatten(2)  # (N, F, weights per filter)
+    rows = F.pad(rows, (0, columns - rows.shape[2]))
+    if scores is not None:
+        line = F.pad(scores.to(rows.dtype), (0, columns - scores.shape[1]))  # (N, columns)
+        rows = torch.cat([rows, line[:, None]], dim=1)  # (N, F + 1, columns)
+    return rows.flatten(1).nan_to_num(0.0, LIMIT, -LIMIT).clamp(-LIMIT, LIMIT)

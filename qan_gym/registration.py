@@ -1,0 +1,18 @@
+"""The table of environment ids."""
+
+from gymnasium.envs.registration import register, registry
+
+ENTRY_POINTS = {
+    "QanLR-MNIST-v0": "qan_gym.env:LearningRateEnv",
+    "QanMinibatch-MNIST-v0": "qan_gym.env:MinibatchEnv",
+    "QanLR-MNIST5k-v0": "qan_gym.env:LearningRateEnv",
+    "QanMinibatch-MNIST5k-v0": "qan_gym.env:MinibatchEnv",
+}
+
+
+def register_envs() -> None:
+    """Register every qan-gym id with Gymnasium. Calling it again changes nothing."""
+    for env_id, entry_point in ENTRY_POINTS.items():
+        if env_id not in registry:
+            # The budget ends an episode inside the environment, so there is no max_episode_steps.
+            register(env_id, entry_point=entry_point, kwargs={"task": env_id})

@@ -1,0 +1,50 @@
+"""The saved state of an environment: arrays, and JSON beside them, in one file without pickle."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from qan_gym.files import load_arrays, save_arrays
+
+
+@dataclass(frozen=True)
+class State:
+    """What `get_state` gives and `set_state` takes.
+
+    Attributes:
+        arrays: by name; weights, roulette, counters.
+        metadata: JSON-able; the game, the fingerprint of its data, the generator of episode seeds.
+    """
+
+    arrays: dict[str, NDArray[Any]]
+    metadata: dict[str, Any]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one safetensors file, atomically."""
+        save_arrays(path, self.arrays, self.metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "State":
+        """Read what `save` wrote; nothing in the file is executed.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is damaged or was written by something else.
+        """
+        return cls(*load_arrays(path))
+
+    def require(self, name: str, mine: Any) -> None:
+        """Refuse a state of another game.
+
+        Raises:
+            ValueError: the state's entry `name` is not `mine`; the message says what differs.
+        """
+        its = self.metadata.get(name)
+        if its == mine:
+            return
+        if isinstance(its, dict) and isinstance(mine, dict):
+            differ = [f"{key}: {its.get(key)!r}, not {mine.get(key)!r}" for key in mine if its.get(key) != mine[key]]
+            raise ValueError(f"the state is of another {name}: {'; '.join(differ)}")
+        raise ValueError(f"the state is of another {name}: {its!r}, not {mine!r}")

@@ -1,0 +1,127 @@
+"""What defines a game: one frozen record, and the record of each registered id."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+FILTER_REGRESSION = "filter-regression"
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """Everything that defines a game. Each field is a keyword argument of every environment id.
+
+    Raises:
+        ValueError: a value is out of its range; the message names the field, the value and the range.
+    """
+
+    game: str = "lr"  # what an action controls: "lr" (learning rate) or "minibatch" (classes of the batch)
+
+    # The training run.
+    dataset: str = "mnist"  # a registered name, or the path of an .npz file
+    train_size: int | None = None  # only the first so many images of the training split; None: all of them
+    network: str = "mnist-cnn"  # a registered name
+    optimizer: str = "sgd"
+    learning_rate: float = 0.05  # at the start of an episode
+    batch_size: int = 10  # images
+    epochs: int = 20  # the budget
+
+    # The actions.
+    batches_per_action: int = 1
+    continuous: bool = False  # learning-rate game only: Box(-1, 1) instead of raise, lower, keep
+    action_scale: str = "additive"  # of raise and lower: "additive" (the paper) or "multiplicative"
+    learning_rate_step: float = 0.005  # of one additive action
+    learning_rate_min: float = 0.005
+    learning_rate_max: float = 1.0
+
+    # What the agent is shown and paid for.
+    observation: str = "screen"  # "screen" (filters and score line) or "filters" (the paper)
+    reward: str = "log-loss"  # a registered name
+    target_loss: float | None = None  # smoothed training loss at which the episode is won; None: no such end
+
+    # The help of a reference network.
+    meta_momentum: float | str | None = 0.001  # pull c on all weights, "filter-regression", or None
+    pull_epochs: int = 6  # the pull acts during epochs 0 to pull_epochs - 1 (the paper: epochs 0-5)
+    reference: str | None = "pretrained"  # "pretrained", "previous", the path of a .safetensors file, or None
+    distillation: float = 0.0  # weight of the soft-target term
+
+    def __post_init__(self) -> None:
+        _require(self, "game", ("lr", "minibatch"))
+        _require(self, "action_scale", ("additive", "multiplicative"))
+        _require(self, "observation", ("screen", "filters"))
+        for name in ("batch_size", "epochs", "batches_per_action"):
+            _check(self, name, _is_int(getattr(self, name)) and getattr(self, name) >= 1, "an integer of at least 1")
+        _check(self, "pull_epochs", _is_int(self.pull_epochs) and self.pull_epochs >= 0, "an integer of at least 0")
+        size = self.train_size
+        _check(self, "train_size", size is None or (_is_int(size) and size >= 1), "None or an integer of at least 1")
+        low, high = self.learning_rate_min, self.learning_rate_max
+        _check(self, "learning_rate_min", _is_number(low) and low > 0, "a number above 0")
+        _check(self, "learning_rate_max", _is_number(high) and high >= low, f"a number of at least {low}")
+        rate = self.learning_rate
+        _check(self, "learning_rate", _is_number(rate) and low <= rate <= high, f"a number in [{low}, {high}]")
+        step = self.learning_rate_step
+        _check(self, "learning_rate_step", _is_number(step) and step > 0, "a number above 0")
+        goal = self.target_loss
+        _check(self, "target_loss", goal is None or (_is_number(goal) and goal > 0), "None or a number above 0")
+        weight = self.distillation
+        _check(self, "distillation", _is_number(weight) and weight >= 0, "a number of at least 0")
+        pull = self.meta_momentum
+        _check(
+            self,
+            "meta_momentum",
+            pull is None or pull == FILTER_REGRESSION or (_is_number(pull) and 0 <= float(pull) <= 1),
+            f"None, a number in [0, 1] or {FILTER_REGRESSION!r}",
+        )
+        if not isinstance(self.continuous, bool):
+            raise ValueError(f"continuous must be True or False, not {self.continuous!r}")
+        if self.continuous and self.game != "lr":
+            raise ValueError("continuous=True needs the learning-rate game; the mini-batch game chooses among classes")
+        if self.distillation > 0 and self.reference is None:
+            raise ValueError("distillation needs soft targets: give a reference, or leave distillation at 0")
+
+
+def make_config(task: str, overrides: dict[str, Any]) -> TaskConfig:
+    """The record of a registered id with some fields replaced.
+
+    Raises:
+        ValueError: the id, or the name or value of an override, is not one of those there are.
+    """
+    if task not in PRESETS:
+        raise ValueError(f"unknown task {task!r}; there are {', '.join(PRESETS)}")
+    names = [field.name for field in fields(TaskConfig)]
+    for name in overrides:
+        if name not in names:
+            raise ValueError(f"unknown keyword argument {name!r}; there are {', '.join(names)}, device, render_mode")
+    return replace(PRESETS[task], **overrides)
+
+
+def _require(config: TaskConfig, name: str, options: tuple[str, ...]) -> None:
+    value = getattr(config, name)
+    if value not in options:
+        raise ValueError(f"{name} must be one of {', '.join(options)}, not {value!r}")
+
+
+def _check(config: TaskConfig, name: str, valid: bool, wanted: str) -> None:
+    if not valid:
+        raise ValueError(f"{name} must be {wanted}, not {getattr(config, name)!r}")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+
+
+_LR = TaskConfig()
+_MINIBATCH = TaskConfig(
+    game="minibatch", train_size=20_000, batch_size=128, epochs=40, meta_momentum=FILTER_REGRESSION
+)
+
+PRESETS = {
+    "QanLR-MNIST-v0": _LR,
+    "QanMinibatch-MNIST-v0": _MINIBATCH,
+    # 4,000 images: 2,000 batches of 10 in 200 decisions; 155 batches of 128, each a decision.
+    "QanLR-MNIST5k-v0": replace(_LR, dataset="mnist5k", epochs=5, batches_per_action=10),
+    "QanMinibatch-MNIST5k-v0": replace(_MINIBATCH, dataset="mnist5k", epochs=5),
+}
