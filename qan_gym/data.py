@@ -84,9 +84,7 @@ class DeviceData:
 
 
 @lru_cache(maxsize=4)
-def on_device(
-    dataset: Dataset, image_shape: tuple[int, int, int], train_size: int | None, device: str
-) -> DeviceData:
+def on_device(dataset: Dataset, image_shape: tuple[int, int, int], train_size: int | None, device: str) -> DeviceData:
     """Put a data set on a device, shared by all who ask for the same.
 
     Args:
@@ -287,11 +285,16 @@ MNIST_MD5 = {
 }
 
 
+def mnist_files(root: Path) -> dict[Path, str]:
+    """The four files of MNIST under a data root, in torchvision's layout, and their MD5 sums."""
+    return {root / "MNIST" / "raw" / name: digest for name, digest in MNIST_MD5.items()}
+
+
 def _load_mnist() -> Arrays:
     from torchvision.datasets import MNIST
 
     root = data_root()
-    if any(not (root / "MNIST" / "raw" / name).is_file() for name in MNIST_MD5):
+    if not all(path.is_file() for path in mnist_files(root)):
         download_mnist(root)
     verify_mnist(root)
     train, test = MNIST(root, train=True), MNIST(root, train=False)
@@ -309,8 +312,7 @@ def verify_mnist(root: Path) -> None:
     Raises:
         ValueError: a file is missing, truncated or altered; the message names it.
     """
-    for name, wanted in MNIST_MD5.items():
-        path = root / "MNIST" / "raw" / name
+    for path, wanted in mnist_files(root).items():
         if not path.is_file():
             raise ValueError(f"{path}: the file is missing")
         with path.open("rb") as file:
@@ -335,9 +337,9 @@ def download_mnist(root: Path) -> None:
         with tempfile.TemporaryDirectory(dir=root, prefix=".mnist-") as aside, _finite_timeout():
             MNIST(aside, download=True)
             verify_mnist(Path(aside))
-            (root / "MNIST" / "raw").mkdir(parents=True, exist_ok=True)
-            for name in MNIST_MD5:
-                (Path(aside) / "MNIST" / "raw" / name).replace(root / "MNIST" / "raw" / name)
+            for fetched, path in zip(mnist_files(Path(aside)), mnist_files(root), strict=True):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                fetched.replace(path)
     except (OSError, RuntimeError, ValueError, EOFError, gzip.BadGzipFile) as error:
         raise FileNotFoundError(
             f"MNIST is not in {root} and could not be downloaded ({error}). Three ways out: set {DATA_VARIABLE} to a "

@@ -119,6 +119,11 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
         return {name: value[0].cpu().numpy().copy() for name, value in self.training.params.items()}
 
     @property
+    def decisions(self) -> int:
+        """Actions of an episode that spends its budget."""
+        return self.training.budget // self.config.batches_per_action
+
+    @property
     def batch_indices(self) -> NDArray[np.int64]:
         """Indices into the training split of the last action's images, (batches_per_action, batch_size), a copy."""
         return self.training.batch_indices[0].cpu().numpy().copy()

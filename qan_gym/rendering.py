@@ -91,7 +91,9 @@ def frame(filters: NDArray[np.float32], history: History, config: TaskConfig) ->
         axes["control"].set_ylabel("class chosen")
     axes["loss"].plot(batch[1:], history.curve("loss")[1:], color="0.75", linewidth=0.8, label="mini-batches")
     axes["loss"].plot(batch, history.curve("smoothed_loss"), color="tab:blue", label="running mean")
-    axes["loss"].plot(batch, history.curve("validation_loss"), color="tab:green", drawstyle="steps-post", label="validation")
+    axes["loss"].plot(
+        batch, history.curve("validation_loss"), color="tab:green", drawstyle="steps-post", label="validation"
+    )
     axes["loss"].set(yscale="log", xlabel="mini-batches", ylabel="loss (nats)")
     axes["loss"].legend(loc="lower left", fontsize="small")
     for name in ("control", "loss"):

@@ -114,9 +114,7 @@ def _is_number(value: object) -> bool:
 
 
 _LR = TaskConfig()
-_MINIBATCH = TaskConfig(
-    game="minibatch", train_size=20_000, batch_size=128, epochs=40, meta_momentum=FILTER_REGRESSION
-)
+_MINIBATCH = TaskConfig(game="minibatch", train_size=20_000, batch_size=128, epochs=40, meta_momentum=FILTER_REGRESSION)
 
 PRESETS = {
     "QanLR-MNIST-v0": _LR,

@@ -1,0 +1,253 @@
+"""The command `qan`."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+console = Console()
+
+INTERRUPTED = 130  # the exit status of a command stopped by Ctrl-C
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
+EnvArgument = Annotated[str, typer.Argument(metavar="ENV", help="The id of an environment; see qan list.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A keyword argument of the environment.")
+]
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """What is wrong with the input is said in one line; anything else is a bug and keeps its traceback."""
+    from gymnasium.error import Error
+
+    try:
+        yield
+    except (ValueError, FileNotFoundError, Error) as error:
+        console.print(f"[bold red]qan:[/] {error!s}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from error
+
+
+def parse_settings(settings: list[str] | None) -> dict[str, Any]:
+    """NAME=VALUE pairs, values as JSON where they are, else as text.
+
+    Raises:
+        ValueError: a pair has no "=".
+    """
+    parsed = {}
+    for setting in settings or []:
+        name, equals, value = setting.partition("=")
+        if not equals or not name:
+            raise ValueError(f"--set takes NAME=VALUE, not {setting!r}")
+        try:
+            parsed[name] = json.loads(value)
+        except json.JSONDecodeError:
+            parsed[name] = value
+    return parsed
+
+
+@app.command()
+def train(
+    env: EnvArgument = "QanLR-MNIST5k-v0",
+    agent: Annotated[str, typer.Option(help="dqn: Stable-Baselines3's DQN.")] = "dqn",
+    preset: Annotated[str, typer.Option(help="The hyperparameters: quick or paper.")] = "quick",
+    episodes: Annotated[int, typer.Option(help="How many trainings of the CNN to play.")] = 20,
+    seed: Annotated[int, typer.Option(help="Of the agent and its episodes.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="The run folder; default: a new one in runs/.")] = None,
+    settings: SetOption = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with a run; it keeps its settings.")] = None,
+) -> None:
+    """Train an agent, draw the pictures, and compare it with fixed policies on unseen seeds."""
+    from qan_agents import train as training
+    from qan_agents.runs import Run, RunConfig, free_folder
+
+    with explained():
+        if resume is not None:
+            run = Run(resume)
+        else:
+            config = RunConfig(env, parse_settings(settings), agent, preset, episodes, seed)
+            folder = out or free_folder(Path("runs"), f"{env}-{agent}-{preset}-seed{seed}".replace(":", "-"))
+            run = training.start_run(folder, config)
+        config = run.config()
+        console.print(f"{config.agent} ({config.preset}) plays {config.env}: {run.folder}", highlight=False)
+        try:
+            _train(run, config)
+            _evaluate(run)
+            _plot(run)
+        except KeyboardInterrupt:
+            console.print(f"interrupted; go on with: qan train --resume {run.folder}", highlight=False)
+            raise typer.Exit(INTERRUPTED) from None
+
+
+def _train(run: Any, config: Any) -> None:
+    from qan_agents import train as training
+
+    columns = (
+        TextColumn("episode {task.fields[episode]}/{task.fields[episodes]}"),
+        BarColumn(bar_width=10),
+        TextColumn("{task.fields[rate]} steps/s"),
+        TextColumn("accuracy {task.fields[accuracy]:.1%}"),
+        TextColumn("epsilon {task.fields[epsilon]:.2f}"),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )
+    total = config.episodes * run.settings()["decisions_per_episode"]
+    done = run.progress()
+    with Progress(*columns, console=console) as bars:
+        bar = bars.add_task(
+            "",
+            total=total,
+            completed=done["num_timesteps"],
+            episode=min(done["_episode_num"] + 1, config.episodes),
+            episodes=config.episodes,
+            rate="-",
+            accuracy=0.0,
+            epsilon=1.0,
+        )
+
+        def show(now: training.Progress) -> None:
+            speed = bars.tasks[bar].speed
+            bars.update(
+                bar,
+                completed=now.step,
+                episode=min(now.episode + 1, config.episodes),
+                rate=f"{speed:.0f}" if speed else "-",
+                accuracy=now.validation_accuracy,
+                epsilon=now.epsilon,
+            )
+
+        def finished(number: int, episode: Any) -> None:
+            final = episode.final
+            bars.console.print(
+                f"episode {number + 1:2d}  return {episode.total_reward:6.3f}  validation loss "
+                f"{final['validation_loss']:.4f}, accuracy {final['validation_accuracy']:.1%}"
+                + ("  diverged" if final["diverged"] else ""),
+                highlight=False,
+            )
+
+        training.train(run, show, finished)
+
+
+@app.command()
+def evaluate(run: RunArgument) -> None:
+    """Play a trained agent greedily on unseen seeds, beside fixed policies; draw the pictures anew."""
+    from qan_agents.runs import Run
+
+    with explained():
+        _evaluate(Run(run))
+        _plot(Run(run))
+
+
+def _evaluate(run: Any) -> None:
+    from qan_agents import evaluation
+
+    with console.status("evaluating") as status:
+        standings = evaluation.evaluate(run, lambda name, seed: status.update(f"evaluating {name}, seed {seed}"))
+    baseline = standings[1].policy
+    table = Table(title=f"{len(standings[0].test_loss)} unseen seeds: mean (lowest-highest)")
+    for name in ("policy", "test loss", "test accuracy (%)", f"actions to {baseline}'s loss"):
+        table.add_column(name, justify="left" if name == "policy" else "right")
+    for standing in standings:
+        reached = ", ".join("never" if steps is None else str(steps) for steps in standing.steps_to_baseline)
+        loss = evaluation.mean_and_range(standing.test_loss, digits=3)
+        accuracy = evaluation.mean_and_range([100 * value for value in standing.test_accuracy], digits=1)
+        table.add_row(standing.policy, loss, accuracy, reached)
+    console.print(table)
+
+
+@app.command()
+def plot(run: RunArgument) -> None:
+    """Draw the pictures of a run: accuracy per episode, an episode against the baseline, the actions over time."""
+    from qan_agents.runs import Run
+
+    with explained():
+        _plot(Run(run))
+
+
+def _plot(run: Any) -> None:
+    from qan_agents.plots import plot_run
+
+    for picture in plot_run(run):
+        console.print(f"drawn: {picture}", highlight=False)
+
+
+@app.command()
+def reference(
+    env: EnvArgument,
+    settings: SetOption = None,
+    out: Annotated[Path | None, typer.Option(help="The folder to write to; default: the user's cache.")] = None,
+) -> None:
+    """Make the reference weights of an environment and keep them in the cache."""
+    import numpy as np
+
+    from qan_gym.data import ASSETS
+    from qan_gym.files import load_arrays
+    from qan_gym.references import make_reference, reference_name
+    from qan_gym.tasks import make_config
+
+    with explained():
+        config = make_config(env, parse_settings(settings))
+        weights = make_reference(config, out)
+        console.print(f"made: {reference_name(config)}", highlight=False)
+        shipped = ASSETS / "references" / reference_name(config)
+        if shipped.is_file():
+            arrays, _ = load_arrays(shipped)
+            distance = max(float(np.abs(arrays[name] - weights[name].numpy()).max()) for name in arrays)
+            console.print(f"largest difference from the weights in the package: {distance:.3g}", highlight=False)
+
+
+@app.command()
+def data(
+    fetch: Annotated[bool, typer.Option("--fetch", help="Download what is missing.")] = False,
+) -> None:
+    """Say which data sets are there, and verify them."""
+    from qan_gym.data import DATASETS, data_root, download_mnist, load_dataset, mnist_files
+
+    with explained():
+        missing = [path for path in mnist_files(data_root()) if not path.is_file()]
+        if missing and fetch:
+            download_mnist(data_root())
+            missing = []
+        table = Table(title=f"data in {data_root()}")
+        for name in ("data set", "train", "validation", "test", "classes", "fingerprint"):
+            table.add_column(name)
+        for name in DATASETS:
+            if name == "mnist" and missing:
+                table.add_row(name, f"missing: {missing[0]}; get it with qan data --fetch")
+                continue
+            it = load_dataset(name)
+            sizes = (f"{len(split):,}" for split in (it.train, it.validation, it.test))
+            table.add_row(name, *sizes, str(it.n_classes), it.fingerprint[:12])
+        console.print(table)
+
+
+@app.command(name="list")
+def list_environments() -> None:
+    """The environments, the agents and the fixed policies."""
+    from qan_agents.policies import FIXED_POLICIES
+    from qan_gym.registration import ENTRY_POINTS
+    from qan_gym.tasks import PRESETS
+
+    table = Table(title="environments")
+    for name in ("id", "controls", "data", "batch size", "epochs", "batches per action"):
+        table.add_column(name)
+    controls = {"lr": "learning rate", "minibatch": "classes of the batch"}
+    for env_id in ENTRY_POINTS:
+        task = PRESETS[env_id]
+        numbers = (str(value) for value in (task.batch_size, task.epochs, task.batches_per_action))
+        table.add_row(env_id, controls[task.game], task.dataset, *numbers)
+    console.print(table)
+    console.print("agents: dqn (presets quick, paper)")
+    console.print(f"fixed policies: {', '.join(FIXED_POLICIES)}")
+
+
+if __name__ == "__main__":
+    sys.exit(app())

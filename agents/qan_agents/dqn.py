@@ -1,0 +1,232 @@
+"""Stable-Baselines3's DQN on the games: two sets of hyperparameters, and episodes that can be saved between."""
+
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.wrappers import FrameStackObservation
+from numpy.typing import NDArray
+from stable_baselines3 import DQN
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
+from stable_baselines3.common.utils import set_random_seed
+from stable_baselines3.common.vec_env import DummyVecEnv
+from torch import Tensor, nn
+
+from qan_agents.play import Episode
+from qan_gym.observation import SCORES
+
+EVERY_STEP = TrainFreq(1, TrainFrequencyUnit.STEP)
+
+
+class Filters(BaseFeaturesExtractor):
+    """The paper's network: one convolution of 32 8x8 filters, stride 4, padding 1, over the last screens; 512 units."""
+
+    def __init__(self, space: gym.spaces.Box, rows: int, columns: int) -> None:
+        """space: (history, rows * columns)."""
+        super().__init__(space, features_dim=512)
+        history = space.shape[0]
+        convolution = nn.Sequential(
+            nn.Unflatten(2, (rows, columns)),  # (B, history, rows, columns)
+            nn.Conv2d(history, 32, kernel_size=8, stride=4, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+        )
+        with torch.no_grad():
+            size = convolution(torch.zeros(1, *space.shape)).shape[1]
+        self.layers = nn.Sequential(convolution, nn.Linear(size, 512), nn.ReLU())
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """(B, history, rows * columns) -> (B, 512)."""
+        return self.layers(observations)
+
+
+class ScoreLine(BaseFeaturesExtractor):
+    """The score line of the last screens, and the root mean square of the filters: few numbers for few episodes."""
+
+    def __init__(self, space: gym.spaces.Box, rows: int, columns: int) -> None:
+        """space: (history, rows * columns), with the score line as the last row."""
+        super().__init__(space, features_dim=space.shape[0] * (SCORES + 1))
+        self.rows, self.columns = rows, columns
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """(B, history, rows * columns) -> (B, history * 6)."""
+        screens = observations.unflatten(2, (self.rows, self.columns))  # (B, history, rows, columns)
+        size = screens[:, :, :-1].square().mean(dim=(2, 3)).sqrt()[..., None]  # (B, history, 1)
+        return torch.cat([screens[:, :, -1, :SCORES], size], dim=2).flatten(1)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named set of hyperparameters.
+
+    Attributes:
+        history: screens in an observation.
+        update_every: steps between updates.
+        extractor: what reads the screens.
+        settings: the other arguments of SB3's DQN, given the number of steps of the whole training.
+    """
+
+    history: int
+    update_every: int
+    extractor: type[BaseFeaturesExtractor]
+    settings: Callable[[int], dict[str, Any]]
+
+
+def _paper(steps: int) -> dict[str, Any]:
+    return {
+        "buffer_size": min(1_000_000, steps),  # more would never be filled
+        "batch_size": 32,
+        "gamma": 0.99,
+        "learning_rate": 2.5e-4,
+        "gradient_steps": 1,
+        "target_update_interval": 10_000,
+        "learning_starts": min(50_000, steps // 20),
+        "exploration_initial_eps": 1.0,
+        "exploration_final_eps": 0.1,
+        "exploration_fraction": min(1.0, 1_000_000 / steps),
+        "policy_kwargs": {
+            "net_arch": [],
+            "optimizer_class": torch.optim.RMSprop,
+            "optimizer_kwargs": {"alpha": 0.95, "eps": 0.01, "centered": True},
+        },
+    }
+
+
+def _quick(steps: int) -> dict[str, Any]:
+    return {
+        "buffer_size": min(100_000, steps),
+        "batch_size": 64,
+        "gamma": 0.99,
+        "learning_rate": 1e-3,
+        "gradient_steps": 2,
+        "target_update_interval": 200,
+        "learning_starts": min(200, steps // 20),
+        "exploration_initial_eps": 1.0,
+        "exploration_final_eps": 0.05,
+        "exploration_fraction": 0.6,
+        "policy_kwargs": {"net_arch": [64, 64]},
+    }
+
+
+PRESETS = {"paper": Preset(4, 4, Filters, _paper), "quick": Preset(1, 1, ScoreLine, _quick)}
+
+
+def stack_history(env: gym.Env, preset: Preset) -> gym.Env:
+    """The environment as the agent of a preset sees it: observations (history, rows * columns)."""
+    return FrameStackObservation(env, preset.history)
+
+
+def make_dqn(env: gym.Env, preset: Preset, steps: int, seed: int) -> DQN:
+    """A fresh agent.
+
+    Args:
+        env: as `stack_history` gives it.
+        preset: the hyperparameters.
+        steps: of the whole training, which the exploration is spread over.
+        seed: of its initial weights and its exploration.
+
+    Raises:
+        ValueError: the observation lacks the score line that the preset reads.
+    """
+    config = env.unwrapped.config
+    if preset.extractor is ScoreLine and config.observation != "screen":
+        raise ValueError("the preset quick reads the score line: use observation='screen' or the preset paper")
+    rows, columns = env.unwrapped.screen_shape
+    settings = preset.settings(steps)
+    settings["policy_kwargs"] |= {
+        "features_extractor_class": preset.extractor,
+        "features_extractor_kwargs": {"rows": rows, "columns": columns},
+    }
+    return DQN("MlpPolicy", DummyVecEnv([lambda: env]), train_freq=(1, "step"), seed=seed, device="cpu", **settings)
+
+
+def begin(model: DQN, steps: int, callback: BaseCallback) -> BaseCallback:
+    """Make a fresh or restored agent ready for `train_episode`; steps: of the whole training."""
+    _, callback = model._setup_learn(steps - model.num_timesteps, callback, reset_num_timesteps=False)
+    return callback
+
+
+def train_episode(model: DQN, preset: Preset, seed: int, callback: BaseCallback) -> None:
+    """What `model.learn` does, for one whole episode, so that the agent can be saved when nothing is under way.
+
+    All random numbers are seeded anew, so that an agent restored between two episodes goes on as it would have.
+    """
+    set_random_seed(seed)
+    model.action_space.seed(seed)
+    model.env.seed(seed)
+    model._last_obs = model.env.reset()
+    over = False
+    while not over:
+        rollout = model.collect_rollouts(
+            model.env, callback, EVERY_STEP, model.replay_buffer, learning_starts=model.learning_starts
+        )
+        if model.num_timesteps > model.learning_starts and model.num_timesteps % preset.update_every == 0:
+            model.train(model.gradient_steps, model.batch_size)
+        over = rollout.n_episodes > 0
+
+
+def load_weights(model: DQN, path: Path) -> None:
+    """Put a saved agent's weights into a fresh one; no code of the file is run.
+
+    Raises:
+        ValueError: the file is damaged or of another agent.
+    """
+    try:
+        model.set_parameters(str(path), device="cpu")
+    except (OSError, ValueError, RuntimeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: damaged, or not of this agent ({error})") from error
+
+
+# --- the replay buffer, an episode at a time --------------------------------------------------------------------------
+
+
+def episode_arrays(episode: Episode) -> dict[str, NDArray[Any]]:
+    """What the replay buffer needs of an episode of T steps: single frames (T + 1, D), not stacked ones."""
+    return {
+        "frames": np.stack(episode.frames),
+        "actions": np.asarray(episode.actions, dtype=np.int64).reshape(-1),
+        "rewards": np.asarray([row["reward"] for row in episode.steps], dtype=np.float32),
+        "terminated": np.asarray(episode.terminated),
+    }
+
+
+def add_episode(model: DQN, arrays: dict[str, NDArray[Any]], history: int) -> None:
+    """Put an episode back into the replay buffer, as playing it did."""
+    frames, steps = arrays["frames"], len(arrays["actions"])
+    # The stack of step t is frames t - history + 1 to t; before the first frame, the first (as FrameStackObservation).
+    index = np.arange(steps + 1)[:, None] + np.arange(1 - history, 1)  # (T + 1, history)
+    stacked = frames[index.clip(min=0)]  # (T + 1, history, D)
+    for t in range(steps):
+        done = t == steps - 1
+        info = {"TimeLimit.truncated": done and not bool(arrays["terminated"])}
+        model.replay_buffer.add(
+            stacked[t][None],
+            stacked[t + 1][None],
+            arrays["actions"][t][None],
+            arrays["rewards"][t][None],
+            np.array([done]),
+            [info],
+        )
+
+
+class Greedy:
+    """A trained agent as a `Policy`: always the action of the highest value."""
+
+    def __init__(self, model: DQN) -> None:
+        """model: trained."""
+        self.model = model
+
+    def start(self, env: gym.Env, seed: int) -> None:
+        """See `Policy.start`."""
+
+    def act(self, observation: NDArray[Any], info: dict[str, Any]) -> Any:
+        """See `Policy.act`."""
+        action, _ = self.model.predict(observation, deterministic=True)
+        return int(action)

@@ -1,0 +1,107 @@
+"""The trained agent beside fixed policies, on seeds that it was not trained on."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from qan_agents import dqn
+from qan_agents.play import Episode, play
+from qan_agents.policies import Policy, make_policy
+from qan_agents.runs import Run, read_rows, write_rows
+from qan_agents.train import make_env, preset_of
+
+SEEDS = (0, 1, 2)
+BESIDE = {"lr": ("constant", "cosine"), "minibatch": ("uniform", "random")}  # by game; the first is the baseline
+SCORES = ("test_loss", "test_accuracy", "validation_loss", "validation_accuracy")
+COLUMNS = ("policy", "seed", *SCORES, "return", "steps", "diverged", "steps_to_baseline")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One policy over all seeds.
+
+    Attributes:
+        policy: its name.
+        test_loss, test_accuracy: one per seed.
+        steps_to_baseline: actions until the smoothed loss was down to where the baseline's ended; None: never.
+    """
+
+    policy: str
+    test_loss: list[float]
+    test_accuracy: list[float]
+    steps_to_baseline: list[int | None]
+
+
+def evaluate(run: Run, played: Callable[[str, int], None], seeds: Sequence[int] = SEEDS) -> list[Standing]:
+    """Play the agent of a run greedily and the fixed policies, on the same seeds; write both tables.
+
+    Args:
+        run: with a saved agent.
+        played: called before every episode, with the policy's name and the seed.
+        seeds: of the episodes.
+
+    Raises:
+        ValueError: the run has no agent yet, or a file of it is damaged.
+    """
+    config = run.config()
+    if not run.model_file.is_file():
+        raise ValueError(f"{run.folder} has no finished episode yet: continue it with qan train --resume {run.folder}")
+    env = make_env(config)
+    model = dqn.make_dqn(env, preset_of(config), steps=1, seed=config.seed)
+    dqn.load_weights(model, run.model_file)
+    policies: dict[str, Policy] = {config.agent: dqn.Greedy(model)}
+    policies |= {name: make_policy(name) for name in BESIDE[env.unwrapped.config.game]}
+    episodes: dict[tuple[str, int], Episode] = {}
+    for name, policy in policies.items():
+        for seed in seeds:
+            played(name, seed)
+            episodes[name, seed] = play(env, policy, seed)
+    env.close()
+    _write(run, episodes, BESIDE[env.unwrapped.config.game][0])
+    return standings(run)
+
+
+def _write(run: Run, episodes: dict[tuple[str, int], Episode], baseline: str) -> None:
+    steps, rows = [], []
+    for (name, seed), episode in episodes.items():
+        steps += [{"policy": name, "seed": seed, **step} for step in episode.steps]
+        target = episodes[baseline, seed].steps[-1]["smoothed_loss"]
+        reached = [step["step"] + 1 for step in episode.steps if step["smoothed_loss"] <= target]
+        rows.append(
+            {
+                "policy": name,
+                "seed": seed,
+                **{score: episode.final[score] for score in SCORES},
+                "return": episode.total_reward,
+                "steps": len(episode.steps),
+                "diverged": int(episode.final["diverged"]),
+                "steps_to_baseline": reached[0] if reached else "",
+            }
+        )
+    write_rows(run.folder / "evaluation.csv.gz", steps, list(steps[0]))
+    write_rows(run.folder / "evaluation.csv", rows, COLUMNS)
+
+
+def standings(run: Run) -> list[Standing]:
+    """The table of the last evaluation.
+
+    Raises:
+        ValueError: the run has not been evaluated.
+    """
+    path: Path = run.folder / "evaluation.csv"
+    rows = read_rows(path)
+    table = []
+    for name in dict.fromkeys(row["policy"] for row in rows):
+        mine = [row for row in rows if row["policy"] == name]
+        reached = [int(row["steps_to_baseline"]) if row["steps_to_baseline"] else None for row in mine]
+        loss, accuracy = ([float(row[score]) for row in mine] for score in ("test_loss", "test_accuracy"))
+        table.append(Standing(name, loss, accuracy, reached))
+    return table
+
+
+def mean_and_range(values: Sequence[float], digits: int) -> str:
+    """`mean (lowest-highest)`, because three seeds make no interval."""
+    mean, low, high = (f"{value:.{digits}f}" for value in (np.mean(values), min(values), max(values)))
+    return f"{mean} ({low}-{high})"

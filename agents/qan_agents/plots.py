@@ -1,0 +1,151 @@
+"""The pictures of a run."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from qan_agents.evaluation import BESIDE
+from qan_agents.runs import Run, read_rows
+from qan_gym.files import write_aside
+
+Rows = list[dict[str, str]]
+
+# Okabe and Ito's colours, told apart by the colour-blind; and line styles, told apart in grey.
+STYLES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", ":"))
+
+
+def plot_run(run: Run) -> list[Path]:
+    """Draw all pictures that the files of a run allow.
+
+    Returns:
+        The pictures.
+
+    Raises:
+        ValueError: the run has no finished episode, or a file of it is damaged.
+    """
+    config, task = run.config(), run.settings()["task"]
+    if not (run.folder / "episodes.csv").is_file():
+        raise ValueError(f"{run.folder} has no finished episode yet: continue it with qan train --resume {run.folder}")
+    title = f"{config.env}, {config.agent} ({config.preset}), seed {config.seed}"
+    episodes, steps = read_rows(run.folder / "episodes.csv"), read_rows(run.folder / "steps.csv.gz")
+    evaluated = (run.folder / "evaluation.csv.gz").is_file()
+    played = read_rows(run.folder / "evaluation.csv.gz") if evaluated else []
+    scores = read_rows(run.folder / "evaluation.csv") if evaluated else []
+    pictures = [_save(_accuracy(title, episodes, scores, task), run.folder / "accuracy.png")]
+    pictures.append(_save(_actions(title, steps, task), run.folder / "actions.png"))
+    if played:
+        pictures.append(_save(_episode(title, played, task), run.folder / "episode.png"))
+    return pictures
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    with write_aside(path) as aside:
+        figure.savefig(aside, dpi=120)
+    return path
+
+
+def _numbers(rows: Rows, column: str) -> np.ndarray:
+    return np.array([float(row[column]) for row in rows])
+
+
+def _accuracy(title: str, episodes: Rows, scores: Rows, task: dict) -> Figure:
+    """Final accuracy per training episode, beside the baseline's on the evaluation seeds."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot(title=f"{title}\nfinal accuracy of each training episode")
+    number = _numbers(episodes, "episode") + 1
+    for (color, style), split in zip(STYLES, ("validation", "test"), strict=False):
+        values = 100 * _numbers(episodes, f"{split}_accuracy")
+        axes.plot(number, values, style, marker="o", markersize=4, color=color, label=f"{split}, while training")
+    baseline = BESIDE[task["game"]][0]
+    mine = [row for row in scores if row["policy"] == baseline]
+    if mine:
+        mean = 100 * _numbers(mine, "test_accuracy").mean()
+        axes.axhline(mean, color="0.4", linewidth=1, label=f"test, {baseline} policy, mean of {len(mine)} seeds")
+    axes.set(xlabel="episode", ylabel="accuracy at the end (%)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def _episode(title: str, played: Rows, task: dict) -> Figure:
+    """One unseen episode of the agent against the fixed policies: validation per epoch, and what was controlled."""
+    seed = played[0]["seed"]
+    figure = Figure(figsize=(8, 8), layout="constrained")
+    figure.suptitle(f"{title}\none unseen episode (seed {seed}), played greedily")
+    loss, accuracy, control = figure.subplots(3, 1)
+    for (color, style), name in zip(STYLES, dict.fromkeys(row["policy"] for row in played), strict=False):
+        rows = [row for row in played if row["policy"] == name and row["seed"] == seed]
+        ends = [row for before, row in pairwise(rows) if row["epoch"] != before["epoch"]]
+        ends = ends or rows[-1:]
+        epoch = _numbers(ends, "epoch")
+        look = {"color": color, "linestyle": style, "label": name}
+        loss.plot(epoch, _numbers(ends, "validation_loss"), marker="o", markersize=4, **look)
+        accuracy.plot(epoch, 100 * _numbers(ends, "validation_accuracy"), marker="o", markersize=4, **look)
+        if task["game"] == "lr":
+            control.plot(_numbers(rows, "batch"), _numbers(rows, "learning_rate"), drawstyle="steps-pre", **look)
+        elif name != "uniform":  # whose actions do nothing
+            shares = np.bincount(_numbers(rows, "action").astype(int), minlength=10) / len(rows)
+            control.plot(np.arange(len(shares)), 100 * shares, marker="o", markersize=4, **look)
+    loss.set(xlabel="epoch", ylabel="validation loss (nats)", yscale="log")
+    accuracy.set(xlabel="epoch", ylabel="validation accuracy (%)")
+    if task["game"] == "lr":
+        control.set(xlabel="mini-batches", ylabel="learning rate", yscale="log")
+    else:
+        control.set(xlabel="class", ylabel="share of the actions (%)")
+    for axes in (loss, accuracy, control):
+        _finish(axes)
+    for axes in (loss, accuracy):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
+def _finish(axes: Axes) -> None:
+    axes.grid(alpha=0.3)
+    axes.legend()
+
+
+def _actions(title: str, steps: Rows, task: dict) -> Figure:
+    """What was done when, in every training episode; and, in the learning-rate game, the learning rate."""
+    figure = Figure(figsize=(9, 7 if task["game"] == "lr" else 4.5), layout="constrained")
+    figure.suptitle(f"{title}\nthe actions of each training episode, over time")
+    panels = figure.subplots(2 if task["game"] == "lr" else 1, 1, squeeze=False)[:, 0]
+    actions = _grid(steps, "action")
+    if task["game"] == "lr":
+        image = _map(panels[0], actions, "viridis", (-0.5, 2.5), bins=3)
+        bar = figure.colorbar(image, ax=panels[0], label="action", ticks=[0, 1, 2])
+        bar.set_ticklabels(["raise", "lower", "keep"])
+        image = _map(panels[1], _grid(steps, "learning_rate"), "magma", None, log=True)
+        figure.colorbar(image, ax=panels[1], label="learning rate (log)")
+    else:
+        classes = int(np.nanmax(actions)) + 1
+        image = _map(panels[0], actions, "tab10", (-0.5, max(classes, 10) - 0.5))
+        figure.colorbar(image, ax=panels[0], label="class chosen", ticks=range(max(classes, 10)))
+    panels[-1].set_xlabel("action number")
+    return figure
+
+
+def _grid(steps: Rows, column: str) -> np.ndarray:
+    """(episodes, longest episode), NaN after the end of the shorter ones."""
+    episode, step = _numbers(steps, "episode").astype(int), _numbers(steps, "step").astype(int)
+    grid = np.full((episode.max() + 1, step.max() + 1), np.nan)
+    grid[episode, step] = _numbers(steps, column)
+    return grid
+
+
+def _map(axes: Axes, grid: np.ndarray, colors: str, limits: tuple | None, bins: int | None = None, log: bool = False):
+    import matplotlib
+
+    low, high = limits or (None, None)
+    norm = matplotlib.colors.LogNorm() if log else matplotlib.colors.Normalize(low, high)
+    palette = matplotlib.colormaps[colors]
+    palette = palette.resampled(bins) if bins else palette
+    extent = (0, grid.shape[1], grid.shape[0] + 0.5, 0.5)
+    image = axes.imshow(grid, aspect="auto", interpolation="nearest", cmap=palette, norm=norm, extent=extent)
+    axes.set_ylabel("episode")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    return image
