@@ -50,9 +50,7 @@ class Scheduled:
         """See `Policy.start`."""
         self.config: TaskConfig = env.unwrapped.config
         if self.config.game != "lr":
-            raise ValueError(
-                f"{self.schedule} sets the learning rate, this game does not: play uniform or random"
-            )
+            raise ValueError(f"{self.schedule} sets the learning rate, this game does not: play uniform or random")
         self.targets = iter(schedule_rates(self.schedule, self.config, env.unwrapped.decisions))
 
     def act(self, observation: NDArray[Any], info: dict[str, Any]) -> Any:
