@@ -51,7 +51,7 @@ def tiles(filters: NDArray[np.float32]) -> NDArray[np.float32]:
     """Filters (F, C, h, w) as one picture, channels averaged, a gap of one between tiles; gaps are NaN."""
     pictures = filters.mean(axis=1)  # (F, h, w)
     count, height, width = pictures.shape
-    columns = int(np.ceil(np.sqrt(count * 4 / 3)))
+    columns = int(np.ceil(np.sqrt(count * 1.5)))
     rows = -(-count // columns)
     canvas = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1), np.nan, dtype=np.float32)
     for number, picture in enumerate(pictures):
@@ -74,31 +74,30 @@ def frame(filters: NDArray[np.float32], history: History, config: TaskConfig) ->
 
     figure = Figure(figsize=(SIZE[0] / 100, SIZE[1] / 100), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    axes = figure.subplot_mosaic([["filters", "control"], ["filters", "loss"]], width_ratios=[1, 1.2])
+    left, right = figure.subfigures(1, 2, width_ratios=[1, 1.1])
+    screen, (control, loss) = left.add_subplot(), right.subplots(2, 1, sharex=True)
 
-    image = axes["filters"].imshow(tiles(np.nan_to_num(filters)), cmap="RdBu", vmin=-FILTER_LIMIT, vmax=FILTER_LIMIT)
-    axes["filters"].set_axis_off()
-    axes["filters"].set_title(f"the {len(filters)} filters of the first layer")
-    figure.colorbar(image, ax=axes["filters"], label="weight", orientation="horizontal", shrink=0.8)
+    image = screen.imshow(tiles(np.nan_to_num(filters)), cmap="RdBu", vmin=-FILTER_LIMIT, vmax=FILTER_LIMIT)
+    screen.set_axis_off()
+    screen.set_title(f"the {len(filters)} filters of the first layer")
+    left.colorbar(image, ax=screen, label="weight", orientation="horizontal", shrink=0.8)
 
     batch = history.curve("batch")
     if config.game == "lr":
-        axes["control"].step(batch, history.curve("learning_rate"), where="pre", color="tab:orange")
-        axes["control"].set(yscale="log", ylim=(config.learning_rate_min, config.learning_rate_max))
-        axes["control"].set_ylabel("learning rate")
+        control.step(batch, history.curve("learning_rate"), where="pre", color="tab:orange")
+        control.set(yscale="log", ylim=(config.learning_rate_min, config.learning_rate_max))
+        control.set_ylabel("learning rate")
     else:
-        axes["control"].plot(batch[1:], history.curve("action")[1:], ".", color="tab:orange")
-        axes["control"].set_ylabel("class chosen")
-    axes["loss"].plot(batch[1:], history.curve("loss")[1:], color="0.75", linewidth=0.8, label="mini-batches")
-    axes["loss"].plot(batch, history.curve("smoothed_loss"), color="tab:blue", label="running mean")
-    axes["loss"].plot(
-        batch, history.curve("validation_loss"), color="tab:green", drawstyle="steps-post", label="validation"
-    )
-    axes["loss"].set(yscale="log", xlabel="mini-batches", ylabel="loss (nats)")
-    axes["loss"].legend(loc="lower left", fontsize="small")
-    for name in ("control", "loss"):
-        axes[name].set_xlim(0, max(batch[-1], 1))
-        axes[name].grid(alpha=0.3)
+        control.plot(batch[1:], history.curve("action")[1:], ".", color="tab:orange")
+        control.set_ylabel("class chosen")
+    loss.plot(batch[1:], history.curve("loss")[1:], color="0.75", linewidth=0.8, label="mini-batches")
+    loss.plot(batch, history.curve("smoothed_loss"), color="tab:blue", label="running mean")
+    loss.plot(batch, history.curve("validation_loss"), color="tab:green", drawstyle="steps-post", label="validation")
+    loss.set(yscale="log", xlabel="mini-batches", ylabel="loss (nats)")
+    loss.legend(loc="lower left", fontsize="small")
+    loss.set_xlim(0, max(batch[-1], 1))
+    for axes in (control, loss):
+        axes.grid(alpha=0.3)
     figure.suptitle(f"mini-batch {batch[-1]:.0f}, validation accuracy {history.curve('validation_accuracy')[-1]:.1%}")
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -236,10 +236,10 @@ def list_environments() -> None:
     from qan_gym.registration import ENTRY_POINTS
     from qan_gym.tasks import PRESETS
 
-    table = Table(title="environments")
-    for name in ("id", "controls", "data", "batch size", "epochs", "batches per action"):
-        table.add_column(name)
-    controls = {"lr": "learning rate", "minibatch": "classes of the batch"}
+    table = Table(title="environments", caption="batch: images of a mini-batch; per action: mini-batches")
+    for name in ("id", "controls", "data", "batch", "epochs", "per action"):
+        table.add_column(name, no_wrap=name == "id")
+    controls = {"lr": "learning rate", "minibatch": "classes"}
     for env_id in ENTRY_POINTS:
         task = PRESETS[env_id]
         numbers = (str(value) for value in (task.batch_size, task.epochs, task.batches_per_action))

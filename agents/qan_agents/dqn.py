@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 import torch
 from gymnasium.wrappers import FrameStackObservation
 from numpy.typing import NDArray
@@ -19,7 +18,7 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor, nn
 
-from qan_agents.play import Episode
+from qan_agents.replay import ScreenReplayBuffer
 from qan_gym.observation import SCORES
 
 EVERY_STEP = TrainFreq(1, TrainFrequencyUnit.STEP)
@@ -144,7 +143,15 @@ def make_dqn(env: gym.Env, preset: Preset, steps: int, seed: int) -> DQN:
         "features_extractor_class": preset.extractor,
         "features_extractor_kwargs": {"rows": rows, "columns": columns},
     }
-    return DQN("MlpPolicy", DummyVecEnv([lambda: env]), train_freq=(1, "step"), seed=seed, device="cpu", **settings)
+    return DQN(
+        "MlpPolicy",
+        DummyVecEnv([lambda: env]),
+        train_freq=(1, "step"),
+        replay_buffer_class=ScreenReplayBuffer,
+        seed=seed,
+        device="cpu",
+        **settings,
+    )
 
 
 def begin(model: DQN, steps: int, callback: BaseCallback) -> BaseCallback:
@@ -182,38 +189,6 @@ def load_weights(model: DQN, path: Path) -> None:
         model.set_parameters(str(path), device="cpu")
     except (OSError, ValueError, RuntimeError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: damaged, or not of this agent ({error})") from error
-
-
-# --- the replay buffer, an episode at a time --------------------------------------------------------------------------
-
-
-def episode_arrays(episode: Episode) -> dict[str, NDArray[Any]]:
-    """What the replay buffer needs of an episode of T steps: single frames (T + 1, D), not stacked ones."""
-    return {
-        "frames": np.stack(episode.frames),
-        "actions": np.asarray(episode.actions, dtype=np.int64).reshape(-1),
-        "rewards": np.asarray([row["reward"] for row in episode.steps], dtype=np.float32),
-        "terminated": np.asarray(episode.terminated),
-    }
-
-
-def add_episode(model: DQN, arrays: dict[str, NDArray[Any]], history: int) -> None:
-    """Put an episode back into the replay buffer, as playing it did."""
-    frames, steps = arrays["frames"], len(arrays["actions"])
-    # The stack of step t is frames t - history + 1 to t; before the first frame, the first (as FrameStackObservation).
-    index = np.arange(steps + 1)[:, None] + np.arange(1 - history, 1)  # (T + 1, history)
-    stacked = frames[index.clip(min=0)]  # (T + 1, history, D)
-    for t in range(steps):
-        done = t == steps - 1
-        info = {"TimeLimit.truncated": done and not bool(arrays["terminated"])}
-        model.replay_buffer.add(
-            stacked[t][None],
-            stacked[t + 1][None],
-            arrays["actions"][t][None],
-            arrays["rewards"][t][None],
-            np.array([done]),
-            [info],
-        )
 
 
 class Greedy:

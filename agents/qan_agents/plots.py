@@ -99,6 +99,7 @@ def _episode(title: str, played: Rows, task: dict) -> Figure:
         control.set(xlabel="class", ylabel="share of the actions (%)")
     for axes in (loss, accuracy, control):
         _finish(axes)
+    figure.align_ylabels()
     for axes in (loss, accuracy):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure

@@ -14,6 +14,7 @@ from stable_baselines3.common.logger import configure
 import qan_gym  # noqa: F401 (registers the environments)
 from qan_agents import dqn
 from qan_agents.play import Episode, Recorder
+from qan_agents.replay import add_episode, episode_arrays
 from qan_agents.runs import Run, RunConfig
 from qan_gym.files import load_arrays, save_arrays, write_aside
 
@@ -151,7 +152,7 @@ def _restore(run: Run, model: dqn.DQN, preset: dqn.Preset) -> int:
         vars(model).update(progress)
         for number in range(done):
             arrays, _ = load_arrays(run.replay_file(number))
-            dqn.add_episode(model, arrays, preset.history)
+            add_episode(model.replay_buffer, arrays, preset.history)
     return done
 
 
@@ -166,7 +167,7 @@ def _save(run: Run, model: dqn.DQN, number: int, episode: Episode, seconds: floa
         "epsilon": model.exploration_rate,
         "seconds": round(seconds, 3),
     }
-    save_arrays(run.replay_file(number), dqn.episode_arrays(episode), {"episode": number})
+    save_arrays(run.replay_file(number), episode_arrays(episode), {"episode": number})
     run.append("steps.csv.gz", [{"episode": number, **step} for step in episode.steps])
     run.append("episodes.csv", [row])
     for name in ("return", *EPISODE_COLUMNS, "epsilon"):
