@@ -288,4 +288,4 @@ def _usable(device: str) -> str:
 
 
 def _scalars(info: Info) -> dict[str, Any]:
-    return {name: value[0].item() for name, value in info.items()}
+    return {name: value.tolist()[0] for name, value in info.items()}

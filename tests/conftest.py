@@ -1,0 +1,33 @@
+"""What the test files share."""
+
+import os
+from pathlib import Path
+
+# One thread: two threads that share their cores with anything else spend their time waiting for each other.
+os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+
+import pytest
+import torch
+
+import qan_gym  # noqa: F401 (registers the ids)
+from qan_gym.data import ASSETS
+from qan_gym.references import reference_name
+from qan_gym.tasks import make_config
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def reference_file() -> str:
+    """The path of reference weights that ship with the package, so that a smaller game need not train its own."""
+    return str(ASSETS / "references" / reference_name(make_config("QanLR-MNIST5k-v0", {})))
+
+
+@pytest.fixture
+def mnist_root(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the real 70,000 images, set as QAN_GYM_DATA; skips where they are not."""
+    root = Path(os.environ.get("QAN_GYM_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    if not (root / "MNIST" / "raw" / "train-images-idx3-ubyte").is_file():
+        pytest.skip(f"needs the real MNIST, and it is not in {root} (set QAN_GYM_DATA to a folder with MNIST/raw)")
+    monkeypatch.setenv("QAN_GYM_DATA", str(root))
+    return root

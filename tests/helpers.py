@@ -1,0 +1,67 @@
+"""Small made data, and the keyword arguments that make an episode short."""
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from qan_gym.tasks import TaskConfig
+from qan_gym.training import Training
+
+Arrays = dict[str, Any]
+
+# An episode of 20 mini-batches, without a reference that would have to be trained first.
+SHORT = {"train_size": 200, "batch_size": 10, "epochs": 1, "batches_per_action": 1, "meta_momentum": None}
+TINY = {"batch_size": 10, "epochs": 1, "batches_per_action": 1, "meta_momentum": None, "reference": None}
+
+
+def made_arrays(
+    n_train: int = 90,
+    n_test: int = 30,
+    shape: tuple[int, ...] = (28, 28),
+    n_classes: int = 10,
+    sort: bool = False,
+    seed: int = 0,
+) -> Arrays:
+    """The four arrays of a data set: noise with a bright row whose height tells the class, so that it can be learnt."""
+    rng = np.random.default_rng(seed)
+    arrays: Arrays = {}
+    for part, count in (("train", n_train), ("test", n_test)):
+        labels = np.arange(count) % n_classes
+        labels = np.sort(labels) if sort else rng.permutation(labels)
+        images = rng.integers(0, 64, (count, *shape), dtype=np.uint8)
+        images[np.arange(count), labels * shape[0] // n_classes] += 160
+        arrays |= {f"x_{part}": images, f"y_{part}": labels.astype(np.uint8)}
+    return arrays
+
+
+def made_npz(path: Path, **kwargs: Any) -> str:
+    """Write `made_arrays` to a file; returns its name, as `dataset=` takes it."""
+    np.savez_compressed(path, **made_arrays(**kwargs))
+    return str(path)
+
+
+def play(env: gym.Env[Any, Any], seed: int = 0, steps: int | None = None) -> list[tuple[Any, ...]]:
+    """An episode of random actions, or its first `steps`; what reset and every step returned."""
+    env.action_space.seed(seed)
+    return [env.reset(seed=seed), *islice(steps_of(env), steps)]
+
+
+def steps_of(env: gym.Env[Any, Any]) -> Iterator[tuple[Any, ...]]:
+    """Play random actions to the end of the episode that has begun; what every step returned, as it is played."""
+    ended = False
+    while not ended:
+        returned = env.step(env.action_space.sample())
+        ended = returned[2] or returned[3]
+        yield returned
+
+
+def start(config: TaskConfig, seeds: list[int], reference: dict[str, torch.Tensor] | None = None) -> Training:
+    """A core with one run per seed, reset."""
+    training = Training(config, reference, num_runs=len(seeds))
+    training.reset(torch.ones(len(seeds), dtype=torch.bool), torch.tensor(seeds))
+    return training

@@ -1,0 +1,405 @@
+"""The core with N > 1: every row is a run of its own. And the leaves of the core, with numbers worked out by hand."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import made_npz, start
+
+from qan_gym import meta_momentum, observation
+from qan_gym.optimizee import build_network, evaluate, initial_params
+from qan_gym.reward import DIVERGENCE_PENALTY, REWARDS, Measurement, reward_terms, safe_log
+from qan_gym.tasks import FILTER_REGRESSION, PRESETS, TaskConfig
+from qan_gym.training import LOSS_LIMIT
+
+SEEDS = [5, 2**62 + 1, 0]
+NETWORK = build_network("mnist-cnn", (1, 28, 28), 10)
+
+# Three networks side by side are one grouped convolution and one batched product, which add up in another order than
+# the plain operations: single float32 roundings, a few hundred of them in a row.
+CLOSE = {"rtol": 1e-3, "atol": 1e-4}
+
+
+@pytest.fixture(scope="module")
+def npz(tmp_path_factory):
+    """180 training images (160 after validation), 40 test images."""
+    return made_npz(tmp_path_factory.mktemp("data") / "made.npz", n_train=180, n_test=40)
+
+
+@pytest.fixture
+def games(npz):
+    """One small game per kind: 32 mini-batches in 16 actions, over two epochs."""
+    common = {"dataset": npz, "train_size": None, "batch_size": 10, "epochs": 2, "batches_per_action": 2}
+    lr, minibatch = (replace(PRESETS[f"Qan{kind}-MNIST5k-v0"], **common) for kind in ("LR", "Minibatch"))
+    return {
+        "lr": replace(lr, pull_epochs=1),
+        "minibatch": replace(minibatch, pull_epochs=1),
+        "continuous": replace(lr, continuous=True, reward="inverse-loss", meta_momentum=None, reference=None),
+        "distilled": replace(lr, distillation=0.5, observation="filters", reward="accuracy"),
+    }
+
+
+def some_reference(seed: int = 99) -> dict[str, torch.Tensor]:
+    return {name: value[0] for name, value in initial_params(NETWORK, torch.tensor([seed])).items()}
+
+
+def reference_for(config: TaskConfig) -> dict[str, torch.Tensor] | None:
+    return None if config.reference is None else some_reference()
+
+
+def random_actions(config: TaskConfig, count: int, runs: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    if config.continuous:
+        return torch.rand(count, runs, generator=generator) * 2 - 1
+    return torch.randint(0, 3 if config.game == "lr" else 10, (count, runs), generator=generator)
+
+
+def snapshot(training) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in training.state().items()}
+
+
+# --- rows -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["lr", "minibatch", "continuous", "distilled"])
+def test_row_of_three_equals_the_run_alone(games, kind):
+    """Three whole episodes together against three alone; the data, the learning rate and the clock exactly."""
+    config = games[kind]
+    together = start(config, SEEDS, reference_for(config))
+    alone = [start(config, [seed], reference_for(config)) for seed in SEEDS]
+    assert together.budget == 32
+    actions = random_actions(config, 16, 3)
+    for number, action in enumerate(actions):
+        many = together.step(action)
+        assert bool(many.test) == (number == 15)
+        for row, single in enumerate(alone):
+            one = single.step(action[row : row + 1])
+            assert torch.equal(together.batch_indices[row], single.batch_indices[0])
+            assert torch.equal(together.sampler.used[row], single.sampler.used[0])
+            for name in ("terminated", "truncated"):
+                assert torch.equal(getattr(many, name)[row], getattr(one, name)[0])
+            for name in ("learning_rate", "epoch", "batch", "diverged", "is_success"):
+                assert torch.equal(many.info[name][row], one.info[name][0]), name
+            assert many.info.keys() == one.info.keys()
+            assert many.test.keys() == one.test.keys()
+            # An accuracy can change by an image where two classes are within rounding of each other.
+            loosely = {"validation_accuracy": 0.051, "test_accuracy": 0.026, "reward_accuracy": 0.051}
+            for name, value in {**many.info, **many.test}.items():
+                torch.testing.assert_close(value[row], one_of(one, name), rtol=1e-3, atol=loosely.get(name, 1e-3))
+            torch.testing.assert_close(many.observation[row], one.observation[0], **CLOSE)
+            if config.reward != "accuracy":
+                torch.testing.assert_close(many.reward[row], one.reward[0], rtol=1e-2, atol=1e-3)
+    for name, value in together.params.items():
+        for row, single in enumerate(alone):
+            torch.testing.assert_close(value[row], single.params[name][0], **CLOSE)
+    assert not torch.allclose(together.params["conv1.weight"][0], together.params["conv1.weight"][1], **CLOSE)
+
+
+def one_of(transition, name: str) -> torch.Tensor:
+    return {**transition.info, **transition.test}[name][0]
+
+
+@pytest.mark.parametrize("kind", ["lr", "minibatch"])
+def test_reset_of_one_row_leaves_the_others_untouched(games, kind):
+    """In the middle of an episode: bit for bit, in every tensor of the state; and afterwards all go on as if alone."""
+    config = games[kind]
+    actions = random_actions(config, 10, 3)
+    together = start(config, SEEDS, some_reference())
+    for action in actions[:5]:
+        together.step(action)
+    before = snapshot(together)
+    together.reset(torch.tensor([False, True, False]), torch.tensor([-1, 33, -1]))
+    after = snapshot(together)
+    for name, value in before.items():
+        assert torch.equal(value[[0, 2]], after[name][[0, 2]]), name
+
+    fresh = start(config, [33], some_reference())
+    for name in ("seeds", "batch", "learning_rate", "window", "last_action", "batch_indices", "sampler.by_class"):
+        assert torch.equal(after[name][1], snapshot(fresh)[name][0]), name
+    for name, value in fresh.params.items():
+        assert torch.equal(together.params[name][1], value[0])
+
+    witness = start(config, SEEDS, some_reference())
+    for action in actions[:5]:
+        witness.step(action)
+    for action in actions[5:]:
+        many, usual, one = together.step(action), witness.step(action), fresh.step(action[1:2])
+        assert torch.equal(many.observation[[0, 2]], usual.observation[[0, 2]])
+        assert torch.equal(many.reward[[0, 2]], usual.reward[[0, 2]])
+        torch.testing.assert_close(many.observation[1], one.observation[0], **CLOSE)
+        assert torch.equal(together.batch_indices[1], fresh.batch_indices[0])
+
+
+def test_reset_depends_on_the_seed_and_nothing_else(games):
+    """The same seed after two other episodes, in another row, begins with the same numbers."""
+    training = start(games["lr"], [1, 2], some_reference())
+    for action in random_actions(games["lr"], 3, 2):
+        training.step(action)
+    screen, info = training.reset(torch.tensor([True, True]), torch.tensor([7, 7]))
+    fresh = start(games["lr"], [7, 8], some_reference())
+    assert torch.equal(screen[0], screen[1])
+    for name, value in training.params.items():
+        assert torch.equal(value[0], fresh.params[name][0])
+        assert not torch.equal(value[0], fresh.params[name][1])
+    assert info["batch"].tolist() == [0, 0]
+
+
+def test_the_callers_actions_are_left_alone(games):
+    """A reset writes into the core's own tensors, not into the actions that were played last."""
+    training = start(games["continuous"], SEEDS)
+    actions = torch.tensor([0.5, -0.5, 0.25])
+    training.step(actions)
+    training.reset(torch.tensor([True, False, False]), torch.tensor([9, 0, 0]))
+    assert actions.tolist() == [0.5, -0.5, 0.25]
+
+
+def test_an_empty_reset_changes_nothing(games):
+    training = start(games["minibatch"], SEEDS, some_reference())
+    training.step(torch.tensor([1, 2, 3]))
+    before = snapshot(training)
+    training.reset(torch.zeros(3, dtype=torch.bool), torch.zeros(3, dtype=torch.int64))
+    assert all(torch.equal(value, before[name]) for name, value in training.state().items())
+
+
+@pytest.mark.parametrize("kind", ["lr", "minibatch"])
+def test_a_row_that_diverges_ends_alone(games, kind):
+    """One row's weights are spoilt: it is terminated with finite numbers, the others are as without it."""
+    config = games[kind]
+    training, witness = (start(config, SEEDS, some_reference()) for _ in range(2))
+    training.params["conv2.weight"][1, 0, 0, 0, 0] = math.nan
+    for number, action in enumerate(random_actions(config, 4, 3)):
+        spoilt, usual = training.step(action), witness.step(action)
+        assert spoilt.terminated.tolist() == [False, True, False], number
+        assert spoilt.info["diverged"].tolist() == [False, True, False]
+        assert not spoilt.truncated.any()
+        assert spoilt.reward[1] == DIVERGENCE_PENALTY
+        for value in (spoilt.observation, spoilt.reward, *spoilt.info.values(), *spoilt.test.values()):
+            assert value.isfinite().all()
+        assert spoilt.test.keys() == {"test_loss", "test_accuracy"}
+        assert torch.equal(spoilt.observation[[0, 2]], usual.observation[[0, 2]])
+        assert torch.equal(spoilt.reward[[0, 2]], usual.reward[[0, 2]])
+
+
+def test_target_reached_by_one_row_ends_that_row(games):
+    """The row with the smallest smoothed loss wins; the others play on."""
+    probe = start(games["lr"], SEEDS, some_reference())
+    probe.step(torch.tensor([2, 2, 2]))
+    first, second, _ = probe.smoothed.sort().values.tolist()
+    config = replace(games["lr"], target_loss=(first + second) / 2)
+    training = start(config, SEEDS, some_reference())
+    done = training.step(torch.tensor([2, 2, 2]))
+    wanted = (training.smoothed <= config.target_loss).tolist()
+    assert sum(wanted) == 1
+    assert done.terminated.tolist() == done.info["is_success"].tolist() == wanted
+    assert not done.truncated.any()
+    assert not done.info["diverged"].any()
+
+
+def test_previous_reference_is_each_rows_own(npz):
+    """Rows that end at different times keep their own last weights, and only those rows are pulled."""
+    settings = {"dataset": npz, "batch_size": 20, "epochs": 1, "meta_momentum": 0.5, "reference": "previous"}
+    training = start(replace(TaskConfig(), **settings), [1, 2])
+    assert training.budget == 8
+    keep = torch.tensor([2, 2])
+    for _ in range(4):
+        training.step(keep)
+    training.reset(torch.tensor([False, True]), torch.tensor([0, 3]))
+    for _ in range(4):
+        done = training.step(keep)
+    assert done.truncated.tolist() == [True, False]
+    assert training.has_reference.tolist() == [True, False]
+    for name, value in training.params.items():
+        assert torch.equal(training.reference[name][0], value[0])
+    final = {name: value[0].clone() for name, value in training.params.items()}
+    training.reset(torch.tensor([True, False]), torch.tensor([4, 0]))
+    training.step(keep)
+    alone = start(replace(TaskConfig(), **settings), [4])
+    alone.step(keep[:1])
+    for name, value in training.params.items():
+        expected = alone.params[name][0]
+        if name.endswith("weight"):
+            expected = expected + 0.5 * (final[name] - expected)
+        torch.testing.assert_close(value[0], expected, **CLOSE)
+
+
+# --- evaluate -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 499, 500, 1203])
+def test_evaluate_is_the_mean_over_all_images(count):
+    """Cut into pieces that do not divide the count, N networks at once, against PyTorch's own functions."""
+    generator = torch.Generator().manual_seed(count)
+    images = torch.randn(count, 1, 32, 32, generator=generator)
+    labels = torch.randint(0, 10, (count,), generator=generator)
+    params = initial_params(NETWORK, torch.tensor([1, 2]))
+    loss, accuracy = evaluate(NETWORK, params, images, labels)
+    for row in range(2):
+        logits = NETWORK.forward({name: value[row : row + 1] for name, value in params.items()}, images[None])[0]
+        torch.testing.assert_close(loss[row], F.cross_entropy(logits, labels), rtol=1e-5, atol=1e-6)
+        assert accuracy[row].item() == pytest.approx(
+            (logits.argmax(1) == labels).float().mean().item(), abs=1.5 / count
+        )
+    assert loss.shape == accuracy.shape == (2,)
+
+
+# --- meta-momentum --------------------------------------------------------------------------------------------------
+
+
+def test_pull_has_its_own_strength_in_every_row():
+    """w + c (w* - w) with w = 1, w* = 3: c = 0 leaves 1 exactly, 0.25 gives 1.5, 1 gives 3; other tensors stay."""
+    params = {"a.weight": torch.ones(3, 2, 2), "b.weight": torch.ones(3, 4), "a.bias": torch.ones(3, 2)}
+    reference = {name: torch.full_like(value, 3.0) for name, value in params.items()}
+    meta_momentum.pull(params, reference, torch.tensor([0.0, 0.25, 1.0]), ["a.weight", "b.weight"])
+    for name, size in (("a.weight", 4), ("b.weight", 4)):
+        assert params[name].flatten(1).tolist() == [[1.0] * size, [1.5] * size, [3.0] * size]
+    assert (params["a.bias"] == 1).all()
+    assert all((value == 3).all() for value in reference.values())
+
+
+@pytest.mark.parametrize("count", [9, 25, 75])
+def test_filter_regression_is_three_gradient_steps_on_the_mean_squared_error(count):
+    generator = torch.Generator().manual_seed(count)
+    start_at = torch.randn(count, generator=generator, dtype=torch.float64)
+    reference = torch.randn(count, generator=generator, dtype=torch.float64)
+    weights = start_at.clone().requires_grad_()
+    for _ in range(3):
+        (gradient,) = torch.autograd.grad(F.mse_loss(weights, reference), weights)
+        weights = (weights - 0.01 * gradient).detach().requires_grad_()
+    pull = meta_momentum.filter_regression_pull(count)
+    torch.testing.assert_close(weights.detach(), start_at + pull * (reference - start_at), rtol=1e-12, atol=1e-12)
+
+
+def test_filter_regression_of_the_paper():
+    assert meta_momentum.filter_regression_pull(25) == pytest.approx(0.00239808051, abs=1e-10)
+
+
+def test_what_is_pulled():
+    weights = ["conv1.weight", "conv2.weight", "linear1.weight", "linear2.weight"]
+    assert meta_momentum.pull_of(TaskConfig(), NETWORK) == (0.001, weights)
+    regression = TaskConfig(meta_momentum=FILTER_REGRESSION)
+    assert meta_momentum.pull_of(regression, NETWORK) == (meta_momentum.filter_regression_pull(25), ["conv1.weight"])
+    for config in (TaskConfig(meta_momentum=None), TaskConfig(reference=None)):
+        assert meta_momentum.pull_of(config, NETWORK) == (0.0, [])
+
+
+def test_pull_acts_in_its_epochs_only(games):
+    """pull_epochs=1: with and without the pull, the first epoch's updates differ, the second's do not."""
+    config = replace(games["lr"], meta_momentum=1.0, batches_per_action=1)
+    reference = some_reference()
+    training = start(config, [1], reference)
+    for number in range(18):
+        training.step(torch.tensor([2]))
+        pulled = torch.equal(training.params["conv1.weight"][0], reference["conv1.weight"])
+        assert pulled == (number < 16)  # an epoch is 16 mini-batches
+
+
+# --- observation ----------------------------------------------------------------------------------------------------
+
+
+def test_screen_by_hand():
+    """Two runs of three 2x3 filters, and the score line below them."""
+    filters = torch.arange(36, dtype=torch.float32).reshape(2, 3, 1, 2, 3) / 10
+    scores = torch.tensor([[-3.0, 0.25, 0.5, -0.125, 2.0], [-2.0, 1.0, 0.0, 0.0, -1.0]])
+    screen = observation.observe(filters, scores, 6).reshape(2, 4, 6)
+    assert screen.dtype == torch.float32
+    assert torch.equal(screen[0, :3], torch.arange(18).reshape(3, 6) / 10)
+    assert torch.equal(screen[1, :3], torch.arange(18, 36).reshape(3, 6) / 10)
+    assert screen[:, 3].tolist() == [[-3.0, 0.25, 0.5, -0.125, 2.0, 0.0], [-2.0, 1.0, 0.0, 0.0, -1.0, 0.0]]
+    assert torch.equal(observation.observe(filters, None, 6), screen[:, :3].flatten(1))
+
+
+def test_screen_of_small_filters_is_padded_to_the_score_line():
+    screen = observation.observe(torch.ones(1, 2, 3), torch.full((1, 5), 2.0), 5)
+    assert screen.tolist() == [[1, 1, 1, 0, 0, 1, 1, 1, 0, 0, 2, 2, 2, 2, 2]]
+
+
+def test_screen_is_finite_and_bounded():
+    filters = torch.tensor([[[math.nan, math.inf, -math.inf, 11.0, -11.0]]])
+    scores = torch.tensor([[math.nan, -math.inf, math.inf, 12.0, 1.0]])
+    screen = observation.observe(filters, scores, 5)
+    assert screen.tolist() == [[0, 10, -10, 10, -10, 0, -10, 10, 10, 1]]
+
+
+def test_screen_shape():
+    assert observation.screen_shape(NETWORK, "screen") == (33, 25)
+    assert observation.screen_shape(NETWORK, "filters") == (32, 25)
+
+
+def test_score_line_of_a_step(games):
+    """What the core puts on the score line, from what it reports."""
+    training = start(games["lr"], [1, 2], some_reference())
+    before = training.smoothed.clone()
+    done = training.step(torch.tensor([0, 1]))
+    rows, columns = training.screen_shape
+    line = done.observation.reshape(2, rows, columns)[:, -1]
+    after = done.info["smoothed_loss"]
+    expected = [
+        torch.tensor([math.log(0.055), math.log(0.045)]),
+        torch.tensor([2 / 32, 2 / 32]),
+        after.log(),
+        after.log() - before.log(),
+        torch.tensor([0.0, 1.0]),
+    ]
+    torch.testing.assert_close(line[:, :5], torch.stack(expected, dim=1), rtol=1e-5, atol=1e-6)
+    assert (line[:, 5:] == 0).all()
+
+
+# --- reward ---------------------------------------------------------------------------------------------------------
+
+
+def measurement(**changes: list[float]) -> Measurement:
+    """Two runs, the second over."""
+    values = {
+        "loss": [0.5001, 0.0001],
+        "smoothed_before": [2.0, 1.0],
+        "smoothed": [1.0, 0.5],
+        "validation_loss": [3.0, 0.25],
+        "validation_accuracy": [0.5, 0.75],
+        "ended": [False, True],
+    }
+    return Measurement(**{name: torch.tensor(value) for name, value in (values | changes).items()})
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("log-loss", [math.log(2), math.log(4)]),  # at the end, down to the validation loss
+        ("inverse-loss", [2.0, 1e4]),
+        ("accuracy", [0.0, 0.75]),
+    ],
+)
+def test_rewards_by_hand(name, expected):
+    assert REWARDS[name](measurement()).tolist() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("loss", "expected"), [(0.0, 1e4), (1e-4, 1e4), (1.5e-4, 1e4), (3e-4, 5e3), (1e6, 1e-6)])
+def test_inverse_loss_is_finite_and_falls_with_the_loss(loss, expected):
+    """The original's reward turned negative near its final loss; this one is at most 1e4 and never below 0."""
+    reward = REWARDS["inverse-loss"](measurement(loss=[loss, 1.0]))[0].item()
+    assert reward == pytest.approx(expected, rel=1e-2)
+
+
+@pytest.mark.parametrize("name", list(REWARDS))
+def test_rewards_at_the_limits_are_finite(name):
+    limits = {"loss": [0.0, LOSS_LIMIT], "smoothed_before": [LOSS_LIMIT, 0.0], "smoothed": [0.0, LOSS_LIMIT]}
+    limits |= {"validation_loss": [0.0, LOSS_LIMIT], "validation_accuracy": [0.0, 1.0]}
+    assert REWARDS[name](measurement(**limits)).isfinite().all()
+
+
+@pytest.mark.parametrize("name", list(REWARDS))
+def test_divergence_pays_the_penalty_whatever_was_measured(name):
+    """Not a number in the diverged row stays out of the reward, and out of the other row."""
+    nan = {field: [1.0, math.nan] for field in ("loss", "smoothed", "validation_loss", "validation_accuracy")}
+    terms = reward_terms(name, measurement(**nan), torch.tensor([False, True]))
+    term = "reward_" + name.replace("-", "_")
+    assert list(terms) == [term, "reward_divergence"]
+    assert terms["reward_divergence"].tolist() == [0.0, DIVERGENCE_PENALTY]
+    assert terms[term][1] == 0
+    assert terms[term][0].isfinite()
+
+
+def test_safe_log():
+    found = safe_log(torch.tensor([0.0, 1e-30, 1.0, math.e]))
+    assert found.tolist() == pytest.approx([math.log(1e-10), math.log(1e-10), 0.0, 1.0], abs=1e-6)

@@ -1,0 +1,489 @@
+"""An episode depends on its seed and its actions, and on nothing else; a saved one goes on as if never stopped."""
+
+import copy
+import hashlib
+import json
+import multiprocessing
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.error import ResetNeeded
+from safetensors.numpy import save_file
+
+from qan_gym.env import QanEnv
+from qan_gym.state import State
+
+LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
+
+# Epochs of 100 batches of 10 in the one game, of 40 batches of 20 in the other; 200 steps last 2 and 5 epochs.
+SMALL = {
+    LR: {"train_size": 1000, "epochs": 2, "batches_per_action": 1},
+    MINIBATCH: {"train_size": 800, "epochs": 5, "batch_size": 20},
+}
+
+
+def make(env_id: str, reference_file: str | None, **kwargs: Any) -> gym.Env:
+    return gym.make(env_id, **SMALL[env_id] | {"reference": reference_file} | kwargs)
+
+
+def random_actions(env: gym.Env, number: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(env.action_space.n, size=number).tolist()
+
+
+def play(env: gym.Env, actions: list) -> list[tuple]:
+    """All there is to see of these actions, to be compared bit by bit."""
+    return [(*seen(env.step(action)), look_inside(env)) for action in actions]
+
+
+def seen(result: tuple) -> tuple:
+    """What reset or step gave, comparable."""
+    return tuple(part.tobytes() if isinstance(part, np.ndarray) else part for part in result)
+
+
+def look_inside(env: gym.Env) -> str:
+    """A digest of the weights and of the last batches."""
+    digest = hashlib.blake2b()
+    for value in (*env.unwrapped.weights().values(), env.unwrapped.batch_indices):
+        digest.update(value.tobytes())
+    return digest.hexdigest()
+
+
+def episode(env_id: str, reference_file: str, seed: int, steps: int) -> tuple[tuple, list[tuple]]:
+    """Everything there is to see of so many random steps from this seed."""
+    env = make(env_id, reference_file)
+    return seen(env.reset(seed=seed)), play(env, random_actions(env, steps))
+
+
+# --- seeds ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("env_id", [LR, MINIBATCH])
+def test_200_steps_are_the_same_in_another_process(env_id: str, reference_file: str) -> None:
+    """Bit by bit, here and in a fresh interpreter; and another seed gives another episode."""
+    here = episode(env_id, reference_file, 7, 200)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        there, other = pool.starmap(episode, [(env_id, reference_file, seed, 200) for seed in (7, 8)])
+    assert len(here[1]) == 200
+    assert here == there
+    assert not any(some == others for some, others in zip(here[1], other[1], strict=True))
+
+
+@pytest.mark.parametrize("env_id", [LR, MINIBATCH])
+def test_a_seed_decides_weights_and_order(env_id: str, reference_file: str) -> None:
+    """With another seed, the initial weights are others, tensor by tensor, and so is the order of the data."""
+    env = make(env_id, reference_file)
+    looks = []
+    for seed in (0, 1, 0, 2**31, 2**40):
+        first = seen(env.reset(seed=seed))
+        weights = env.unwrapped.weights()
+        env.step(0)
+        looks.append((first, weights, env.unwrapped.batch_indices))
+    zero, one, again, *large = looks
+    assert zero[0] == again[0]
+    assert all(np.array_equal(zero[1][name], again[1][name]) for name in zero[1])
+    assert np.array_equal(zero[2], again[2])
+    for other in (one, *large):
+        assert zero[0] != other[0]
+        assert not any(np.array_equal(zero[1][name], other[1][name]) for name in zero[1])
+        assert not np.array_equal(zero[2], other[2])
+
+
+def test_an_unseeded_reset_goes_on_from_the_last_seed(reference_file: str) -> None:
+    """reset(seed), reset(), reset() are three different episodes, and the same three every time."""
+    runs = []
+    for disturbed in (False, True):
+        env = make(LR, reference_file)
+        starts = [seen(env.reset(seed=5))]
+        if disturbed:  # what is played in an episode does not move the seed of the next
+            play(env, [0, 1, 2])
+        starts += [seen(env.reset()), seen(env.reset())]
+        runs.append((starts, play(env, [0, 1, 0])))
+    assert runs[0] == runs[1]
+    starts = runs[0][0]
+    assert len({repr(start) for start in starts}) == 3
+    assert seen(env.reset(seed=5)) == starts[0]
+
+
+def test_never_seeded_environments_differ(reference_file: str) -> None:
+    """Two environments that nobody seeded do not play the same episode."""
+    some, other = make(LR, reference_file), make(LR, reference_file)
+    assert seen(some.reset()) != seen(other.reset())
+
+
+def test_two_environments_do_not_disturb_each_other(reference_file: str) -> None:
+    """Played in turns, they do what they do alone; and numpy's and torch's global generators have no say."""
+    alone = make(LR, reference_file)
+    alone.reset(seed=1)
+    wanted = play(alone, [0, 1, 0, 2])
+    some, other = make(LR, reference_file), make(LR, reference_file)
+    some.reset(seed=1)
+    other.reset(seed=2)
+    got = []
+    for action in (0, 1, 0, 2):
+        got += play(some, [action])
+        other.step(0)
+        np.random.seed(action)  # noqa: NPY002 (the global generator is the point)
+    assert got == wanted
+
+
+def test_the_callers_arrays_are_left_alone() -> None:
+    """What an environment was given or has given, it does not change later; and a read-only action will do."""
+    env = make(LR, None, continuous=True)
+    first, _ = env.reset(seed=0)
+    action = np.array([0.5], np.float32)
+    second, *_ = env.step(action)
+    given = [first.copy(), second.copy()]
+    weights, indices = env.unwrapped.weights(), env.unwrapped.batch_indices
+    kept = [{name: value.copy() for name, value in weights.items()}, indices.copy()]
+    frozen = np.array([-0.25], np.float32)
+    frozen.setflags(write=False)
+    env.step(frozen)
+    env.reset()
+    env.step(np.array([1.0], np.float32))
+    assert action == np.float32(0.5)
+    assert frozen == np.float32(-0.25)
+    np.testing.assert_array_equal(first, given[0])
+    np.testing.assert_array_equal(second, given[1])
+    assert all(np.array_equal(weights[name], kept[0][name]) for name in weights)
+    np.testing.assert_array_equal(indices, kept[1])
+
+
+def test_a_reused_action_array_does_not_change_the_past() -> None:
+    """The last action is that of the last step, also when the caller writes the next one into the same array."""
+    env, twin = make(LR, None, continuous=True), make(LR, None, continuous=True)
+    env.reset(seed=0)
+    action = np.array([0.5], np.float32)
+    env.step(action)
+    before = env.unwrapped.get_state()
+    action[0] = -0.75
+    twin.unwrapped.set_state(env.unwrapped.get_state())
+    assert_same(before, twin.unwrapped.get_state())
+
+
+# --- save, restore, fork --------------------------------------------------------------------------------------------
+
+
+def through_state(env: gym.Env, folder: Path, fresh: gym.Env) -> gym.Env:
+    fresh.unwrapped.set_state(env.unwrapped.get_state())
+    return fresh
+
+
+def through_file(env: gym.Env, folder: Path, fresh: gym.Env) -> gym.Env:
+    env.unwrapped.get_state().save(folder / "state.safetensors")
+    assert [path.name for path in folder.iterdir()] == ["state.safetensors"]
+    fresh.unwrapped.set_state(State.load(folder / "state.safetensors"))
+    return fresh
+
+
+def through_deepcopy(env: gym.Env, folder: Path, fresh: gym.Env) -> gym.Env:
+    return copy.deepcopy(env)
+
+
+def through_pickle(env: gym.Env, folder: Path, fresh: gym.Env) -> gym.Env:
+    return pickle.loads(pickle.dumps(env))
+
+
+WAYS: list[Callable[[gym.Env, Path, gym.Env], gym.Env]] = [
+    through_state,
+    through_file,
+    through_deepcopy,
+    through_pickle,
+]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+@pytest.mark.parametrize(("env_id", "steps"), [(LR, 33), (LR, 100), (MINIBATCH, 33), (MINIBATCH, 20)])
+def test_a_fork_goes_on_bit_for_bit(
+    env_id: str, steps: int, way: Callable, reference_file: str, tmp_path: Path
+) -> None:
+    """In the middle of an epoch or right at its end: the rest of the episode, and the episode after it."""
+    env = make(env_id, reference_file)
+    env.reset(seed=4)
+    actions = random_actions(env, steps + 30)
+    play(env, actions[:steps])
+    fresh = make(env_id, reference_file)
+    fresh.reset(seed=9)  # in the midst of something else
+    play(fresh, actions[:5])
+    fork = way(env, tmp_path, fresh)
+    assert fork is not env
+    assert look_inside(fork) == look_inside(env)
+    fork, env = fork.unwrapped, env.unwrapped  # a wrapper would insist on a reset of its own
+    forked = play(fork, actions[steps:]), seen(fork.reset()), play(fork, [0, 1])
+    original = play(env, actions[steps:]), seen(env.reset()), play(env, [0, 1])
+    assert forked == original  # and the one played first did not move the other
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+def test_a_fork_before_the_first_reset(way: Callable, reference_file: str, tmp_path: Path) -> None:
+    """A fresh environment, also one that nobody has seeded yet: both play the same first episode."""
+    env = make(LR, reference_file)
+    fork = way(env, tmp_path, make(LR, reference_file))
+    with pytest.raises(ResetNeeded):
+        fork.unwrapped.step(0)
+    assert seen(fork.reset()) == seen(env.reset())
+    assert play(fork, [0, 1, 2]) == play(env, [0, 1, 2])
+
+
+def test_a_fork_of_an_episode_that_is_over(tmp_path: Path) -> None:
+    """It is over in the fork too."""
+    env = make(LR, None, batches_per_action=100)
+    env.reset(seed=0)
+    for _ in range(2):
+        *_, truncated, _ = env.step(2)
+    assert truncated
+    fork = through_file(env, tmp_path, make(LR, None, batches_per_action=100))
+    with pytest.raises(ResetNeeded):
+        fork.unwrapped.step(2)
+    assert seen(fork.reset()) == seen(env.reset())
+
+
+@pytest.mark.parametrize("way", [through_file, through_pickle], ids=lambda way: way.__name__)
+def test_a_fork_keeps_the_previous_reference(way: Callable, tmp_path: Path) -> None:
+    """With reference="previous" the last episode's weights travel along."""
+    kwargs = {"reference": "previous", "train_size": 200, "epochs": 1, "meta_momentum": 0.05}
+    env = gym.make(LR, **kwargs)
+    env.reset(seed=0)
+    for _ in range(2):
+        env.step(0)
+    last = env.unwrapped.weights()
+    env.reset()
+    env.step(0)
+    fork = way(env, tmp_path, gym.make(LR, **kwargs))
+    assert all(np.array_equal(fork.unwrapped.reference[name], last[name]) for name in last)
+    forked = play(fork.unwrapped, [1]), seen(fork.reset()), play(fork, [0, 1])
+    assert forked == (play(env.unwrapped, [1]), seen(env.reset()), play(env, [0, 1]))
+
+
+def test_a_state_is_a_snapshot(reference_file: str) -> None:
+    """Later steps do not change it, and it can be gone back to again and again."""
+    env = make(MINIBATCH, reference_file)
+    env.reset(seed=0)
+    play(env, [3] * 25)
+    state = env.unwrapped.get_state()
+    first = play(env, [1, 2, 3])
+    for _ in range(2):
+        env.unwrapped.set_state(state)
+        assert play(env, [1, 2, 3]) == first
+
+
+@pytest.mark.parametrize("sampler", ["game", "shuffled"])
+def test_the_sampler_of_an_episode_is_part_of_its_state(sampler: str, tmp_path: Path) -> None:
+    """A shuffled episode of the mini-batch game goes on as one."""
+    env = make(MINIBATCH, None)
+    env.reset(seed=0, options={"sampler": sampler})
+    play(env, [3] * 3)
+    fork = through_file(env, tmp_path, make(MINIBATCH, None))
+    assert play(fork.unwrapped, [5, 6, 7]) == play(env, [5, 6, 7])
+
+
+def test_a_state_can_be_rendered(reference_file: str) -> None:
+    """A state that was taken without a render mode, in an environment that has one."""
+    env = make(LR, reference_file)
+    env.reset(seed=0)
+    env.step(0)
+    shown = make(LR, reference_file, render_mode="ansi")
+    shown.reset(seed=1)
+    shown.unwrapped.set_state(env.unwrapped.get_state())
+    assert isinstance(shown.render(), str)
+    shown.step(0)
+    assert isinstance(shown.render(), str)
+
+
+@pytest.mark.parametrize("way", [through_deepcopy, through_pickle], ids=lambda way: way.__name__)
+def test_a_copy_is_made_as_the_original(way: Callable, reference_file: str, tmp_path: Path) -> None:
+    """The arguments and the spec come along."""
+    env = make(LR, reference_file, reward="accuracy", render_mode="ansi", observation="filters")
+    fork = way(env, tmp_path, env)
+    assert isinstance(fork.unwrapped, QanEnv)
+    assert fork.unwrapped.config == env.unwrapped.config
+    assert fork.spec == env.spec
+    assert fork.render_mode == "ansi"
+    assert fork.observation_space == env.observation_space
+
+
+# --- states that will not do ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("env_id", "kwargs", "named"),
+    [
+        (MINIBATCH, {}, "game"),
+        (LR, {"batch_size": 20}, "batch_size"),
+        (LR, {"reward": "accuracy"}, "reward"),
+        (LR, {"train_size": 500}, "train_size"),
+    ],
+)
+def test_the_state_of_another_game_is_refused(env_id: str, kwargs: dict, named: str) -> None:
+    """The message says what differs, and the environment is as it was."""
+    state = make(env_id, None, **kwargs)
+    state.reset(seed=0)
+    env = make(LR, None)
+    env.reset(seed=1)
+    before = look_inside(env)
+    with pytest.raises(ValueError, match=named):
+        env.unwrapped.set_state(state.unwrapped.get_state())
+    assert look_inside(env) == before
+
+
+def test_the_state_of_other_data_is_refused(tmp_path: Path) -> None:
+    """The same path, other images in it."""
+    path, rng = tmp_path / "data.npz", np.random.default_rng(0)
+    states = []
+    for _ in range(2):
+        arrays = {"x_train": rng.integers(256, size=(90, 28, 28), dtype=np.uint8), "y_train": np.arange(90) % 3}
+        np.savez(path, x_test=arrays["x_train"], y_test=arrays["y_train"], **arrays)
+        env = gym.make(LR, dataset=str(path), epochs=1, batches_per_action=1, reference=None)
+        env.reset(seed=0)
+        states.append(env.unwrapped.get_state())
+    with pytest.raises(ValueError, match="fingerprint"):
+        env.unwrapped.set_state(states[0])
+
+
+def damaged(env: gym.Env, **changes: Any) -> State:
+    """The state of an env with some arrays replaced, or left out (None)."""
+    state = env.unwrapped.get_state()
+    arrays = state.arrays | changes
+    return State({name: value for name, value in arrays.items() if value is not None}, state.metadata)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"params.conv1.weight": None},
+        {"params.conv1.weight": np.zeros((1, 3), np.float32)},
+        {"learning_rate": np.zeros(1, np.float32)},
+        {"unheard_of": np.zeros(1, np.float32)},
+        {"history": None},
+    ],
+    ids=["missing", "misshapen", "of another type", "too many", "without history"],
+)
+def test_a_state_with_other_arrays_is_refused(changes: dict) -> None:
+    """The message names the array, and the environment is as it was."""
+    env = make(LR, None)
+    env.reset(seed=0)
+    state = damaged(env, **changes)
+    env.reset(seed=1)
+    env.step(0)
+    before = env.unwrapped.get_state()
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        env.unwrapped.set_state(state)
+    assert_same(before, env.unwrapped.get_state())
+
+
+def assert_same(some: State, other: State) -> None:
+    assert some.metadata == other.metadata
+    assert some.arrays.keys() == other.arrays.keys()
+    for name, value in some.arrays.items():
+        np.testing.assert_array_equal(value, other.arrays[name], err_msg=name)
+
+
+@pytest.fixture
+def state_file(tmp_path: Path) -> Path:
+    env = make(LR, None)
+    env.reset(seed=0)
+    env.step(0)
+    env.unwrapped.get_state().save(tmp_path / "state")
+    return tmp_path / "state"
+
+
+@pytest.mark.parametrize("share", [0.0, 1e-5, 0.001, 0.5, 0.999999])
+def test_a_truncated_file_is_refused(share: float, state_file: Path) -> None:
+    """Wherever it was cut off; the message names the file."""
+    content = state_file.read_bytes()
+    state_file.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match="state") as caught:
+        State.load(state_file)
+    assert str(state_file) in str(caught.value)
+
+
+def test_a_corrupt_header_is_refused(state_file: Path) -> None:
+    """Each of the first bytes flipped: an error that names the file, or, where it means nothing, the same state."""
+    content = bytearray(state_file.read_bytes())
+    whole = State.load(state_file)
+    for place in range(0, 400, 7):
+        bad = bytearray(content)
+        bad[place] ^= 0xFF
+        state_file.write_bytes(bad)
+        try:
+            state = State.load(state_file)
+        except ValueError as error:
+            message = str(error)
+        else:
+            assert state.metadata == whole.metadata, f"byte {place}"
+            continue
+        assert str(state_file) in message
+
+
+def test_corrupt_numbers_are_refused(state_file: Path) -> None:
+    """A bit flipped in the weights: an error that names the file, not other weights."""
+    content = bytearray(state_file.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    state_file.write_bytes(content)
+    with pytest.raises(ValueError, match="state") as caught:
+        State.load(state_file)
+    assert str(state_file) in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["text", "npz", "safetensors", "pickle"])
+def test_a_foreign_file_is_refused(content: str, tmp_path: Path) -> None:
+    """What something else wrote; the message names the file."""
+    path = tmp_path / "foreign"
+    arrays = {"weight": np.zeros(3, np.float32)}
+    if content == "text":
+        path.write_text("hello\n" * 100)
+    elif content == "npz":
+        with path.open("wb") as file:
+            np.savez(file, **arrays)
+    elif content == "safetensors":
+        save_file(arrays, path)
+    else:
+        path.write_bytes(pickle.dumps(arrays))
+    with pytest.raises(ValueError, match="foreign") as caught:
+        State.load(path)
+    assert str(path) in str(caught.value)
+
+
+def test_reference_weights_are_no_state(reference_file: str) -> None:
+    """Another kind of file of this package: refused when it is set, at the latest."""
+    env = make(LR, None)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="state"):
+        env.unwrapped.set_state(State.load(reference_file))
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    """FileNotFoundError, with the name."""
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        State.load(tmp_path / "nothing")
+
+
+def test_a_save_that_fails_leaves_the_old_file(state_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written aside and renamed: an error on the way leaves the old state whole and nothing beside it."""
+    before = state_file.read_bytes()
+    state = State.load(state_file)
+    with pytest.raises(TypeError):
+        State(state.arrays, {"not JSON": object()}).save(state_file)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", _fail)
+        with pytest.raises(OSError, match="the disk is full"):
+            state.save(state_file)
+    assert state_file.read_bytes() == before
+    assert list(state_file.parent.iterdir()) == [state_file]
+
+
+def _fail(*_: object) -> None:
+    raise OSError("the disk is full")
+
+
+def test_a_state_file_holds_no_code(state_file: Path) -> None:
+    """safetensors: the length of a JSON header, the header, then numbers."""
+    content = state_file.read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    metadata = json.loads(header.pop("__metadata__")["qan_gym"])
+    assert metadata["config"]["game"] == "lr"
+    assert "params.conv1.weight" in header

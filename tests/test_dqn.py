@@ -1,0 +1,133 @@
+"""The DQN of the runs: its presets, its episodes, its replay."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+
+import qan_gym  # noqa: F401
+from qan_agents import dqn
+from qan_agents.play import Recorder, play
+from qan_agents.replay import ScreenReplayBuffer, add_episode, episode_arrays
+from qan_agents.runs import RunConfig
+from qan_agents.train import UNSEEN_BELOW, _Report, episode_seed, preset_of
+
+SHORT = {"epochs": 1, "meta_momentum": None, "reference": None, "batches_per_action": 20}  # 20 actions
+
+
+def make(preset: str, **kwargs: object):
+    env = Recorder(gym.make("QanLR-MNIST5k-v0", **{**SHORT, **kwargs}), keep_frames=True)
+    env = dqn.stack_history(env, dqn.PRESETS[preset])
+    return env, dqn.make_dqn(env, dqn.PRESETS[preset], steps=100, seed=0)
+
+
+def test_the_paper_preset_is_the_papers():
+    settings = dqn.PRESETS["paper"].settings(2_200_000)
+    assert settings["buffer_size"] == 1_000_000
+    assert (settings["batch_size"], settings["gamma"], settings["learning_rate"]) == (32, 0.99, 2.5e-4)
+    assert settings["policy_kwargs"]["optimizer_class"] is torch.optim.RMSprop
+    assert settings["target_update_interval"] == 10_000
+    assert (settings["exploration_initial_eps"], settings["exploration_final_eps"]) == (1.0, 0.1)
+    assert dqn.PRESETS["paper"].update_every == 4
+    env, model = make("paper")
+    assert env.observation_space.shape == (4, 825)
+    convolution = next(module for module in model.q_net.modules() if isinstance(module, torch.nn.Conv2d))
+    assert (convolution.in_channels, convolution.out_channels) == (4, 32)
+    assert (convolution.kernel_size, convolution.stride, convolution.padding) == ((8, 8), (4, 4), (1, 1))
+    layers = [module for module in model.q_net.modules() if isinstance(module, torch.nn.Linear)]
+    assert [layer.out_features for layer in layers] == [512, 3]
+
+
+def test_the_paper_network_sees_rows_and_columns_as_they_are():
+    """A filter's row moves the convolution's window down, a column right."""
+    extractor = dqn.Filters(spaces.Box(-10, 10, (4, 33 * 25), np.float32), rows=33, columns=25)
+    screen = torch.zeros(1, 4, 33, 25)
+    screen[0, 0, 12, 6] = 1.0
+    out = extractor.layers[0][:2](screen.flatten(2))[0]  # (32, 7, 5)
+    changed = (out - extractor.layers[0][:2](torch.zeros(1, 4, 825))[0]).abs().sum(dim=0)  # (7, 5)
+    rows = [r for r in range(7) if 4 * r - 1 <= 12 < 4 * r + 7]
+    columns = [c for c in range(5) if 4 * c - 1 <= 6 < 4 * c + 7]
+    assert set(zip(*np.nonzero(changed.detach().numpy()), strict=True)) == {(r, c) for r in rows for c in columns}
+
+
+def test_the_score_line_is_what_quick_reads():
+    env, _ = make("quick")
+    observation, info = env.reset(seed=0)
+    rows, columns = env.unwrapped.screen_shape
+    extractor = dqn.ScoreLine(env.observation_space, rows, columns)
+    features = extractor(torch.from_numpy(np.asarray(observation))[None])[0]
+    assert features[0] == pytest.approx(np.log(info["learning_rate"]))
+    assert features[1] == 0
+    assert features[2] == pytest.approx(np.log(info["smoothed_loss"]), rel=1e-5)
+    filters = next(w for w in env.unwrapped.weights().values() if w.shape == (32, 1, 5, 5))
+    assert features[5] == pytest.approx(np.sqrt((filters**2).mean()), rel=1e-5)
+    with pytest.raises(ValueError, match="score line"):
+        make("quick", observation="filters")
+
+
+@pytest.mark.parametrize("preset", ["quick", "paper"])
+def test_an_episode_put_back_into_the_replay_equals_the_one_played(preset):
+    env, model = make(preset)
+    callback = dqn.begin(model, 100, _Report(lambda progress: None))
+    for seed in (7, 8):
+        dqn.train_episode(model, dqn.PRESETS[preset], seed, callback)
+        arrays = episode_arrays(env.get_wrapper_attr("finished"))
+        if seed == 7:
+            _, other = make(preset)
+        add_episode(other.replay_buffer, arrays, dqn.PRESETS[preset].history)
+    played, restored = model.replay_buffer, other.replay_buffer
+    assert played.pos == restored.pos == 40
+    for name in ("observations", "next_observations", "actions", "rewards", "dones", "timeouts", "age"):
+        np.testing.assert_array_equal(getattr(played, name), getattr(restored, name), err_msg=name)
+    assert played.timeouts[:40].sum() == played.dones[:40].sum() == 2  # both ended by their budget
+
+
+@pytest.mark.parametrize("size", [1000, 37])
+def test_the_replay_stacks_what_sb3s_buffer_holds_stacked(size):
+    """Against SB3's own buffer, full and not, with episodes shorter than the history."""
+    history, width = 4, 3
+    space = spaces.Box(-10, 10, (history, width), np.float32)
+    mine = ScreenReplayBuffer(size, space, spaces.Discrete(3), device="cpu")
+    plain = ReplayBuffer(size, space, spaces.Discrete(3), device="cpu")
+    rng = np.random.default_rng(0)
+    for length in (1, 2, 5, 40, 3, 17):
+        arrays = {
+            "frames": rng.normal(size=(length + 1, width)).astype(np.float32),
+            "actions": rng.integers(3, size=length),
+            "rewards": rng.normal(size=length).astype(np.float32),
+            "terminated": np.asarray(length % 2 == 0),
+        }
+        add_episode(mine, arrays, history)
+        add_episode(plain, arrays, history)
+    count = size if plain.full else plain.pos
+    lost = (plain.pos + np.arange(history - 1)) % size if plain.full else []
+    kept = np.setdiff1d(np.arange(count), lost)
+    for one, other in zip(mine._get_samples(kept), plain._get_samples(kept), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    drawn = mine.sample(4000).rewards.ravel()
+    assert set(drawn.tolist()) == set(plain.rewards[kept, 0].tolist())
+
+
+def test_training_seeds_are_never_evaluated():
+    seeds = [episode_seed(RunConfig("x", {}, "dqn", "quick", 20, run), k) for run in range(20) for k in range(20)]
+    assert len(set(seeds)) == len(seeds)
+    assert min(seeds) >= UNSEEN_BELOW
+    assert max(seeds) < 2**32
+
+
+def test_unknown_agent_and_preset():
+    with pytest.raises(ValueError, match="dnq"):
+        preset_of(RunConfig("x", {}, "dnq", "quick", 1, 0))
+    with pytest.raises(ValueError, match=r"fast.*quick"):
+        preset_of(RunConfig("x", {}, "dqn", "fast", 1, 0))
+
+
+def test_greedy_plays_the_action_of_the_highest_value():
+    env, model = make("quick")
+    episode = play(env, dqn.Greedy(model), seed=0)
+    frames = torch.from_numpy(np.stack(episode.frames[:-1]))[:, None]  # (T, 1, 825)
+    with torch.no_grad():
+        best = model.q_net(frames).argmax(dim=1)
+    assert [row["action"] for row in episode.steps] == best.tolist()

@@ -1,0 +1,645 @@
+"""The environments as Gymnasium and Stable-Baselines3 want them, over the whole registry."""
+
+import copy
+import math
+import subprocess
+import sys
+import warnings
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import stable_baselines3.common.env_checker
+import torch
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec, registry
+from gymnasium.error import ResetNeeded
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AsyncVectorEnv
+from gymnasium.wrappers import FrameStackObservation, RecordVideo
+from helpers import SHORT, made_arrays, made_npz, play, steps_of
+
+from qan_gym import register_envs
+from qan_gym.data import DATASETS
+from qan_gym.env import LearningRateEnv, MinibatchEnv, QanEnv
+from qan_gym.registration import ENTRY_POINTS
+from qan_gym.tasks import PRESETS
+
+LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
+RENDER_MODES = [None, *QanEnv.metadata["render_modes"]]
+TEST_KEYS = {"test_loss", "test_accuracy"}
+SECTIONS = (
+    "Description",
+    "Action Space",
+    "Observation Space",
+    "Rewards",
+    "Starting State",
+    "Episode End",
+    "Arguments",
+    "Version History",
+)
+
+
+def stand_in():
+    """In the place of the full MNIST."""
+    return made_arrays(n_train=900, n_test=100)
+
+
+@pytest.fixture(params=list(ENTRY_POINTS))
+def env_id(request, monkeypatch):
+    """Every registered id. Those of the full MNIST play on a stand-in: it need not be there, and takes minutes."""
+    monkeypatch.setitem(DATASETS, "mnist", stand_in)
+    return request.param
+
+
+@pytest.fixture
+def as_registered(env_id, reference_file):
+    """No arguments but those of the id; for the stand-in, reference weights that need not be trained first."""
+    return {} if PRESETS[env_id].dataset == "mnist5k" else {"reference": reference_file}
+
+
+@pytest.fixture
+def short(tmp_path):
+    """Arguments of a game on 90 made images: an episode of 8 mini-batches."""
+    return {"dataset": made_npz(tmp_path / "made.npz"), **SHORT}
+
+
+# --- registration ---------------------------------------------------------------------------------------------------
+
+
+def test_the_registry():
+    assert set(ENTRY_POINTS) == set(PRESETS)
+    assert set(ENTRY_POINTS) == {name for name in registry if name.startswith("Qan")}
+    for env_id, entry_point in ENTRY_POINTS.items():
+        assert isinstance(entry_point, str)
+        assert registry[env_id].max_episode_steps is None
+
+
+def test_registration_is_idempotent():
+    before = {env_id: registry[env_id] for env_id in ENTRY_POINTS}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        register_envs()
+    assert all(registry[env_id] is spec for env_id, spec in before.items())
+
+
+def run_python(code: str) -> str:
+    """What a fresh process prints."""
+    done = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_is_cheap():
+    code = (
+        "import qan_gym, sys; print([name for name in ('torch', 'torchvision', 'matplotlib') if name in sys.modules])"
+    )
+    assert run_python(code).strip() == "[]"
+
+
+def test_make_with_the_module_in_the_id():
+    """In a process that has not imported qan_gym, and with the same numbers as here."""
+    code = f"import gymnasium as gym; env = gym.make('qan_gym:{LR}'); env.reset(seed=5); print(repr(env.step(0)[1]))"
+    env = gym.make(LR)
+    env.reset(seed=5)
+    assert float(run_python(code)) == pytest.approx(env.step(0)[1], abs=1e-6)
+
+
+def make_with_module():
+    return gym.make(f"qan_gym:{LR}")
+
+
+def test_spawned_workers():
+    """Two workers that begin from nothing; each plays what the single environment with its seed plays."""
+    envs = AsyncVectorEnv([make_with_module] * 2, context="spawn")
+    try:
+        first, _ = envs.reset(seed=3)
+        second, rewards, *_ = envs.step(np.array([0, 1]))
+    finally:
+        envs.close()
+    for row, action in enumerate((0, 1)):
+        env = make_with_module()
+        np.testing.assert_allclose(first[row], env.reset(seed=3 + row)[0], atol=1e-6)
+        observation, reward, *_ = env.step(action)
+        np.testing.assert_allclose(second[row], observation, atol=1e-5)
+        assert rewards[row] == pytest.approx(reward, abs=1e-5)
+
+
+def test_spec_serialises(env_id):
+    """To JSON and back, with changed arguments: the same game, which plays the same numbers."""
+    arguments = {**SHORT, "observation": "filters", "reward": "inverse-loss"}
+    env = gym.make(env_id, **arguments)
+    text = env.spec.to_json()
+    again = gym.make(EnvSpec.from_json(text))
+    assert again.spec.to_json() == text
+    assert again.unwrapped.config == env.unwrapped.config
+    assert again.spec.kwargs == {"task": env_id, **arguments}
+    for one, other in zip(play(env, steps=1), play(again, steps=1), strict=True):
+        assert np.array_equal(one[0], other[0])
+        assert one[1:] == other[1:]
+
+
+# --- the checkers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("render_mode", RENDER_MODES)
+def test_gymnasium_check_env(env_id, as_registered, render_mode):
+    """Without and with each render mode that the metadata names; a warning is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        env = gym.make(env_id, render_mode=render_mode, disable_env_checker=True, **as_registered)
+        check_env(env.unwrapped)
+
+
+@pytest.mark.parametrize("render_mode", RENDER_MODES)
+def test_stable_baselines3_check_env(env_id, as_registered, render_mode):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        env = gym.make(env_id, render_mode=render_mode, **as_registered)
+        stable_baselines3.common.env_checker.check_env(env, warn=True, skip_render_check=False)
+
+
+@pytest.mark.parametrize("render_mode", RENDER_MODES)
+def test_checkers_of_other_arguments(render_mode, short):
+    """The continuous action, the other observation, a data set of one's own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        arguments = {**short, "continuous": True, "observation": "filters", "render_mode": render_mode}
+        env = gym.make(LR, disable_env_checker=True, **arguments)
+        check_env(env.unwrapped)
+        stable_baselines3.common.env_checker.check_env(env, warn=True, skip_render_check=False)
+
+
+def test_render_modes_of_the_design():
+    """Section 5 of the design."""
+    assert set(QanEnv.metadata["render_modes"]) == {"rgb_array", "human", "ansi"}
+    assert QanEnv.metadata["render_fps"] > 0
+
+
+def test_full_mnist_as_registered(mnist_root):
+    """The real thing, with the reference weights that ship: it begins, steps, and is as the design says."""
+    for env_id, length, weights in (
+        ("QanLR-MNIST-v0", 110_000, ["conv1.weight", "conv2.weight", "linear1.weight", "linear2.weight"]),
+        ("QanMinibatch-MNIST-v0", 6_240, ["conv1.weight"]),
+    ):
+        env = gym.make(env_id)
+        assert env.unwrapped.training.budget == length
+        assert env.unwrapped.training.pulled == weights
+        assert env.unwrapped.reference is not None
+        (_, info), step = play(env, steps=1)
+        assert env.observation_space.contains(step[0])
+        assert info["validation_loss"] == pytest.approx(math.log(10), abs=0.1)  # an untrained network knows nothing
+        assert step[4]["batch"] == 1
+
+
+# --- an episode -----------------------------------------------------------------------------------------------------
+
+
+def test_spaces(env_id):
+    env = gym.make(env_id, meta_momentum=None)
+    assert env.observation_space.dtype == np.float32
+    assert env.observation_space.shape == (33 * 25,)
+    assert env.unwrapped.screen_shape == (33, 25)
+    assert env.action_space == spaces.Discrete(3 if "LR" in env_id else 10)
+    filters = gym.make(env_id, observation="filters", meta_momentum=None)
+    assert filters.observation_space.shape == (32 * 25,)
+    assert filters.unwrapped.screen_shape == (32, 25)
+
+
+def test_continuous_space():
+    env = gym.make(LR, continuous=True)
+    assert env.action_space == spaces.Box(-1, 1, (1,), np.float32)
+
+
+@pytest.mark.parametrize("observation", ["screen", "filters"])
+def test_a_whole_episode(env_id, observation):
+    """200 images, one epoch, random actions: everything is of the type, in the range and at the place it belongs."""
+    env = gym.make(env_id, **SHORT, observation=observation)
+    _, info = env.reset(seed=1)
+    keys = set(info)
+    for number, (screen, reward, terminated, truncated, info) in enumerate(steps_of(env), start=1):
+        assert env.observation_space.contains(screen)
+        assert type(reward) is float
+        assert type(terminated) is type(truncated) is bool
+        assert math.isfinite(reward)
+        last = number == 20
+        assert truncated == last
+        assert not terminated
+        assert set(info) == (keys | TEST_KEYS if last else keys)
+        assert all(type(value) in (int, float, bool) for value in info.values())
+        assert all(math.isfinite(value) for value in info.values())
+        assert info["batch"] == number
+        assert info["epoch"] == number // 20
+        assert reward == pytest.approx(sum(value for name, value in info.items() if name.startswith("reward_")))
+        filters = env.unwrapped.weights()["conv1.weight"].reshape(32, 25)
+        assert np.array_equal(screen.reshape(env.unwrapped.screen_shape)[:32], filters)
+    assert number == 20
+    assert not any("time" in name or "second" in name for name in info), "info must not hold a wall-clock"
+
+
+def test_info_keys(env_id):
+    env = gym.make(env_id, **SHORT)
+    _, info = env.reset(seed=0)
+    named = {"learning_rate", "loss", "smoothed_loss", "epoch", "batch", "diverged", "is_success"}
+    assert set(info) == named | {"reward_log_loss", "reward_divergence", "validation_loss", "validation_accuracy"}
+    assert info["learning_rate"] == 0.05
+    assert type(info["epoch"]) is type(info["batch"]) is int
+    assert type(info["diverged"]) is type(info["is_success"]) is bool
+
+
+def test_the_return_telescopes(short):
+    """log-loss: the rewards of an episode sum to ln(initial loss / final validation loss)."""
+    returned = play(gym.make(LR, **short))
+    total = sum(step[1] for step in returned[1:])
+    expected = math.log(returned[0][1]["validation_loss"] / returned[-1][4]["validation_loss"])
+    assert total == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("env_class", [LR, MINIBATCH])
+def test_seeds(env_class, short):
+    """The same seed, the same episode; unseeded resets go on in a sequence that the seed fixes."""
+    env = gym.make(env_class, **short)
+    screens = [env.reset(seed=4)[0], env.reset()[0], env.reset()[0]]
+    again = gym.make(env_class, **short)
+    for screen, other in zip(screens, [again.reset(seed=4)[0], again.reset()[0], again.reset()[0]], strict=True):
+        assert np.array_equal(screen, other)
+    assert not np.array_equal(screens[0], screens[1])
+    assert not np.array_equal(screens[1], screens[2])
+    assert not np.array_equal(screens[0], env.reset(seed=5)[0])
+    for one, other in zip(play(env, seed=4), play(again, seed=4), strict=True):
+        assert np.array_equal(one[0], other[0])
+        assert one[1:] == other[1:]
+
+
+def test_observations_are_not_reused(short):
+    env = gym.make(LR, **short)
+    first, _ = env.reset(seed=0)
+    kept = first.copy()
+    second = env.step(0)[0]
+    assert np.array_equal(first, kept)
+    second[:] = 0
+    assert np.abs(env.unwrapped.weights()["conv1.weight"]).max() > 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"no_such_option": 1}, {"sampler": "sorted"}, {"sampler": None}, {"sampler": "shuffled", "seed": 3}],
+)
+def test_unknown_reset_option(options, short):
+    env = gym.make(MINIBATCH, **short)
+    with pytest.raises(ValueError, match="unknown reset option") as caught:
+        env.reset(seed=0, options=options)
+    assert [name for name in options if name in str(caught.value)]
+
+
+def test_shuffled_option(short):
+    """Episodes of shuffled SGD: the actions do nothing, every image comes once; the next episode is the game again."""
+    env = gym.make(MINIBATCH, **short)
+    batches = []
+    for action in (0, 5):
+        env.reset(seed=2, options={"sampler": "shuffled"})
+        batches.append([])
+        for _ in range(8):
+            env.step(action)
+            batches[-1] += env.unwrapped.batch_indices.flatten().tolist()
+    assert batches[0] == batches[1]
+    assert sorted(batches[0]) == list(range(80))
+    env.reset(seed=2, options={"sampler": "game"})
+    env.step(5)
+    labels = env.unwrapped.split("train")[1][env.unwrapped.batch_indices[0]]
+    assert sorted(labels.tolist())[-1] == 5
+    assert (labels == 0).sum() >= 8  # the window is class 0 but for the newest; a class has 8 images
+
+
+INVALID = {
+    LR: [3, -1, 1.5, "raise", None, np.array([0, 1]), np.nan, np.float32(1), [0]],
+    MINIBATCH: [10, -1, 0.5, "seven", None, np.array([[1]]), np.inf],
+}
+
+
+@pytest.mark.parametrize(("env_id", "action"), [(name, action) for name, some in INVALID.items() for action in some])
+def test_invalid_action(env_id, action, tmp_path):
+    """ValueError, and the episode goes on as if it had not been tried."""
+    path = made_npz(tmp_path / "made.npz")
+    env, witness = (gym.make(env_id, dataset=path, disable_env_checker=True, **SHORT) for _ in range(2))
+    env.reset(seed=0)
+    witness.reset(seed=0)
+    with pytest.raises(ValueError, match="action must be in Discrete"):
+        env.step(action)
+    assert np.array_equal(env.step(1)[0], witness.step(1)[0])
+
+
+@pytest.mark.parametrize(
+    "action", [[0.1, 0.2], 0.5, [[0.5]], [math.nan], [math.inf], "up", None], ids=lambda action: str(action)
+)
+def test_invalid_continuous_action(action, short):
+    env = gym.make(LR, continuous=True, disable_env_checker=True, **short)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"action|convert"):
+        env.step(action)
+    assert env.step([0.5])[4]["batch"] == 1
+
+
+@pytest.mark.parametrize("ending", ["reset", "set_state"])
+def test_the_callers_action_is_left_alone(ending, short):
+    """An agent may keep the array that it played, in a replay buffer for one."""
+    env = gym.make(LR, continuous=True, **short).unwrapped
+    env.reset(seed=0)
+    state = env.get_state()
+    action = np.array([0.25], np.float32)
+    env.step(action)
+    if ending == "reset":
+        env.reset(seed=0)
+    else:
+        env.set_state(state)
+    assert action.tolist() == [0.25]
+
+
+def test_the_observation_does_not_follow_the_callers_array(short):
+    """The last action is what was played, also when the agent fills its array anew for the next one."""
+    env = gym.make(LR, continuous=True, **short).unwrapped
+    env.reset(seed=0)
+    action = np.array([0.25], np.float32)
+    screen = env.step(action)[0].copy()
+    action[0] = -0.75
+    assert env.get_state().arrays["last_action"].tolist() == [0.25]
+    assert screen.reshape(env.screen_shape)[-1, 4] == 0.25
+
+
+@pytest.mark.parametrize("action", [1, np.int64(1), np.int32(1), np.uint8(1), np.array(1)])
+def test_every_kind_of_integer_is_an_action(action, short):
+    """As agents give them: Python's, NumPy's, and arrays without axes."""
+    env, witness = (gym.make(LR, disable_env_checker=True, **short) for _ in range(2))
+    env.reset(seed=0)
+    witness.reset(seed=0)
+    assert env.step(action)[4]["learning_rate"] == witness.step(1)[4]["learning_rate"] == pytest.approx(0.045)
+
+
+@pytest.mark.parametrize("render_mode", [None, "ansi"])
+def test_steps_outside_an_episode_are_refused(render_mode, short):
+    env = gym.make(LR, render_mode=render_mode, disable_env_checker=True, **short).unwrapped
+    with pytest.raises(ResetNeeded):
+        env.step(0)
+    if render_mode is not None:
+        with pytest.raises(ResetNeeded):
+            env.render()
+    env.reset(seed=0)
+    while not env.step(0)[3]:
+        pass
+    with pytest.raises(ResetNeeded):
+        env.step(0)
+    env.reset()
+    env.step(0)
+
+
+# --- rendering ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("env_id", [LR, MINIBATCH])
+def test_frames(env_id, short):
+    """Large enough to read, and every step changes the picture."""
+    env = gym.make(env_id, render_mode="rgb_array", **short)
+    env.reset(seed=0)
+    frames = [env.render()]
+    for _ in range(2):
+        env.step(0)
+        frames.append(env.render())
+    for frame in frames:
+        assert frame.dtype == np.uint8
+        assert frame.shape[0] >= 480
+        assert frame.shape[1] >= 640
+        assert frame.shape[2:] == (3,)
+        assert len(np.unique(frame)) > 50, "the picture is empty"
+    assert frames[0].shape == frames[1].shape
+    assert (frames[0] != frames[1]).any()
+    assert (frames[1] != frames[2]).any()
+    assert np.array_equal(frames[2], env.render()), "looking changed something"
+    env.reset(seed=0)
+    assert np.array_equal(frames[0], env.render()), "the last episode is still in the picture"
+
+
+@pytest.mark.parametrize("env_id", [LR, MINIBATCH])
+def test_ansi(env_id, short):
+    env = gym.make(env_id, render_mode="ansi", **short)
+    _, info = env.reset(seed=0)
+    texts = [env.render()]
+    for _ in range(2):
+        *_, info = env.step(1)
+        texts.append(env.render())
+    assert all(isinstance(text, str) and text and "\n" not in text for text in texts)
+    assert len(set(texts)) == 3
+    assert f"{info['loss']:.4f}" in texts[-1]
+    assert f"{info['learning_rate']:.4f}" in texts[-1]
+
+
+def test_a_diverged_episode_can_be_shown(short):
+    """Weights that are not numbers draw a picture and a line, without a warning."""
+    for render_mode in ("rgb_array", "ansi"):
+        env = gym.make(LR, render_mode=render_mode, **short)
+        env.reset(seed=0)
+        env.unwrapped.training.params["conv1.weight"][:] = math.nan
+        screen, reward, terminated, _, info = env.step(0)
+        assert terminated
+        assert info["diverged"]
+        assert np.isfinite([*screen, reward, *info.values()]).all()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert len(env.render()) > 0
+
+
+def test_rendering_changes_nothing(short):
+    plain = play(gym.make(LR, **short))
+    env = gym.make(LR, render_mode="rgb_array", **short)
+    env.reset(seed=0)
+    env.render()
+    shown = play(env)
+    for one, other in zip(plain, shown, strict=True):
+        assert np.array_equal(one[0], other[0])
+
+
+@pytest.mark.parametrize("render_mode", ["rgb_array", "ansi"])
+def test_render_after_a_restore(render_mode, short):
+    """A state that was taken without a render mode can be shown where it is restored."""
+    plain = gym.make(LR, **short).unwrapped
+    plain.reset(seed=0)
+    plain.step(0)
+    env = gym.make(LR, render_mode=render_mode, **short).unwrapped
+    env.set_state(plain.get_state())
+    assert len(env.render()) > 0
+    env.step(0)
+    assert len(env.render()) > 0
+
+
+def test_record_video(short, tmp_path):
+    pytest.importorskip("moviepy")
+    env = RecordVideo(gym.make(LR, render_mode="rgb_array", **short), str(tmp_path / "video"))
+    play(env)
+    env.close()
+    (video,) = (tmp_path / "video").glob("*.mp4")
+    assert video.stat().st_size > 1_000
+
+
+def test_frame_stack(short):
+    """The history of the paper: four screens, the newest last."""
+    env = FrameStackObservation(gym.make(LR, **short), 4)
+    assert env.observation_space.shape == (4, 825)
+    stack, _ = env.reset(seed=0)
+    plain = gym.make(LR, **short)
+    screens = [plain.reset(seed=0)[0]]
+    assert np.array_equal(stack, np.stack([screens[0]] * 4))
+    for action in (0, 1, 2, 0, 1):
+        stack = env.step(action)[0]
+        screens.append(plain.step(action)[0])
+        assert stack.dtype == np.float32
+    assert np.array_equal(stack, np.stack(screens[-4:]))
+
+
+# --- inspection -----------------------------------------------------------------------------------------------------
+
+SHAPES = {
+    "conv1.weight": (32, 1, 5, 5),
+    "conv1.bias": (32,),
+    "conv2.weight": (64, 32, 5, 5),
+    "conv2.bias": (64,),
+    "linear1.weight": (200, 256),
+    "linear1.bias": (200,),
+    "linear2.weight": (10, 200),
+    "linear2.bias": (10,),
+}
+
+
+def spoil(value) -> None:
+    """Overwrite an array, or every array of a dict or tuple."""
+    if isinstance(value, np.ndarray):
+        value.fill(3)
+    else:
+        for part in value.values() if isinstance(value, dict) else value:
+            spoil(part)
+
+
+def test_inspection(env_id):
+    """Shapes and types as documented; what is given out are copies, so spoiling them does not change the game."""
+    env, witness = (gym.make(env_id, **SHORT | {"batches_per_action": 4}).unwrapped for _ in range(2))
+    assert env.batch_indices.shape == (4, 10)
+    for some in (env, witness):
+        some.reset(seed=0)
+        some.step(1)
+    assert {name: value.shape for name, value in env.weights().items()} == SHAPES
+    assert all(value.dtype == np.float32 for value in env.weights().values())
+    assert env.batch_indices.shape == (4, 10)
+    assert env.batch_indices.dtype == np.int64
+    assert len(set(env.batch_indices.flatten().tolist())) == 40
+    assert 0 <= env.batch_indices.min() <= env.batch_indices.max() < 200
+    for name in ("train", "validation", "test"):
+        images, labels = env.split(name)
+        assert images.shape == (len(labels), 1, 32, 32)
+        assert images.dtype == np.float32
+        assert labels.dtype == np.int64
+        assert labels.shape == (len(labels),)
+        assert set(labels.tolist()) == set(range(10))
+    assert len(env.split("train")[1]) == 200
+
+    before = {name: copy.deepcopy(read(env)) for name, read in READS.items()}
+    for name, read in READS.items():
+        spoil(read(env))
+        assert_same(read(env), before[name])
+    assert np.array_equal(env.step(1)[0], witness.step(1)[0])
+
+
+READS = {
+    "weights": lambda env: env.weights(),
+    "batch_indices": lambda env: env.batch_indices,
+    "train": lambda env: env.split("train"),
+    "validation": lambda env: env.split("validation"),
+    "test": lambda env: env.split("test"),
+}
+
+
+def assert_same(one, other) -> None:
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        one, other = list(one.values()), list(other.values())
+    if isinstance(one, np.ndarray):
+        assert np.array_equal(one, other)
+    else:
+        for mine, yours in zip(one, other, strict=True):
+            assert np.array_equal(mine, yours)
+
+
+def test_reference_is_a_copy():
+    env, witness = gym.make(LR, meta_momentum=1.0).unwrapped, gym.make(LR, meta_momentum=1.0).unwrapped
+    reference = env.reference
+    assert {name: value.shape for name, value in reference.items()} == SHAPES
+    assert all(value.dtype == np.float32 for value in reference.values())
+    kept = copy.deepcopy(reference)
+    spoil(reference)
+    assert_same(env.reference, kept)
+    env.reset(seed=0)
+    witness.reset(seed=0)
+    assert np.array_equal(env.step(1)[0], witness.step(1)[0])
+
+
+def test_split_that_is_not_there(short):
+    env = gym.make(LR, **short).unwrapped
+    with pytest.raises(ValueError, match=r"validate.*train, validation, test"):
+        env.split("validate")
+
+
+# --- devices --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_without_a_gpu(short):
+    with pytest.raises(ValueError, match="'cuda' cannot be used here"):
+        gym.make(LR, device="cuda", **short)
+
+
+def test_unknown_device(short):
+    with pytest.raises(ValueError, match="'gpu7'"):
+        gym.make(LR, device="gpu7", **short)
+
+
+def test_a_device_that_is_not_there_is_refused_before_a_reference_is_trained(short, monkeypatch, tmp_path):
+    """Nobody waits for reference weights to learn that the device was mistyped."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("QAN_GYM_DATA", raising=False)
+    monkeypatch.setattr("qan_gym.references.make_reference", lambda *_args: pytest.fail("trained a reference first"))
+    with pytest.raises(ValueError, match="'gpu7'"):
+        gym.make(LR, device="gpu7", **short | {"meta_momentum": 0.001})
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("env_id", [LR, MINIBATCH])
+def test_cuda_agrees_with_cpu(env_id, short, reference_file):
+    """The same data exactly, the numbers as far as two devices' rounding lets them agree over 8 mini-batches."""
+    arguments = {**short, "meta_momentum": 0.01, "reference": reference_file, "distillation": 0.1}
+    on_cpu, on_gpu = (gym.make(env_id, device=device, **arguments) for device in ("cpu", "cuda"))
+    on_cpu.reset(seed=0)
+    on_gpu.reset(seed=0)
+    for number in range(8):
+        one, other = on_cpu.step(number % 3), on_gpu.step(number % 3)
+        assert isinstance(other[0], np.ndarray)
+        assert np.array_equal(on_cpu.unwrapped.batch_indices, on_gpu.unwrapped.batch_indices)
+        np.testing.assert_allclose(one[0], other[0], atol=2e-2)
+        assert one[1] == pytest.approx(other[1], abs=2e-2)
+        assert one[4].keys() == other[4].keys()
+        assert one[4]["loss"] == pytest.approx(other[4]["loss"], rel=2e-2)
+    for name, value in on_cpu.unwrapped.weights().items():
+        np.testing.assert_allclose(value, on_gpu.unwrapped.weights()[name], atol=2e-2)
+    fresh = gym.make(env_id, device="cuda", **arguments).unwrapped
+    fresh.set_state(on_gpu.unwrapped.get_state())
+    assert_same(fresh.weights(), on_gpu.unwrapped.weights())
+
+
+# --- documentation --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("env_class", [LearningRateEnv, MinibatchEnv])
+def test_docstring_sections(env_class):
+    """Gymnasium's sections, in its order, each named in a heading with text under it."""
+    named = []
+    for part in env_class.__doc__.split("## ")[1:]:
+        heading, _, text = part.partition("\n")
+        assert text.strip(), f"nothing under {heading}"
+        named += [section.strip() for section in heading.split(",")]
+    assert [section for section in named if section in SECTIONS] == list(SECTIONS)

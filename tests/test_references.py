@@ -1,0 +1,420 @@
+"""Reference weights: those that ship, those that are made and cached, those that are refused."""
+
+import dataclasses
+import re
+import shutil
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from helpers import SHORT, made_arrays, made_npz, play, start
+from safetensors.numpy import save_file
+
+from qan_gym import optimizee, references
+from qan_gym.data import ASSETS, load_dataset, on_device
+from qan_gym.files import load_arrays, save_arrays
+from qan_gym.references import SEED, load_reference, make_reference, reference_name, resolve_reference
+from qan_gym.tasks import FILTER_REGRESSION, PRESETS, TaskConfig, make_config
+
+LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
+SHIPPED = ASSETS / "references"
+PULLED = SHORT | {"meta_momentum": 0.01}  # 8 mini-batches of 10, on the 80 training images of `made_npz`
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty user's cache; gives the folder where references are kept in it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("QAN_GYM_DATA", raising=False)
+    return tmp_path / "cache" / "qan-gym" / "references"
+
+
+@pytest.fixture
+def npz(tmp_path):
+    return made_npz(tmp_path / "made.npz")
+
+
+def config_of(npz: str, **changes) -> TaskConfig:
+    return make_config(LR, {"dataset": npz, **PULLED, **changes})
+
+
+def scores(config: TaskConfig, weights: dict[str, torch.Tensor], split: str) -> tuple[float, float]:
+    """Loss and accuracy of one network."""
+    dataset = load_dataset(config.dataset)
+    network = optimizee.build_network(config.network, dataset.train.images.shape[1:], dataset.n_classes)
+    data = on_device(dataset, network.image_shape, config.train_size, "cpu")
+    params = {name: value[None] for name, value in weights.items()}
+    loss, accuracy = optimizee.evaluate(network, params, *data.split(split))
+    return loss.item(), accuracy.item()
+
+
+def assert_equal(one, other) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert np.array_equal(np.asarray(value), np.asarray(other[name])), name
+
+
+# --- those that ship ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("env_id", "wanted"),
+    [
+        ("QanLR-MNIST-v0", 0.97),
+        ("QanMinibatch-MNIST-v0", 0.97),
+        ("QanLR-MNIST5k-v0", 0.9),
+        ("QanMinibatch-MNIST5k-v0", 0.85),  # 155 updates only
+    ],
+)
+def test_shipped_reference(env_id, wanted, request):
+    """Each id's is in the package, of the right network, finite, and a trained network."""
+    if PRESETS[env_id].dataset == "mnist":
+        request.getfixturevalue("mnist_root")
+    path = SHIPPED / reference_name(PRESETS[env_id])
+    assert path.is_file(), "not shipped"
+    weights = load_reference(path, PRESETS[env_id])
+    assert all(value.isfinite().all() for value in weights.values())
+    assert_equal(resolve_reference(PRESETS[env_id]), weights)
+    loss, accuracy = scores(PRESETS[env_id], weights, "validation")
+    assert accuracy > wanted
+    metadata = load_arrays(path)[1]
+    assert metadata["validation_loss"] == pytest.approx(loss, rel=1e-2)
+    assert metadata["validation_accuracy"] == pytest.approx(accuracy, abs=0.003)
+    assert metadata["test_accuracy"] > wanted
+
+
+def test_nothing_else_ships(mnist_root):
+    """No file of an earlier hash stays behind in the package, and the package stays small."""
+    found = {path.name for path in SHIPPED.iterdir()}
+    assert found == {reference_name(config) for config in PRESETS.values()}
+    assert sum(path.stat().st_size for path in SHIPPED.iterdir()) < 3e6
+
+
+@pytest.mark.parametrize("env_id", [LR, MINIBATCH])
+def test_games_start_with_the_shipped_reference(env_id, cache):
+    """From gym.make to the first pulled step without training one, so without anything in the cache."""
+    env = gym.make(env_id)
+    assert_equal(env.unwrapped.reference, load_arrays(SHIPPED / reference_name(PRESETS[env_id]))[0])
+    play(env, steps=1)
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("env_id", [LR, MINIBATCH])
+def test_shipped_reference_is_what_is_made_again(env_id, cache):
+    """A run of 2,000 (or 155) updates, done again.
+
+    On another processor or version of torch the sums are rounded otherwise, and training enlarges a difference of 1e-7
+    with every update, so only loose agreement can be asked for; another seed is 100 times farther away than this.
+    """
+    shipped = load_reference(SHIPPED / reference_name(PRESETS[env_id]), PRESETS[env_id])
+    again = make_reference(PRESETS[env_id])
+    for name, value in shipped.items():
+        torch.testing.assert_close(again[name], value, rtol=0, atol=0.02)
+        difference = (again[name] - value).norm() / value.norm()
+        assert difference < 0.02, name
+    ours, theirs = (scores(PRESETS[env_id], weights, "validation") for weights in (again, shipped))
+    assert ours == pytest.approx(theirs, abs=0.02)
+
+
+# --- those that are made --------------------------------------------------------------------------------------------
+
+
+def test_a_reference_is_made_once_and_found_again(npz, cache, monkeypatch, capfd):
+    """The first environment trains it, with a progress bar; the second reads it; both have the same weights."""
+    env = gym.make(LR, dataset=npz, **PULLED)
+    path = cache / reference_name(env.unwrapped.config)
+    assert [found.name for found in cache.iterdir()] == [path.name]
+    assert "reference weights" in capfd.readouterr().err
+    monkeypatch.setattr(references, "make_reference", lambda *_args: pytest.fail("trained again"))
+    again = gym.make(LR, dataset=npz, **PULLED)
+    assert_equal(env.unwrapped.reference, again.unwrapped.reference)
+    assert_equal(env.unwrapped.reference, load_arrays(path)[0])
+
+
+@pytest.mark.parametrize("env_id", [LR, MINIBATCH])
+def test_a_reference_is_the_baseline_run(env_id, npz, cache):
+    """Shuffled SGD at the initial learning rate without help: the plain updates, written out, give the same weights."""
+    config = make_config(env_id, {"dataset": npz, **PULLED, "epochs": 2})
+    made = make_reference(config)
+    dataset = load_dataset(npz)
+    network = optimizee.build_network("mnist-cnn", (1, 28, 28), 10)
+    images, labels = on_device(dataset, network.image_shape, None, "cpu").split("train")
+    params = {
+        name: value[0].clone().requires_grad_()
+        for name, value in optimizee.initial_params(network, torch.tensor([SEED])).items()
+    }
+    sgd = torch.optim.SGD(params.values(), lr=0.05)
+    witness = start(dataclasses.replace(config, game="lr", meta_momentum=None, reference=None), [SEED])
+    for _ in range(16):
+        witness.step(torch.tensor([2]))
+        indices = witness.batch_indices[0, 0]
+        logits = network.forward({name: value[None] for name, value in params.items()}, images[indices][None])[0]
+        sgd.zero_grad()
+        torch.nn.functional.cross_entropy(logits, labels[indices]).backward()
+        sgd.step()
+    for name, value in params.items():
+        torch.testing.assert_close(made[name], value.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_no_reference_is_trained_where_none_is_needed(npz, cache, monkeypatch):
+    monkeypatch.setattr(references, "make_reference", lambda *_args: pytest.fail("trained for nothing"))
+    assert gym.make(LR, dataset=npz, **SHORT).unwrapped.reference is None
+    for arguments in ({"reference": None}, {"reference": "previous"}):
+        assert gym.make(LR, dataset=npz, **PULLED | arguments).unwrapped.reference is None
+
+
+def test_distillation_alone_needs_a_reference(npz, cache):
+    env = gym.make(LR, dataset=npz, **SHORT | {"distillation": 0.5})
+    assert env.unwrapped.reference is not None
+
+
+CHANGED = {
+    "epochs": {"epochs": 2},
+    "learning_rate": {"learning_rate": 0.06},
+    "batch_size": {"batch_size": 20},
+    "train_size": {"train_size": 50},
+}
+UNCHANGED = {
+    "pull": {"meta_momentum": FILTER_REGRESSION},
+    "pull_epochs": {"pull_epochs": 1},
+    "reward": {"reward": "accuracy"},
+    "observation": {"observation": "filters"},
+    "batches_per_action": {"batches_per_action": 4},
+    "action": {"continuous": True},
+    "target_loss": {"target_loss": 0.1},
+    "distillation": {"distillation": 1.0},
+}
+
+
+@pytest.mark.parametrize("what", list(CHANGED))
+def test_the_name_changes_with_what_the_weights_depend_on(what, npz, cache):
+    config, other = config_of(npz), config_of(npz, **CHANGED[what])
+    assert reference_name(config) != reference_name(other)
+    first, second = make_reference(config), make_reference(other)
+    assert not torch.equal(first["conv1.weight"], second["conv1.weight"])
+    assert len(list(cache.iterdir())) == 2
+
+
+@pytest.mark.parametrize("what", list(UNCHANGED))
+def test_the_name_keeps_with_what_they_do_not_depend_on(what, npz):
+    assert reference_name(config_of(npz)) == reference_name(config_of(npz, **UNCHANGED[what]))
+
+
+def test_the_name_follows_the_contents_of_the_data_set(npz, tmp_path):
+    """Another file with the same arrays, the same reference; one pixel changed, another."""
+    copy = shutil.copy(npz, tmp_path / "copy.npz")
+    assert reference_name(config_of(str(copy))) == reference_name(config_of(npz))
+    arrays = made_arrays()
+    arrays["x_train"][3, 4, 5] ^= 1
+    np.savez(tmp_path / "other.npz", **arrays)
+    assert reference_name(config_of(str(tmp_path / "other.npz"))) != reference_name(config_of(npz))
+
+
+def test_the_name_follows_the_network(npz, monkeypatch):
+    monkeypatch.setitem(optimizee.NETWORKS, "other", optimizee.mnist_cnn)
+    assert reference_name(config_of(npz)) != reference_name(config_of(npz, network="other"))
+
+
+def test_a_whole_number_is_the_same_learning_rate(npz):
+    """1 and 1.0 are one learning rate, and one reference."""
+    assert reference_name(config_of(npz, learning_rate=1)) == reference_name(config_of(npz, learning_rate=1.0))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"learning_rate": 0.001, "learning_rate_min": 0.0005},
+        {"learning_rate": 1.5, "learning_rate_max": 2.0},
+    ],
+)
+def test_a_reference_for_an_unusual_learning_rate(changes, npz, cache):
+    """A game whose range holds its initial learning rate has a baseline run, whatever the range of other games."""
+    env = gym.make(LR, dataset=npz, **PULLED | changes)
+    assert env.unwrapped.reference is not None
+
+
+def test_a_baseline_that_diverges_is_said(npz, cache):
+    """Nothing is kept, and the message says what to change."""
+    changes = {"learning_rate": 1e38, "learning_rate_max": 1e38}
+    with pytest.raises(ValueError, match=r"diverged.*learning_rate"):
+        gym.make(LR, dataset=npz, **PULLED | changes)
+    assert not cache.exists()
+
+
+def test_an_interrupted_making_leaves_nothing(npz, cache, monkeypatch):
+    """Ctrl-C while the file is written: no file under its name, no part of one beside it; the next try makes it."""
+
+    def torn(_arrays, path, **_kwargs):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("qan_gym.files.save_file", torn)
+        with pytest.raises(KeyboardInterrupt):
+            make_reference(config_of(npz))
+    assert not list(cache.glob("*"))
+    assert not list(cache.glob(".*"))
+    assert resolve_reference(config_of(npz)) is not None
+
+
+def test_a_torn_file_in_the_cache_is_named(npz, cache):
+    config = config_of(npz)
+    make_reference(config)
+    path = cache / reference_name(config)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        gym.make(LR, dataset=npz, **PULLED)
+
+
+# --- a path ---------------------------------------------------------------------------------------------------------
+
+
+def weights_of(npz: str, seed: int = 3) -> dict[str, np.ndarray]:
+    env = gym.make(LR, dataset=npz, **SHORT)
+    env.reset(seed=seed)
+    return env.unwrapped.weights()
+
+
+def test_reference_from_a_path(npz, tmp_path, monkeypatch):
+    """What save_arrays wrote is pulled towards; the home folder may be written as ~."""
+    weights = weights_of(npz)
+    save_arrays(tmp_path / "mine.safetensors", weights, {})
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for path in (str(tmp_path / "mine.safetensors"), "~/mine.safetensors"):
+        env = gym.make(LR, dataset=npz, **PULLED | {"reference": path, "meta_momentum": 1.0})
+        assert_equal(env.unwrapped.reference, weights)
+        env.reset(seed=0)
+        env.step(2)
+        for name, value in env.unwrapped.weights().items():
+            assert np.array_equal(value, weights[name]) == name.endswith(".weight")
+
+
+def test_weights_saved_with_safetensors_are_a_reference(npz, tmp_path):
+    """`env.unwrapped.weights()`, written with the library itself, as anyone would who reads the documentation."""
+    weights = weights_of(npz)
+    path = tmp_path / "plain.safetensors"
+    save_file(weights, path)
+    env = gym.make(LR, dataset=npz, **PULLED | {"reference": str(path)})
+    assert_equal(env.unwrapped.reference, weights)
+
+
+def without_a_tensor(weights):
+    del weights["linear2.bias"]
+
+
+def with_a_tensor_more(weights):
+    weights["conv3.weight"] = np.zeros((3, 3), np.float32)
+
+
+def of_another_shape(weights):
+    weights["linear2.weight"] = np.zeros((5, 200), np.float32)
+
+
+def of_another_type(weights):
+    weights["conv1.weight"] = weights["conv1.weight"].astype(np.float64)
+
+
+@pytest.mark.parametrize("change", [without_a_tensor, with_a_tensor_more, of_another_shape, of_another_type])
+def test_weights_of_another_network_are_refused(change, npz, tmp_path):
+    weights = weights_of(npz)
+    change(weights)
+    path = tmp_path / "other.safetensors"
+    save_arrays(path, weights, {})
+    with pytest.raises(ValueError, match=r"mnist-cnn|float32") as caught:
+        gym.make(LR, dataset=npz, **PULLED | {"reference": str(path)})
+    assert str(path) in str(caught.value)
+
+
+def test_weights_that_are_not_numbers_are_refused(npz, tmp_path):
+    """The pull would spoil every episode with them."""
+    weights = weights_of(npz)
+    weights["conv2.weight"][0, 0, 0, 0] = np.nan
+    path = tmp_path / "nan.safetensors"
+    save_arrays(path, weights, {})
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        gym.make(LR, dataset=npz, **PULLED | {"reference": str(path)})
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "header only", "huge header"])
+def test_damaged_reference_is_named(damage, npz, tmp_path):
+    path = tmp_path / "mine.safetensors"
+    save_arrays(path, weights_of(npz), {})
+    whole = path.read_bytes()
+    content = {
+        "truncated": whole[:-1],
+        "empty": b"",
+        "text": b"these are no weights",
+        "header only": whole[: 8 + int.from_bytes(whole[:8], "little")],
+        "huge header": (2**62).to_bytes(8, "little") + whole[8:],
+    }
+    path.write_bytes(content[damage])
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        gym.make(LR, dataset=npz, **PULLED | {"reference": str(path)})
+
+
+def test_missing_reference_is_named(npz, tmp_path):
+    for path in (tmp_path / "none.safetensors", tmp_path):
+        with pytest.raises(FileNotFoundError, match=re.escape(str(path))):
+            gym.make(LR, dataset=npz, **PULLED | {"reference": str(path)})
+
+
+# --- the last episode's weights, and none ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("env_id", [LR, MINIBATCH])
+def test_previous_reference_is_the_last_episodes_final_weights(env_id, npz):
+    """None in the first episode; afterwards always those of the last one that was played to its end."""
+    env = gym.make(env_id, dataset=npz, **PULLED | {"reference": "previous"}).unwrapped
+    plain = gym.make(env_id, dataset=npz, **PULLED | {"reference": None}).unwrapped
+    for one, other in zip(play(env, seed=1), play(plain, seed=1), strict=True):  # nothing pulls in the first
+        assert np.array_equal(one[0], other[0])
+    last = env.weights()
+    assert_equal(env.reference, last)
+    play(env, seed=2, steps=3)  # not to its end
+    assert_equal(env.reference, last)
+    play(env, seed=3)
+    assert_equal(env.reference, env.weights())
+    assert not np.array_equal(env.reference["conv1.weight"], last["conv1.weight"])
+
+
+def test_previous_reference_pulls(npz):
+    """With a pull of 1 the second episode's weights are the first one's last, after every update."""
+    arguments = PULLED | {"reference": "previous", "meta_momentum": 1.0}
+    env = gym.make(LR, dataset=npz, **arguments).unwrapped
+    play(env, seed=1)
+    last = env.weights()
+    env.reset(seed=2)
+    assert not np.array_equal(env.weights()["conv1.weight"], last["conv1.weight"])
+    for _ in range(2):
+        env.step(0)
+        for name, value in env.weights().items():
+            assert np.array_equal(value, last[name]) == name.endswith(".weight")
+
+
+def test_previous_reference_is_not_spoilt_by_an_episode_that_diverged(npz):
+    env = gym.make(LR, dataset=npz, **PULLED | {"reference": "previous"}).unwrapped
+    play(env, seed=1)
+    last = env.weights()
+    env.reset(seed=2)
+    env.training.params["linear1.bias"][0, 0] = np.nan
+    assert env.step(0)[4]["diverged"]
+    assert_equal(env.reference, last)
+
+
+def test_previous_reference_survives_a_restore(npz):
+    arguments = PULLED | {"reference": "previous"}
+    env = gym.make(LR, dataset=npz, **arguments).unwrapped
+    play(env, seed=1)
+    other = gym.make(LR, dataset=npz, **arguments).unwrapped
+    other.set_state(env.get_state())
+    assert_equal(other.reference, env.reference)
+    for one, two in zip(play(env, seed=2), play(other, seed=2), strict=True):
+        assert np.array_equal(one[0], two[0])
+
+
+def test_no_reference(npz):
+    env = gym.make(LR, dataset=npz, **PULLED | {"reference": None}).unwrapped
+    assert env.reference is None
+    play(env)
+    assert env.reference is None

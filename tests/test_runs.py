@@ -1,0 +1,249 @@
+"""A training run on disk: what it holds, and that neither Ctrl-C nor a kill loses or tears anything."""
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from qan_agents.cli import app, parse_settings
+from qan_agents.runs import Run, RunConfig, free_folder, read_rows, write_rows
+from qan_agents.train import start_run
+
+# 20 actions of 5 batches an episode; no reference, so that nothing is trained before.
+SETTINGS = ("train_size=1000", "epochs=1", "batches_per_action=5", "meta_momentum=null", "reference=null")
+SHORT = [argument for setting in SETTINGS for argument in ("--set", setting)]
+EPISODES = 4
+
+
+def qan(*arguments: object) -> subprocess.Popen:
+    command = [sys.executable, "-m", "qan_agents", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: subprocess.Popen, status: int = 0) -> str:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == status, output
+    return output
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    output = finish(qan("train", *SHORT, "--episodes", EPISODES, "--out", folder))
+    assert "dqn" in output
+    assert "constant" in output
+    assert "cosine" in output
+    return folder
+
+
+def learning(folder: Path) -> list[dict[str, str]]:
+    """What was learned: everything but the clock."""
+    rows = read_rows(folder / "episodes.csv")
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+def test_the_folder_holds_everything(whole):
+    for name in ("accuracy.png", "actions.png", "episode.png"):
+        assert (whole / name).read_bytes().startswith(b"\x89PNG")
+    settings = json.loads((whole / "config.json").read_text())
+    assert settings["run"]["env"] == "QanLR-MNIST5k-v0"
+    assert settings["task"]["batches_per_action"] == 5
+    assert len(settings["dataset_fingerprint"]) == 64
+    assert {"python", "torch", "gymnasium", "stable-baselines3", "qan-gym", "numpy"} <= settings["versions"].keys()
+    assert settings["hyperparameters"]["gamma"] == 0.99
+    assert len(learning(whole)) == EPISODES
+    steps = read_rows(whole / "steps.csv.gz")
+    assert [(int(row["episode"]), int(row["step"])) for row in steps] == [(e, s) for e in range(4) for s in range(20)]
+    assert all(float(row["loss"]) > 0 and 0.005 <= float(row["learning_rate"]) <= 1 for row in steps)
+    assert len(read_rows(whole / "evaluation.csv")) == 9
+    assert list((whole / "tensorboard").iterdir())
+    assert zipfile.ZipFile(whole / "model.zip").testzip() is None
+    assert not list(whole.rglob(".*")), "nothing written aside is left"
+
+
+def test_the_same_seed_gives_the_same_run(whole, tmp_path):
+    finish(qan("train", *SHORT, "--episodes", EPISODES, "--out", tmp_path / "again"))
+    assert learning(tmp_path / "again") == learning(whole)
+    assert (tmp_path / "again" / "steps.csv.gz").read_bytes() == (whole / "steps.csv.gz").read_bytes()
+    assert (tmp_path / "again" / "evaluation.csv").read_bytes() == (whole / "evaluation.csv").read_bytes()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(whole, tmp_path, how):
+    folder = tmp_path / "run"
+    process = qan("train", *SHORT, "--episodes", EPISODES, "--out", folder)
+    before = wait_for_episodes(folder, 2, process)
+    process.send_signal(how)  # in the middle of the third episode, or while the second is being written
+    finish(process, status=-9 if how == signal.SIGKILL else 130)
+    for row in before:
+        assert row in read_rows(folder / "episodes.csv"), "what was written is lost"
+    gzip.decompress((folder / "steps.csv.gz").read_bytes())
+    output = finish(qan("train", "--resume", folder))
+    assert "constant" in output
+    assert learning(folder) == learning(whole)
+    assert (folder / "steps.csv.gz").exists()
+    assert read_rows(folder / "steps.csv.gz") == read_rows(whole / "steps.csv.gz")
+    assert (folder / "evaluation.csv").read_bytes() == (whole / "evaluation.csv").read_bytes()
+
+
+def wait_for_episodes(folder: Path, count: int, process: subprocess.Popen) -> list[dict[str, str]]:
+    """The rows of the first episodes, once they are there."""
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        path = folder / "episodes.csv"
+        rows = read_rows(path) if path.exists() else []
+        if len(rows) >= count:
+            return rows
+        time.sleep(0.005)
+    raise AssertionError("the run wrote no episodes")
+
+
+def test_rows_of_an_episode_that_does_not_count_are_dropped(whole, tmp_path):
+    """A kill between the tables and model.zip leaves rows without an agent."""
+    run = Run(tmp_path / "run")
+    run.folder.mkdir()
+    rows = [{"episode": number, "x": number} for number in (0, 0, 1, 2)]
+    for name in ("episodes.csv", "steps.csv.gz"):
+        write_rows(run.folder / name, rows, ["episode", "x"])
+    run.keep_only(1)
+    for name in ("episodes.csv", "steps.csv.gz"):
+        assert [row["x"] for row in read_rows(run.folder / name)] == ["0", "0"]
+        run.append(name, [{"episode": 1, "x": 9}])
+        assert [row["x"] for row in read_rows(run.folder / name)] == ["0", "0", "9"]
+
+
+def test_loading_a_run_executes_nothing_in_it(whole, tmp_path):
+    """model.zip comes with pickled objects, which a file from somebody else could abuse: they are not touched."""
+    import base64
+    import pickle
+    import shutil
+
+    folder = tmp_path / "handed"
+    shutil.copytree(whole, folder)
+    bait = tmp_path / "executed"
+    code = base64.b64encode(pickle.dumps(_Bait(str(bait)))).decode()
+    with zipfile.ZipFile(whole / "model.zip") as source, zipfile.ZipFile(folder / "model.zip", "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
+            if name == "data":
+                data = json.loads(content)
+                for value in data.values():
+                    if isinstance(value, dict) and ":serialized:" in value:
+                        value[":serialized:"] = code
+                content = json.dumps(data).encode()
+            target.writestr(name, content)
+    finish(qan("evaluate", folder))
+    assert not bait.exists()
+    assert pickle.loads(base64.b64decode(code)) is not None
+    assert bait.exists(), "the bait itself works"
+
+
+class _Bait:
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.open, (self.path, os.O_CREAT)
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def invoke(*arguments: object, status: int = 0) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == status, (result.output, result.exception)
+    return result.output
+
+
+def test_evaluate_and_plot_draw_again(whole):
+    before = (whole / "evaluation.csv").read_bytes()
+    (whole / "evaluation.csv").unlink()
+    (whole / "episode.png").unlink()
+    assert "test loss" in invoke("evaluate", whole)
+    assert (whole / "evaluation.csv").read_bytes() == before
+    (whole / "episode.png").unlink()
+    invoke("plot", whole)
+    assert (whole / "episode.png").stat().st_size > 10_000
+
+
+def test_list_and_data():
+    listing = invoke("list")
+    assert "QanMinibatch-MNIST5k-v0" in listing
+    assert "one-cycle" in listing
+    assert "mnist5k" in invoke("data")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "QanLR-MNIST6k-v0"], "QanLR-MNIST6k"),
+        (["train", "--preset", "fast"], "fast"),
+        (["train", "--agent", "ppo"], "ppo"),
+        (["train", "--episodes", "0"], "episodes"),
+        (["train", "--seed", "-1"], "seed"),
+        (["train", "--set", "epoch=1"], "epoch"),
+        (["train", "--set", "epochs"], "NAME=VALUE"),
+        (["train", "--resume", "nowhere"], "config.json"),
+        (["evaluate", "nowhere"], "config.json"),
+        (["plot", "nowhere"], "config.json"),
+        (["reference", "QanLR-MNIST6k-v0"], "QanLR-MNIST6k"),
+    ],
+)
+def test_wrong_input_is_explained_in_a_line_and_nothing_is_written(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    output = invoke(*arguments, status=2)
+    assert message in output
+    assert "Traceback" not in output
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_taken_is_left_alone(tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    assert "--resume" in invoke("train", *SHORT, "--out", tmp_path, status=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.zip", "episodes.csv", "steps.csv.gz"])
+def test_damaged_files_are_named(whole, tmp_path, name):
+    import shutil
+
+    folder = tmp_path / "damaged"
+    shutil.copytree(whole, folder)
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2] if name != "episodes.csv" else b"\xff\xfe\xfd")
+    command = "evaluate" if name == "model.zip" else "plot"
+    assert name in invoke(command, folder, status=2).replace("\n", "")
+
+
+def test_a_run_without_an_episode_says_so(tmp_path):
+    config = RunConfig("QanLR-MNIST5k-v0", parse_settings(list(SETTINGS)), "dqn", "quick", 1, 0)
+    start_run(tmp_path / "run", config)
+    for command in ("evaluate", "plot"):
+        assert "--resume" in invoke(command, tmp_path / "run", status=2)
+
+
+def test_settings_are_json_or_text():
+    assert parse_settings(["epochs=2", "reward=accuracy", "continuous=true", "reference=null", "target_loss=0.5"]) == {
+        "epochs": 2,
+        "reward": "accuracy",
+        "continuous": True,
+        "reference": None,
+        "target_loss": 0.5,
+    }
+
+
+def test_free_folder(tmp_path):
+    assert free_folder(tmp_path, "a").name == "a"
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a-2").mkdir()
+    assert free_folder(tmp_path, "a").name == "a-3"
