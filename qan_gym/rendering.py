@@ -74,7 +74,8 @@ def frame(filters: NDArray[np.float32], history: History, config: TaskConfig) ->
 
     figure = Figure(figsize=(SIZE[0] / 100, SIZE[1] / 100), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    left, right = figure.subfigures(1, 2, width_ratios=[1, 1.1])
+    halves: Any = figure.subfigures(1, 2, width_ratios=[1, 1.1])
+    left, right = halves
     screen, (control, loss) = left.add_subplot(), right.subplots(2, 1, sharex=True)
 
     image = screen.imshow(tiles(np.nan_to_num(filters)), cmap="RdBu", vmin=-FILTER_LIMIT, vmax=FILTER_LIMIT)
