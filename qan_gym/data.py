@@ -1,7 +1,7 @@
 """Data sets: load, verify, split."""
 
-import gzip
 import hashlib
+import http.client
 import os
 import socket
 import tempfile
@@ -172,11 +172,16 @@ def read_npz(path: Path) -> Arrays:
         ValueError: the file is not a whole `.npz` of plain arrays.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("it holds a single array")
-            return {name: file[name] for name in file.files}
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise ValueError("it holds a single array")
+        with loaded as file:
+            arrays = {name: file[name] for name in file.files}
+        for name, array in arrays.items():
+            if not isinstance(array, np.ndarray):
+                raise ValueError(f"{name} in it is not an array")
+        return arrays
+    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path}: damaged, or not an .npz file of plain arrays ({error})") from error
 
 
@@ -291,18 +296,18 @@ def mnist_files(root: Path) -> dict[Path, str]:
 
 
 def _load_mnist() -> Arrays:
-    from torchvision.datasets import MNIST
+    from torchvision.datasets.mnist import read_image_file, read_label_file
 
     root = data_root()
     if not all(path.is_file() for path in mnist_files(root)):
         download_mnist(root)
     verify_mnist(root)
-    train, test = MNIST(root, train=True), MNIST(root, train=False)
+    x_train, y_train, x_test, y_test = map(str, mnist_files(root))  # what was verified, and nothing else
     return {
-        "x_train": train.data.numpy(),  # (60000, 28, 28)
-        "y_train": train.targets.numpy(),
-        "x_test": test.data.numpy(),  # (10000, 28, 28)
-        "y_test": test.targets.numpy(),
+        "x_train": read_image_file(x_train).numpy(),  # (60000, 28, 28)
+        "y_train": read_label_file(y_train).numpy(),
+        "x_test": read_image_file(x_test).numpy(),  # (10000, 28, 28)
+        "y_test": read_label_file(y_test).numpy(),
     }
 
 
@@ -340,7 +345,7 @@ def download_mnist(root: Path) -> None:
             for fetched, path in zip(mnist_files(Path(aside)), mnist_files(root), strict=True):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 fetched.replace(path)
-    except (OSError, RuntimeError, ValueError, EOFError, gzip.BadGzipFile) as error:
+    except (OSError, RuntimeError, ValueError, EOFError, http.client.HTTPException) as error:
         raise FileNotFoundError(
             f"MNIST is not in {root} and could not be downloaded ({error}). Three ways out: set {DATA_VARIABLE} to a "
             "folder that holds MNIST/raw; go online and try again; or play on the bundled images, with an id of "

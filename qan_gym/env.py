@@ -33,7 +33,8 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
         self._arguments = {"task": task, "device": device, "render_mode": render_mode, **overrides}
         self.config = make_config(task, overrides)
         self.render_mode = render_mode
-        self.training = Training(self.config, resolve_reference(self.config), num_runs=1, device=_usable(device))
+        _require_usable(device)
+        self.training = Training(self.config, resolve_reference(self.config), num_runs=1, device=device)
         self.screen_shape = self.training.screen_shape
         limit, size = observation.LIMIT, self.screen_shape[0] * self.screen_shape[1]
         self.observation_space = spaces.Box(-limit, limit, (size,), np.float32)
@@ -93,7 +94,7 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
     def _as_tensor(self, action: Any) -> torch.Tensor:
         """The action as the core takes it, (1,)."""
         if isinstance(self.action_space, spaces.Box):
-            value = np.asarray(action, np.float32)
+            value = np.array(action, np.float32)  # a copy
             if value.shape != self.action_space.shape or not np.isfinite(value).all():
                 raise ValueError(f"the action must be a finite number in [-1, 1] in an array of shape (1,): {action!r}")
             return torch.from_numpy(value).to(self.training.device)
@@ -171,6 +172,8 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
         """
         state.require("config", asdict(self.config))
         state.require("fingerprint", self.training.fingerprint)
+        if HISTORY not in state.arrays:
+            raise ValueError(f"the state has other tensors: {HISTORY} is missing")
         tensors = {name: torch.from_numpy(array) for name, array in state.arrays.items() if name != HISTORY}
         self.training.load_state(tensors)
         generator = np.random.Generator(np.random.PCG64())
@@ -178,6 +181,8 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
         self._np_random, self._np_random_seed = generator, state.metadata["np_random_seed"]
         self._phase = state.metadata["phase"]
         self._history = rendering.History(state.arrays[HISTORY])
+        if self.render_mode is not None and self._phase != "new" and len(state.arrays[HISTORY]) == 0:
+            self._history.start(_scalars(self.training.measured()))  # saved where nothing was rendered
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and deepcopy: how it was made and where it stands, not the data set."""
@@ -274,8 +279,8 @@ class MinibatchEnv(QanEnv):
     """
 
 
-def _usable(device: str) -> str:
-    """The device, if it is there.
+def _require_usable(device: str) -> None:
+    """Refuse a device that is not there.
 
     Raises:
         ValueError: it is not.
@@ -284,7 +289,6 @@ def _usable(device: str) -> str:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
-    return device
 
 
 def _scalars(info: Info) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Files that are whole or not there, and the one file format for tensors: safetensors with JSON beside them."""
 
+import hashlib
 import json
 import os
 import tempfile
@@ -14,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 _METADATA = "qan_gym"
+_CHECKSUM = "sha256"
 
 
 @contextmanager
@@ -43,11 +45,11 @@ def save_arrays(path: str | os.PathLike[str], arrays: dict[str, NDArray[Any]], m
     """Write named arrays and JSON-able metadata to one safetensors file, atomically."""
     with write_aside(path) as aside:
         contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        save_file(contiguous, aside, metadata={_METADATA: json.dumps(metadata)})
+        save_file(contiguous, aside, metadata={_METADATA: json.dumps(metadata), _CHECKSUM: _checksum(contiguous)})
 
 
 def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Read what `save_arrays` wrote. Nothing in the file is executed.
+    """Read what `save_arrays` wrote, or another safetensors file, whose metadata are empty. Nothing in the file is executed.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -58,8 +60,15 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], 
         raise FileNotFoundError(f"{path}: there is no such file")
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata = json.loads((file.metadata() or {})[_METADATA])
+            header = file.metadata() or {}
+            metadata = json.loads(header.get(_METADATA, "{}"))
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not a whole file written by qan-gym ({error})") from error
+        raise ValueError(f"{path}: damaged, or not a safetensors file with a state or weights ({error})") from error
+    if _CHECKSUM in header and header[_CHECKSUM] != _checksum(arrays):
+        raise ValueError(f"{path}: damaged: the checksum of the state or weights in it is wrong")
     return arrays, metadata
+
+
+def _checksum(arrays: dict[str, NDArray[Any]]) -> str:
+    return hashlib.sha256(b"".join(arrays[name].tobytes() for name in sorted(arrays))).hexdigest()

@@ -10,6 +10,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -47,14 +48,16 @@ def resolve_reference(config: TaskConfig) -> Params | None:
 def baseline_config(config: TaskConfig) -> TaskConfig:
     """The baseline run of a game: its training at the initial learning rate, without help."""
     kept = {name: getattr(config, name) for name in DEPENDS_ON}
-    return replace(TaskConfig(), **kept, meta_momentum=None, reference=None)
+    rate = config.learning_rate
+    bounds = {"learning_rate_min": rate, "learning_rate_max": rate}
+    return replace(TaskConfig(), **kept, **bounds, meta_momentum=None, reference=None)
 
 
 def reference_name(config: TaskConfig) -> str:
     """The file name of a game's pretrained weights, with a hash of everything they depend on."""
     settings = {name: getattr(config, name) for name in DEPENDS_ON}
     settings["dataset"] = load_dataset(config.dataset).fingerprint  # what is in it, not what it is called
-    settings |= {"seed": SEED, "format": FORMAT}
+    settings |= {"learning_rate": float(config.learning_rate), "seed": SEED, "format": FORMAT}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     return f"{config.network}-{digest}.safetensors"
 
@@ -72,8 +75,10 @@ def make_reference(config: TaskConfig, folder: Path | None = None) -> Params:
     keep = torch.tensor([KEEP])
     for _ in tqdm(range(training.budget), desc="reference weights", unit="batch", dynamic_ncols=True):
         transition = training.step(keep)
-    if transition.terminated.any():
-        raise ValueError(f"the baseline run of {config.dataset} diverged: lower learning_rate or set reference=None")
+        if transition.terminated.any():
+            raise ValueError(
+                f"the baseline run of {config.dataset} diverged: lower learning_rate or set reference=None"
+            )
     path = (folder or data_root() / "references") / reference_name(config)
     weights = {name: value[0] for name, value in training.params.items()}
     scores = {name: float(value[0]) for name, value in {**transition.info, **transition.test}.items()}
@@ -96,4 +101,6 @@ def load_reference(path: Path, config: TaskConfig) -> Params:
         raise ValueError(f"{path}: not weights of {config.network}: it holds {found}, not {wanted}")
     if any(array.dtype != "float32" for array in arrays.values()):
         raise ValueError(f"{path}: reference weights must be float32")
+    if not all(np.isfinite(array).all() for array in arrays.values()):
+        raise ValueError(f"{path}: reference weights must be finite")
     return {name: torch.from_numpy(array) for name, array in arrays.items()}

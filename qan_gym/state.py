@@ -33,7 +33,10 @@ class State:
             FileNotFoundError: there is no such file.
             ValueError: the file is damaged or was written by something else.
         """
-        return cls(*load_arrays(path))
+        arrays, metadata = load_arrays(path)
+        if not {"config", "phase", "np_random"} <= metadata.keys():
+            raise ValueError(f"{path}: not a state written by qan-gym")
+        return cls(arrays, metadata)
 
     def require(self, name: str, mine: Any) -> None:
         """Refuse a state of another game.

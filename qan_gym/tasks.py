@@ -45,6 +45,9 @@ class TaskConfig:
     distillation: float = 0.0  # weight of the soft-target term
 
     def __post_init__(self) -> None:
+        for name in ("dataset", "network", "optimizer", "reward"):
+            _check(self, name, isinstance(getattr(self, name), str), "text")
+        _check(self, "reference", self.reference is None or isinstance(self.reference, str), "text or None")
         _require(self, "game", ("lr", "minibatch"))
         _require(self, "action_scale", ("additive", "multiplicative"))
         _require(self, "observation", ("screen", "filters"))

@@ -200,7 +200,7 @@ class Training:
             self.learning_rate = next_learning_rate(self.learning_rate, actions, self.config)
         else:
             self.window = torch.cat([self.window[:, 1:], actions[:, None]], dim=1)
-        self.last_action = actions.to(torch.float32)
+        self.last_action = actions.to(torch.float32, copy=True)  # the caller's tensor is the caller's
 
     def _train_on_batch(self, number: int) -> Tensor:
         """Batch, gradient, update, pull; returns the loss (N,) before the update."""
@@ -235,10 +235,10 @@ class Training:
         return self.batch // self.sampler.batches_per_epoch
 
     def _is_finite(self) -> Tensor:
-        """Whether the loss and every weight of a run are finite, (N,); weights summing to over 1e38 count as not."""
-        # A sum is finite only if all its terms are, and is ten times faster than asking each of them.
-        sums = [value.flatten(1).sum(dim=1) for value in self.params.values()]
-        return torch.stack([self.loss, *sums]).isfinite().all(dim=0)
+        """Whether the loss and every weight of a run are finite, (N,)."""
+        # The largest weight is finite only if all are, and is found faster than asking each of them.
+        largest = [torch.linalg.vector_norm(value.flatten(1), ord=torch.inf, dim=1) for value in self.params.values()]
+        return torch.stack([self.loss, *largest]).isfinite().all(dim=0)
 
     def _evaluate(self, rows: Tensor, split: str) -> tuple[Tensor, Tensor]:
         params = {name: value[rows] for name, value in self.params.items()}
@@ -277,19 +277,20 @@ class Training:
             scores = torch.stack([rate, share, safe_log(self.smoothed), change, self.last_action], dim=1)  # (N, 5)
         return observation.observe(self.params[self.network.shown], scores, self.screen_shape[1])
 
-    def _info(self, diverged: Tensor, success: Tensor, terms: Info) -> Info:
+    def measured(self) -> Info:
+        """Where the runs stand, by name, (N,) each, copies."""
         return {
             "learning_rate": self.learning_rate.clone(),
             "loss": self.loss.clone(),
             "smoothed_loss": self.smoothed.clone(),
             "epoch": self._epoch(),
             "batch": self.batch.clone(),
-            "diverged": diverged,
-            "is_success": success,
-            **terms,
             "validation_loss": self.validation_loss.clone(),
             "validation_accuracy": self.validation_accuracy.clone(),
         }
+
+    def _info(self, diverged: Tensor, success: Tensor, terms: Info) -> Info:
+        return {**self.measured(), "diverged": diverged, "is_success": success, **terms}
 
     # --- save and restore -------------------------------------------------------------------------------------------
 
