@@ -302,12 +302,12 @@ def _load_mnist() -> Arrays:
     if not all(path.is_file() for path in mnist_files(root)):
         download_mnist(root)
     verify_mnist(root)
-    x_train, y_train, x_test, y_test = map(str, mnist_files(root))  # what was verified, and nothing else
+    raw = root / "MNIST" / "raw"  # the files that were verified, and no others
     return {
-        "x_train": read_image_file(x_train).numpy(),  # (60000, 28, 28)
-        "y_train": read_label_file(y_train).numpy(),
-        "x_test": read_image_file(x_test).numpy(),  # (10000, 28, 28)
-        "y_test": read_label_file(y_test).numpy(),
+        "x_train": read_image_file(str(raw / "train-images-idx3-ubyte")).numpy(),  # (60000, 28, 28)
+        "y_train": read_label_file(str(raw / "train-labels-idx1-ubyte")).numpy(),
+        "x_test": read_image_file(str(raw / "t10k-images-idx3-ubyte")).numpy(),  # (10000, 28, 28)
+        "y_test": read_label_file(str(raw / "t10k-labels-idx1-ubyte")).numpy(),
     }
 
 

@@ -49,7 +49,7 @@ def save_arrays(path: str | os.PathLike[str], arrays: dict[str, NDArray[Any]], m
 
 
 def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Read what `save_arrays` wrote, or another safetensors file, whose metadata are empty. Nothing in the file is executed.
+    """Read what `save_arrays` wrote, or any safetensors file (with empty metadata). Nothing in it is executed.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -49,8 +49,8 @@ def baseline_config(config: TaskConfig) -> TaskConfig:
     """The baseline run of a game: its training at the initial learning rate, without help."""
     kept = {name: getattr(config, name) for name in DEPENDS_ON}
     rate = config.learning_rate
-    bounds = {"learning_rate_min": rate, "learning_rate_max": rate}
-    return replace(TaskConfig(), **kept, **bounds, meta_momentum=None, reference=None)
+    alone = TaskConfig(meta_momentum=None, reference=None)
+    return replace(alone, **kept, learning_rate_min=rate, learning_rate_max=rate)
 
 
 def reference_name(config: TaskConfig) -> str:
