@@ -63,10 +63,9 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
             if name not in RESET_OPTIONS or value not in RESET_OPTIONS[name]:
                 raise ValueError(f"unknown reset option {name}={value!r}; there are {RESET_OPTIONS}")
         super().reset(seed=seed)
-        episode_seed = torch.tensor([int(self.np_random.integers(2**63))], device=self.training.device)
+        episode_seed = np.array([self.np_random.integers(2**63)])
         shuffled = (options or {}).get("sampler") == "shuffled"
-        mask = torch.ones(1, dtype=torch.bool, device=self.training.device)
-        screen, info = self.training.reset(mask, episode_seed, shuffled)
+        screen, info = self.training.reset(np.ones(1, np.bool_), episode_seed, shuffled)
         self._phase = "playing"
         scalars = _scalars(info)
         if self.render_mode is not None:

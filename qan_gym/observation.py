@@ -37,7 +37,8 @@ def observe(filters: Tensor, scores: Tensor | None, columns: int) -> Tensor:
         (N, rows * columns) float32, finite, within +-LIMIT, not a number where a weight is not one shown as 0.
     """
     rows = filters.flatten(2)  # (N, F, weights per filter)
-    rows = F.pad(rows, (0, columns - rows.shape[2]))
+    if rows.shape[2] < columns:
+        rows = F.pad(rows, (0, columns - rows.shape[2]))
     if scores is not None:
         line = F.pad(scores.to(rows.dtype), (0, columns - scores.shape[1]))  # (N, columns)
         rows = torch.cat([rows, line[:, None]], dim=1)  # (N, F + 1, columns)

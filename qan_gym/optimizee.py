@@ -1,7 +1,6 @@
 """N networks as stacked parameters: forward, loss, gradients, update.
 
-The parameters of N networks of one kind are a dict of tensors with a leading axis N. Convolutions of N networks are
-one convolution with N groups, linear layers one batched matrix product; for N = 1 both are the plain operations.
+The parameters of N networks of one kind are a dict of tensors with a leading axis N.
 """
 
 import math
@@ -13,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qan_gym import streams
+from qan_gym.layers import ConvMaxPoolTanh, linear
 
 Params = dict[str, Tensor]  # name -> (N, *shape)
 
-EVALUATION_BATCH = 500  # images; a larger one only costs memory
+EVALUATION_BATCH = 20  # images that a network is given at once when it is measured
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,32 @@ class Network:
     def weights(self) -> list[str]:
         """The names of the weight tensors, biases left out."""
         return [name for name in self.shapes if name.endswith(".weight")]
+
+    def size(self) -> int:
+        """Numbers that the parameters of one network take in memory, the gaps between them counted in."""
+        return sum(map(_room, self.shapes.values()))
+
+    def views(self, memory: Tensor) -> Params:
+        """The parameters of N networks as views of (N, size()) memory.
+
+        They lie there as layers want them: the outputs of a layer last, before them the input channels.
+        """
+        params, start = {}, 0
+        for name, shape in self.shapes.items():
+            value = memory[:, start : start + math.prod(shape)]
+            if len(shape) == 4:
+                filters, channels, height, width = shape
+                value = value.unflatten(1, (height, width, channels, filters)).permute(0, 4, 3, 1, 2)
+            elif len(shape) == 2:
+                value = value.unflatten(1, shape[::-1]).transpose(1, 2)
+            params[name] = value  # (N, *shape)
+            start += _room(shape)
+        return params
+
+
+def _room(shape: tuple[int, ...]) -> int:
+    """Numbers from one parameter to the next, so that each begins on a boundary of 64 bytes."""
+    return -(-math.prod(shape) // 16) * 16
 
 
 NetworkBuilder = Callable[[tuple[int, int, int], int], Network]
@@ -70,30 +96,6 @@ def build_network(name: str, image_shape: tuple[int, int, int], n_classes: int) 
     return NETWORKS[name](image_shape, n_classes)
 
 
-# --- layers of N networks -------------------------------------------------------------------------------------------
-
-
-def conv2d(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """N convolutions as one with N groups.
-
-    Args:
-        images: (B, N * C, H, W): the channels of network i are block i.
-        weight: (N, O, C, h, w).
-        bias: (N, O).
-
-    Returns:
-        (B, N * O, H - h + 1, W - w + 1).
-    """
-    return F.conv2d(images, weight.flatten(0, 1), bias.flatten(), groups=len(weight))
-
-
-def linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """N linear layers: inputs (N, B, I), weight (N, O, I), bias (N, O) -> (N, B, O)."""
-    if len(weight) == 1:  # the plain product is faster than a batched one of one
-        return F.linear(inputs[0], weight[0], bias[0])[None]
-    return torch.baddbmm(bias[:, None], inputs, weight.transpose(1, 2))
-
-
 # --- mnist-cnn ------------------------------------------------------------------------------------------------------
 
 
@@ -116,20 +118,16 @@ def mnist_cnn(image_shape: tuple[int, int, int], n_classes: int) -> Network:
         "linear2.weight": (n_classes, 200),
         "linear2.bias": (n_classes,),
     }
-    return Network((channels, height, width), shapes, _mnist_cnn_forward, shown="conv1.weight")
+    features1 = ConvMaxPoolTanh(kernel_size=5, pool_size=3)
+    features2 = ConvMaxPoolTanh(kernel_size=5, pool_size=2)
 
+    def forward(params: Params, images: Tensor) -> Tensor:
+        x = features1(images, params["conv1.weight"], params["conv1.bias"])  # (N, B, 32, 9, 9)
+        x = features2(x, params["conv2.weight"], params["conv2.bias"])  # (N, B, 64, 2, 2)
+        x = linear(x.flatten(2), params["linear1.weight"], params["linear1.bias"]).tanh()  # (N, B, 200)
+        return linear(x, params["linear2.weight"], params["linear2.bias"])  # (N, B, K)
 
-def _mnist_cnn_forward(params: Params, images: Tensor) -> Tensor:
-    num_runs, batch_size = images.shape[:2]
-    x = images.transpose(0, 1).flatten(1, 2)  # (B, N * C, 32, 32)
-    # tanh is monotonic, so pooling before it gives the same values from a fraction of the tanhs.
-    x = conv2d(x, params["conv1.weight"], params["conv1.bias"])  # (B, N * 32, 28, 28)
-    x = F.max_pool2d(x, 3).tanh()  # (B, N * 32, 9, 9)
-    x = conv2d(x, params["conv2.weight"], params["conv2.bias"])  # (B, N * 64, 5, 5)
-    x = F.max_pool2d(x, 2).tanh()  # (B, N * 64, 2, 2)
-    x = x.reshape(batch_size, num_runs, -1).transpose(0, 1)  # (N, B, 256)
-    x = linear(x, params["linear1.weight"], params["linear1.bias"]).tanh()  # (N, B, 200)
-    return linear(x, params["linear2.weight"], params["linear2.bias"])  # (N, B, K)
+    return Network((channels, height, width), shapes, forward, shown="conv1.weight")
 
 
 NETWORKS: dict[str, NetworkBuilder] = {"mnist-cnn": mnist_cnn}
@@ -154,8 +152,19 @@ def initial_params(network: Network, seeds: Tensor) -> Params:
     return params
 
 
+def leaves(params: Params) -> Params:
+    """The same parameters, in the same memory, as tensors that gradients are taken for."""
+    return {name: value.detach().requires_grad_() for name, value in params.items()}
+
+
 def loss_and_gradients(
-    network: Network, params: Params, images: Tensor, labels: Tensor, soft_targets: Tensor | None, weight: Tensor | None
+    network: Network,
+    params: Params,
+    images: Tensor,
+    labels: Tensor,
+    soft_targets: Tensor | None,
+    weight: Tensor | None,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Params]:
     """Cross-entropy of N mini-batches and its gradients, with soft targets if given.
 
@@ -164,27 +173,32 @@ def loss_and_gradients(
 
     Args:
         network: the kind.
-        params: N networks.
+        params: N networks, leaves that require gradients (see `leaves`).
         images: (N, B, C, H, W) float32.
         labels: (N, B) int64.
         soft_targets: (N, B, K) probabilities, or None.
         weight: (N,) of the soft-target term; used with `soft_targets`.
+        dtype: that the network computes in; the loss, the parameters and their gradients are float32 in any case.
 
     Returns:
         The loss (N,), detached, and the gradients, shaped like the parameters.
     """
-    leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
     with torch.enable_grad():
-        logits = network.forward(leaves, images)  # (N, B, K)
-        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-        loss = loss.view(labels.shape).mean(dim=1)  # (N,)
-        objective = loss
-        if soft_targets is not None and weight is not None:
-            soft = -(soft_targets * logits.log_softmax(dim=2)).sum(dim=2).mean(dim=1)  # (N,)
-            objective = loss + weight * soft
-        # The networks share nothing, so the gradient of the sum is every network's own gradient.
-        gradients = torch.autograd.grad(objective.sum(), list(leaves.values()))
-    return loss.detach(), dict(zip(leaves, gradients, strict=True))
+        if dtype == torch.float32:
+            logits = network.forward(params, images)  # (N, B, K)
+        else:
+            cast = {name: value.to(dtype) for name, value in params.items()}
+            logits = network.forward(cast, images.to(dtype)).to(torch.float32)
+    log_likelihood = logits.detach().log_softmax(dim=2)  # (N, B, K)
+    loss = -log_likelihood.gather(2, labels[..., None]).mean(dim=(1, 2))  # (N,)
+    # The gradient of cross-entropy with regard to the logits is softmax - targets: written out, it is faster.
+    likelihood = log_likelihood.exp()
+    minus_one = likelihood.new_full((1, 1, 1), -1.0).expand(*labels.shape, 1)
+    d_logits = likelihood.scatter_add(2, labels[..., None], minus_one)
+    if soft_targets is not None and weight is not None:
+        d_logits += per_run(weight, d_logits) * (likelihood - soft_targets)
+    gradients = torch.autograd.grad(logits, list(params.values()), d_logits / labels.shape[1])
+    return loss, dict(zip(params, gradients, strict=True))
 
 
 def sgd(params: Params, gradients: Params, learning_rate: Tensor) -> None:
@@ -215,10 +229,10 @@ def evaluate(network: Network, params: Params, images: Tensor, labels: Tensor) -
         Loss (N,) and accuracy (N,) in [0, 1], float32.
     """
     num_runs = len(params[network.shown])
-    loss = correct = torch.zeros(num_runs, device=labels.device)
+    total = correct = torch.zeros(num_runs, device=labels.device)
     for some, targets in zip(images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True):
         logits = network.forward(params, some.expand(num_runs, *some.shape))  # (N, B, K)
-        log_likelihood = logits.log_softmax(dim=2)[:, torch.arange(len(targets)), targets]  # (N, B)
-        loss = loss - log_likelihood.sum(dim=1)
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.repeat(num_runs), reduction="none")  # (N * B,)
+        total = total + losses.view(num_runs, -1).sum(dim=1)
         correct = correct + (logits.argmax(dim=2) == targets).sum(dim=1)
-    return loss / len(labels), correct / len(labels)
+    return total / len(labels), correct / len(labels)

@@ -71,7 +71,7 @@ def make_reference(config: TaskConfig, folder: Path | None = None) -> Params:
     """
     baseline = baseline_config(config)
     training = Training(baseline, reference=None)
-    training.reset(torch.ones(1, dtype=torch.bool), torch.tensor([SEED]))
+    training.reset(np.ones(1, np.bool_), np.array([SEED]))
     keep = torch.tensor([KEEP])
     for _ in tqdm(range(training.budget), desc="reference weights", unit="batch", dynamic_ncols=True):
         transition = training.step(keep)

@@ -83,8 +83,9 @@ class Sampler:
             epoch: (M,) int64, the epoch that begins.
         """
         order = streams.permutation(seeds, streams.ORDER, epoch, len(self.labels))  # (M, n)
-        by_class = self.labels[order].argsort(dim=1, stable=True)  # (M, n) positions, sorted by class
-        order = torch.where(self.by_class[rows, None], order.gather(1, by_class), order)
+        if self.by_class[rows].any():
+            by_class = self.labels[order].argsort(dim=1, stable=True)  # (M, n) positions, sorted by class
+            order = torch.where(self.by_class[rows, None], order.gather(1, by_class), order)
         self.order[rows] = order.to(torch.int32)
         self.used[rows] = 0
 

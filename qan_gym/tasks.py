@@ -24,6 +24,7 @@ class TaskConfig:
     learning_rate: float = 0.05  # at the start of an episode
     batch_size: int = 10  # images
     epochs: int = 20  # the budget
+    precision: str = "float32"  # of the network's arithmetic: "float32", "tf32" (CUDA only) or "bf16"
 
     # The actions.
     batches_per_action: int = 1
@@ -51,6 +52,7 @@ class TaskConfig:
         _require(self, "game", ("lr", "minibatch"))
         _require(self, "action_scale", ("additive", "multiplicative"))
         _require(self, "observation", ("screen", "filters"))
+        _require(self, "precision", ("float32", "tf32", "bf16"))
         for name in ("batch_size", "epochs", "batches_per_action"):
             _check(self, name, _is_int(getattr(self, name)) and getattr(self, name) >= 1, "an integer of at least 1")
         _check(self, "pull_epochs", _is_int(self.pull_epochs) and self.pull_epochs >= 0, "an integer of at least 0")

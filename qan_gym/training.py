@@ -1,54 +1,85 @@
 """The core: N training runs in lock-step. The order of a step is written here, and only here."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qan_gym import meta_momentum, observation
 from qan_gym.actions import next_learning_rate
+from qan_gym.cuda_graph import CapturedGraph
 from qan_gym.data import load_dataset, on_device
 from qan_gym.optimizee import (
+    EVALUATION_BATCH,
     OPTIMIZERS,
     Params,
     build_network,
     evaluate,
     initial_params,
+    leaves,
     loss_and_gradients,
 )
+from qan_gym.precision import Precision
 from qan_gym.reward import REWARDS, Measurement, reward_terms, safe_log
 from qan_gym.sampling import MEMORY, Sampler
 from qan_gym.tasks import TaskConfig
 
 SMOOTHING_IMAGES = 500  # the running mean of the losses remembers about so many images
+CPU_BLOCK = 16  # runs that go through a gradient together on CPU: as many as keep near the processor
 LOSS_LIMIT = 1e6  # stands for a loss that is larger, or not a number
 
 Info = dict[str, Tensor]  # name -> (N,)
+Flags = NDArray[np.bool_]  # (N,), on the host
 
 
 @dataclass(frozen=True)
 class Transition:
-    """What a step gives back; every tensor has the leading axis N and is finite.
+    """What a step gives back; everything has the leading axis N and is finite. The info is valid until the next step.
 
     Attributes:
         observation: (N, rows * columns) float32.
         reward: (N,) float32.
-        terminated: (N,) bool, diverged or target reached.
-        truncated: (N,) bool, budget spent.
+        terminated: (N,) bool, on the host: diverged or target reached.
+        truncated: (N,) bool, on the host: budget spent.
         info: scalars by name, the same at every step.
         test: test_loss and test_accuracy, (N,), where some run has ended (0 for the others); else empty.
     """
 
     observation: Tensor
     reward: Tensor
-    terminated: Tensor
-    truncated: Tensor
+    terminated: Flags
+    truncated: Flags
     info: Info
     test: Info
 
 
+class Measured(NamedTuple):
+    """The second half of a step: observation (N, rows * columns), and the reward's terms by name, (N,) each."""
+
+    observation: Tensor
+    terms: Info
+
+
+@dataclass(frozen=True)
+class Block:
+    """Runs that go through a gradient together: which ones, their networks and references, all of them views."""
+
+    rows: slice
+    params: Params
+    reference: Params | None
+
+
 class Training:
     """N independent runs of one game, each with its own weights, data order, learning rate and clock.
+
+    The clocks, the seeds and whether an episode is over are the host's: so it knows without asking the device when an
+    epoch begins. Everything else lies on the device and is changed in place, so that on CUDA the two halves of a
+    step, `_play` and `_measure`, are each one captured graph; between them the host reads two flags per run.
 
     Attributes:
         config: the game.
@@ -57,6 +88,7 @@ class Training:
         budget: mini-batches of an episode.
         params: the N networks.
         reference: w*, N networks (rows without one are unused, see `has_reference`), or None.
+        over: the episodes that have ended or not begun.
         batch_indices: (N, batches_per_action, B) int64 into the training split, the last mini-batches.
     """
 
@@ -71,7 +103,7 @@ class Training:
             device: as `torch.device` takes it.
 
         Raises:
-            ValueError: a name in `config` is not registered, or its numbers do not go with the data.
+            ValueError: a name in `config` is not registered, or its numbers do not go with the data or the device.
             FileNotFoundError: the data are not there.
         """
         for kind, name, names in (("optimizer", config.optimizer, OPTIMIZERS), ("reward", config.reward, REWARDS)):
@@ -84,15 +116,20 @@ class Training:
         self.n_classes = dataset.n_classes
         self.num_runs = num_runs
         self.device = torch.device(device)
+        self.precision = Precision(config.precision, self.device)
         self.network = build_network(config.network, (channels, height, width), dataset.n_classes)
         self.data = on_device(dataset, self.network.image_shape, config.train_size, str(device))
         self.sampler = Sampler(self.data.labels["train"], dataset.n_classes, num_runs, config.batch_size)
         self.budget = self._count_budget()
-        self.update = OPTIMIZERS[config.optimizer]
+        self.optimizer = OPTIMIZERS[config.optimizer]
         self.pull, self.pulled = meta_momentum.pull_of(config, self.network)
         self.screen_shape = observation.screen_shape(self.network, config.observation)
         self.smoothing = min(1.0, config.batch_size / SMOOTHING_IMAGES)
         self._allocate(reference)
+        on_cuda = self.device.type == "cuda"
+        self.blocks = self._divide(num_runs if on_cuda else min(num_runs, CPU_BLOCK))
+        self.play: Callable[[], None] = CapturedGraph(self._play) if on_cuda else self._play
+        self.measure: Callable[[], Measured] = CapturedGraph(self._measure) if on_cuda else self._measure
 
     def _count_budget(self) -> int:
         config, size = self.config, len(self.sampler.labels)
@@ -107,58 +144,77 @@ class Training:
 
     def _allocate(self, reference: Params | None) -> None:
         n, config, device = self.num_runs, self.config, self.device
-        shapes = self.network.shapes
-        self.params: Params = {name: torch.zeros(n, *shape, device=device) for name, shape in shapes.items()}
+        self.seeds = np.zeros(n, np.int64)
+        self.batch = np.zeros(n, np.int64)  # mini-batches done
+        self.over: Flags = np.ones(n, np.bool_)
+        self.memory = torch.zeros(n, self.network.size(), device=device)
+        self.params = self.network.views(self.memory)
         self.reference: Params | None = None
         if reference is not None:
-            self.reference = {name: reference[name].to(device).expand(n, *shape) for name, shape in shapes.items()}
+            one = self.network.views(torch.zeros(1, self.network.size(), device=device))
+            self.reference = {name: one[name].copy_(reference[name]).expand_as(self.params[name]) for name in one}
         elif config.reference == "previous":
-            self.reference = {name: torch.zeros_like(value) for name, value in self.params.items()}
+            self.reference = self.network.views(torch.zeros_like(self.memory))
         self.has_reference = torch.full((n,), reference is not None, device=device)
-        self.seeds = torch.zeros(n, dtype=torch.int64, device=device)
-        self.batch = torch.zeros(n, dtype=torch.int64, device=device)  # mini-batches done
+        self.clock = torch.zeros(n, dtype=torch.int64, device=device)  # the device's copy of `batch`
+        self.action = torch.zeros(n, dtype=torch.float32 if config.continuous else torch.int64, device=device)
         self.learning_rate = torch.zeros(n, dtype=torch.float64, device=device)
         self.window = torch.zeros(n, MEMORY, dtype=torch.int64, device=device)  # of the roulette, the newest last
         self.last_action = torch.zeros(n, device=device)
-        self.loss = torch.zeros(n, device=device)
-        self.smoothed = torch.zeros(n, device=device)
+        self.smoothed_before = torch.zeros(n, device=device)  # the last action
+        self.levels = torch.zeros(2, n, device=device)
+        self.loss, self.smoothed = self.levels
         self.validation_loss = torch.zeros(n, device=device)
         self.validation_accuracy = torch.zeros(n, device=device)
+        self.flags = torch.zeros(2, n, dtype=torch.bool, device=device)
+        self.diverged, self.success = self.flags
+        self.ended = torch.zeros(n, dtype=torch.bool, device=device)
         size = (n, config.batches_per_action, config.batch_size)
         self.batch_indices = torch.zeros(size, dtype=torch.int64, device=device)
+
+    def _divide(self, size: int) -> list[Block]:
+        blocks = []
+        for start in range(0, self.num_runs, size):
+            rows = slice(start, start + size)
+            reference = self.reference and {name: value[rows] for name, value in self.reference.items()}
+            blocks.append(Block(rows, leaves({name: value[rows] for name, value in self.params.items()}), reference))
+        return blocks
 
     # --- reset ------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def reset(self, mask: Tensor, seeds: Tensor, shuffled: bool = False) -> tuple[Tensor, Info]:
+    def reset(self, mask: Flags, seeds: NDArray[np.int64], shuffled: bool = False) -> tuple[Tensor, Info]:
         """Begin new episodes.
 
         Args:
-            mask: (N,) bool, which runs begin anew.
-            seeds: (N,) int64; an episode depends on its seed (and its actions, and the last episode's weights with
+            mask: which runs begin anew; the first time all of them.
+            seeds: (N,); an episode depends on its seed (and its actions, and the last episode's weights with
                 reference="previous") and nothing else.
             shuffled: in the mini-batch game, ignore the roulette and visit the data as shuffled SGD does.
 
         Returns:
             The observations (N, rows * columns) and infos of all runs.
         """
-        rows = mask.nonzero().squeeze(1)  # (M,)
-        for name, value in initial_params(self.network, seeds[rows]).items():
+        self.seeds[mask] = seeds[mask]
+        self.batch[mask] = 0
+        self.over[mask] = False
+        self.clock.copy_(torch.from_numpy(self.batch))
+        rows = self._rows(mask)  # (M,)
+        for name, value in initial_params(self.network, torch.from_numpy(seeds[mask]).to(self.device)).items():
             self.params[name][rows] = value
-        self.seeds[rows] = seeds[rows]
-        self.batch[rows] = 0
         self.learning_rate[rows] = self.config.learning_rate
         self.window[rows] = 0
         self.last_action[rows] = observation.NO_ACTION
         self.batch_indices[rows] = 0
         self.sampler.by_class[rows] = self.config.game == "minibatch" and not shuffled
-        self._validate(rows)
-        self.loss[rows] = self.validation_loss[rows]
-        self.smoothed[rows] = self.validation_loss[rows]
-        nothing = torch.zeros(self.num_runs, dtype=torch.bool, device=self.device)
-        terms = reward_terms(self.config.reward, self._measurement(self.smoothed, nothing), nothing)
-        terms = {name: torch.zeros_like(value) for name, value in terms.items()}
-        return self._observe(self.smoothed), self._info(nothing, nothing, terms)
+        self._validate(mask)
+        for level in (self.loss, self.smoothed_before, self.smoothed):
+            level[rows] = self.validation_loss[rows]
+        for flag in (self.diverged, self.success, self.ended):
+            flag[rows] = False
+        measured = self._measure()
+        terms = {name: value.index_fill(0, rows, 0.0) for name, value in measured.terms.items()}
+        return measured.observation, {**self.measured(), **terms}
 
     # --- step -------------------------------------------------------------------------------------------------------
 
@@ -166,147 +222,188 @@ class Training:
     def step(self, actions: Tensor) -> Transition:
         """One action of every run: the action, then its mini-batches, then what is measured.
 
+        A run whose episode is over is carried along; what is returned for it means nothing until it is reset.
+
         Args:
-            actions: (N,) int64, or float in [-1, 1] where the game is continuous.
+            actions: (N,) int64, or float in [-1, 1] where the game is continuous; on the host or the device.
         """
-        smoothed_before = self.smoothed.clone()
-        epoch_before = self._epoch()
-        self._act(actions)
-        losses = [self._train_on_batch(number) for number in range(self.config.batches_per_action)]
-        self.loss = torch.stack(losses).mean(dim=0)
+        count, per_epoch = self.config.batches_per_action, self.sampler.batches_per_epoch
+        self.action.copy_(actions)
+        ahead = np.arange(count)[:, None]
+        begins = (self.batch + ahead) % per_epoch == 0  # (count, N), an epoch
+        if begins[1:].any():
+            self._play(begins)
+        else:
+            self._start_epochs(begins[0], 0)
+            self.play()
+        epoch_before = self.batch // per_epoch
+        self.batch += count
 
-        diverged = ~self._is_finite()
-        self.loss, self.smoothed = _bounded(self.loss), _bounded(self.smoothed)
-        success = torch.zeros_like(diverged)
-        if self.config.target_loss is not None:
-            success = ~diverged & (self.smoothed <= self.config.target_loss)
-        terminated = diverged | success
-        truncated = ~terminated & (self.batch >= self.budget)
+        diverged, success = self.flags.cpu().numpy().copy()  # here the host waits for the device
+        terminated = (diverged | success) & ~self.over
+        truncated = (self.batch >= self.budget) & ~(diverged | success | self.over)
         ended = terminated | truncated
-        self._validate((ended | (self._epoch() > epoch_before)).nonzero().squeeze(1))
-
-        terms = reward_terms(self.config.reward, self._measurement(smoothed_before, ended), diverged)
+        self._validate(ended | ((self.batch // per_epoch > epoch_before) & ~self.over))
+        self.over |= ended
+        self.ended.copy_(torch.from_numpy(ended))
+        test = self._finish(ended, ended & ~diverged)
+        measured = self.measure()
         return Transition(
-            observation=self._observe(smoothed_before),
-            reward=torch.stack(list(terms.values())).sum(dim=0),
+            observation=measured.observation,
+            reward=reduce(torch.add, measured.terms.values()),
             terminated=terminated,
             truncated=truncated,
-            info=self._info(diverged, success, terms),
-            test=self._finish(ended, diverged),
+            info={**self.measured(), **measured.terms},
+            test=test,
         )
 
-    def _act(self, actions: Tensor) -> None:
+    def _rows(self, mask: Flags) -> Tensor:
+        """Which rows a mask names, (M,), on the device."""
+        return torch.from_numpy(np.flatnonzero(mask)).to(self.device)
+
+    def _start_epochs(self, begins: Flags, ahead: int) -> None:
+        """New orders for the runs that begin an epoch with the batch so many ahead."""
+        if begins.any():
+            epoch = (self.batch[begins] + ahead) // self.sampler.batches_per_epoch
+            seeds, epochs = (torch.from_numpy(value).to(self.device) for value in (self.seeds[begins], epoch))
+            self.sampler.start_epoch(self._rows(begins), seeds, epochs)
+
+    def _play(self, begins: Flags | None = None) -> None:
+        """The action and its mini-batches; begins: (batches_per_action, N), where epochs begin, unless that is done."""
+        self.smoothed_before.copy_(self.smoothed)
         if self.config.game == "lr":
-            self.learning_rate = next_learning_rate(self.learning_rate, actions, self.config)
+            self.learning_rate.copy_(next_learning_rate(self.learning_rate, self.action, self.config))
         else:
-            self.window = torch.cat([self.window[:, 1:], actions[:, None]], dim=1)
-        self.last_action = actions.to(torch.float32, copy=True)  # the caller's tensor is the caller's
+            self.window.copy_(torch.cat([self.window[:, 1:], self.action[:, None]], dim=1))
+        self.last_action.copy_(self.action)
+        losses = []
+        for number in range(self.config.batches_per_action):
+            if begins is not None:
+                self._start_epochs(begins[number], number)
+            losses.append(self._train_on_batch(number))
+        self.loss.copy_(torch.stack(losses).mean(dim=0))
+        total = self.memory.sum(dim=1, dtype=torch.float64) + self.loss  # finite exactly if every term is
+        torch.ne(total - total, 0, out=self.diverged)  # infinity minus infinity is not a number, which is not 0
+        _bound(self.levels)
+        if self.config.target_loss is not None:
+            self.success.copy_(~self.diverged & (self.smoothed <= self.config.target_loss))
 
     def _train_on_batch(self, number: int) -> Tensor:
         """Batch, gradient, update, pull; returns the loss (N,) before the update."""
-        in_epoch = self.batch % self.sampler.batches_per_epoch
-        rows = (in_epoch == 0).nonzero().squeeze(1)
-        if len(rows) > 0:
-            self.sampler.start_epoch(rows, self.seeds[rows], self._epoch()[rows])
-        indices = self.sampler.draw(in_epoch, self.window if self.config.game == "minibatch" else None)  # (N, B)
+        per_epoch = self.sampler.batches_per_epoch
+        window = self.window if self.config.game == "minibatch" else None
+        indices = self.sampler.draw(self.clock % per_epoch, window)  # (N, B)
         self.batch_indices[:, number] = indices
-        images = self.data.normalise(self.data.images["train"][indices])  # (N, B, C, H, W)
-        labels = self.data.labels["train"][indices]
-        soft_targets, weight = self._soft_targets(images)
-        loss, gradients = loss_and_gradients(self.network, self.params, images, labels, soft_targets, weight)
-        self.update(self.params, gradients, self.learning_rate.to(torch.float32))
-        if self.reference is not None and self.pulled:
-            acts = self.has_reference & (self._epoch() < self.config.pull_epochs)
-            meta_momentum.pull(self.params, self.reference, acts * self.pull, self.pulled)
-        self.smoothed = self.smoothed + self.smoothing * (loss - self.smoothed)
-        self.batch += 1
+        acts = self.has_reference & (self.clock < self.config.pull_epochs * per_epoch)
+        strength, rate = acts * self.pull, self.learning_rate.to(torch.float32)
+        loss = torch.cat([self._update(block, indices[block.rows], rate, strength) for block in self.blocks])
+        self.smoothed.lerp_(loss, self.smoothing)
+        self.clock += 1
         return loss
 
-    def _soft_targets(self, images: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        if self.config.distillation == 0 or self.reference is None:
-            return None, None
-        logits = self.network.forward(self.reference, images)  # (N, B, K)
-        return logits.softmax(dim=2), self.has_reference * self.config.distillation
+    def _update(self, block: Block, indices: Tensor, rate: Tensor, strength: Tensor) -> Tensor:
+        """As `_train_on_batch` for n of the runs; indices (n, B), learning rate and strength of the pull (N,)."""
+        images = self.data.normalise(self.data.images["train"][indices])  # (n, B, C, H, W)
+        labels = self.data.labels["train"][indices]
+        soft_targets = weight = None
+        if self.config.distillation > 0 and block.reference is not None:
+            soft_targets = self.network.forward(block.reference, images).softmax(dim=2)  # (n, B, K)
+            weight = self.has_reference[block.rows] * self.config.distillation
+        with self.precision:
+            loss, gradients = loss_and_gradients(
+                self.network, block.params, images, labels, soft_targets, weight, self.precision.dtype
+            )
+        self.optimizer(block.params, gradients, rate[block.rows])
+        if block.reference is not None:
+            meta_momentum.pull(block.params, block.reference, strength[block.rows], self.pulled)
+        return loss
 
     # --- what is measured -------------------------------------------------------------------------------------------
 
-    def _epoch(self) -> Tensor:
-        """Whole epochs done, (N,)."""
-        return self.batch // self.sampler.batches_per_epoch
-
-    def _is_finite(self) -> Tensor:
-        """Whether the loss and every weight of a run are finite, (N,)."""
-        # The largest weight is finite only if all are, and is found faster than asking each of them.
-        largest = [torch.linalg.vector_norm(value.flatten(1), ord=torch.inf, dim=1) for value in self.params.values()]
-        return torch.stack([self.loss, *largest]).isfinite().all(dim=0)
-
     def _evaluate(self, rows: Tensor, split: str) -> tuple[Tensor, Tensor]:
-        params = {name: value[rows] for name, value in self.params.items()}
-        loss, accuracy = evaluate(self.network, params, *self.data.split(split))
-        return _bounded(loss), accuracy
+        """Loss and accuracy of some runs (M,) on a split; (M,) each."""
+        images, labels = self.data.split(split)
+        # About as many images in a pass as in training, so that it needs no more memory.
+        runs = max(1, self.blocks[0].rows.stop * self.config.batch_size // EVALUATION_BATCH)
+        scores = []
+        for some in rows.split(runs):
+            # Few different numbers of runs, because layers keep memory for each: the last is repeated to a power of 2.
+            padded = some[torch.arange(2 ** (len(some) - 1).bit_length(), device=self.device).clamp(max=len(some) - 1)]
+            params = {name: value[padded] for name, value in self.params.items()}
+            scores.append(evaluate(self.network, params, images, labels))
+        loss, accuracy = (torch.cat(values)[: len(rows)] for values in zip(*scores, strict=True))
+        return _bound(loss), accuracy
 
-    def _validate(self, rows: Tensor) -> None:
-        if len(rows) > 0:
+    def _validate(self, mask: Flags) -> None:
+        if mask.any():
+            rows = self._rows(mask)
             self.validation_loss[rows], self.validation_accuracy[rows] = self._evaluate(rows, "validation")
 
-    def _finish(self, ended: Tensor, diverged: Tensor) -> Info:
-        """The test set, read where an episode is over; and the weights for the next one's reference."""
-        rows = ended.nonzero().squeeze(1)
-        if len(rows) == 0:
+    def _finish(self, ended: Flags, whole: Flags) -> Info:
+        """The test set, read where an episode has ended; and the weights of whole ones for the next one's reference."""
+        if not ended.any():
             return {}
         test = {name: torch.zeros_like(self.loss) for name in ("test_loss", "test_accuracy")}
+        rows = self._rows(ended)
         test["test_loss"][rows], test["test_accuracy"][rows] = self._evaluate(rows, "test")
         if self.config.reference == "previous" and self.reference is not None:
-            whole = (ended & ~diverged).nonzero().squeeze(1)
+            rows = self._rows(whole)
             for name, value in self.params.items():
-                self.reference[name][whole] = value[whole]
-            self.has_reference[whole] = True
+                self.reference[name][rows] = value[rows]
+            self.has_reference[rows] = True
         return test
 
-    def _measurement(self, smoothed_before: Tensor, ended: Tensor) -> Measurement:
-        return Measurement(
-            self.loss, smoothed_before, self.smoothed, self.validation_loss, self.validation_accuracy, ended
+    def _measure(self) -> Measured:
+        measurement = Measurement(
+            loss=self.loss,
+            smoothed_before=self.smoothed_before,
+            smoothed=self.smoothed,
+            validation_loss=self.validation_loss,
+            validation_accuracy=self.validation_accuracy,
+            ended=self.ended,
         )
-
-    def _observe(self, smoothed_before: Tensor) -> Tensor:
         scores = None
         if self.config.observation == "screen":
-            change = safe_log(self.smoothed) - safe_log(smoothed_before)
-            share = self.batch / self.budget
+            level, before = safe_log(self.smoothed), safe_log(self.smoothed_before)
+            share = self.clock / self.budget
             rate = self.learning_rate.log().to(torch.float32)
-            scores = torch.stack([rate, share, safe_log(self.smoothed), change, self.last_action], dim=1)  # (N, 5)
-        return observation.observe(self.params[self.network.shown], scores, self.screen_shape[1])
+            scores = torch.stack([rate, share, level, level - before, self.last_action], dim=1)  # (N, 5)
+        screen = observation.observe(self.params[self.network.shown], scores, self.screen_shape[1])
+        return Measured(screen, reward_terms(self.config.reward, measurement, self.diverged))
 
     def measured(self) -> Info:
-        """Where the runs stand, by name, (N,) each, copies."""
+        """Where the runs stand, by name, (N,) each; not copies."""
         return {
-            "learning_rate": self.learning_rate.clone(),
-            "loss": self.loss.clone(),
-            "smoothed_loss": self.smoothed.clone(),
-            "epoch": self._epoch(),
-            "batch": self.batch.clone(),
-            "validation_loss": self.validation_loss.clone(),
-            "validation_accuracy": self.validation_accuracy.clone(),
+            "learning_rate": self.learning_rate,
+            "loss": self.loss,
+            "smoothed_loss": self.smoothed,
+            "epoch": self.clock // self.sampler.batches_per_epoch,
+            "batch": self.clock,
+            "validation_loss": self.validation_loss,
+            "validation_accuracy": self.validation_accuracy,
+            "diverged": self.diverged,
+            "is_success": self.success,
         }
-
-    def _info(self, diverged: Tensor, success: Tensor, terms: Info) -> Info:
-        return {**self.measured(), "diverged": diverged, "is_success": success, **terms}
 
     # --- save and restore -------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor that the future depends on, by name; not copies. Random streams are seeds and counters."""
         tensors = {
-            "seeds": self.seeds,
-            "batch": self.batch,
+            "seeds": torch.from_numpy(self.seeds),
+            "batch": torch.from_numpy(self.batch),
+            "over": torch.from_numpy(self.over),
             "learning_rate": self.learning_rate,
             "window": self.window,
             "last_action": self.last_action,
             "loss": self.loss,
+            "smoothed_before": self.smoothed_before,
             "smoothed": self.smoothed,
             "validation_loss": self.validation_loss,
             "validation_accuracy": self.validation_accuracy,
             "batch_indices": self.batch_indices,
+            "diverged": self.diverged,
+            "success": self.success,
             "has_reference": self.has_reference,
             "sampler.order": self.sampler.order,
             "sampler.used": self.sampler.used,
@@ -334,7 +431,9 @@ class Training:
                 )
         for name, value in mine.items():
             value.copy_(tensors[name])
+        self.clock.copy_(torch.from_numpy(self.batch))
 
 
-def _bounded(loss: Tensor) -> Tensor:
-    return loss.nan_to_num(LOSS_LIMIT, LOSS_LIMIT).clamp(max=LOSS_LIMIT)
+def _bound(loss: Tensor) -> Tensor:
+    """In place, and returned: no more than LOSS_LIMIT, which also stands for what is not a number."""
+    return torch.nan_to_num(loss, LOSS_LIMIT, LOSS_LIMIT, out=loss).clamp_(max=LOSS_LIMIT)

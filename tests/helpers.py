@@ -63,5 +63,5 @@ def steps_of(env: gym.Env[Any, Any]) -> Iterator[tuple[Any, ...]]:
 def start(config: TaskConfig, seeds: list[int], reference: dict[str, torch.Tensor] | None = None) -> Training:
     """A core with one run per seed, reset."""
     training = Training(config, reference, num_runs=len(seeds))
-    training.reset(torch.ones(len(seeds), dtype=torch.bool), torch.tensor(seeds))
+    training.reset(np.ones(len(seeds), np.bool_), np.array(seeds))
     return training

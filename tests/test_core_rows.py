@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -79,7 +80,7 @@ def test_row_of_three_equals_the_run_alone(games, kind):
             assert torch.equal(together.batch_indices[row], single.batch_indices[0])
             assert torch.equal(together.sampler.used[row], single.sampler.used[0])
             for name in ("terminated", "truncated"):
-                assert torch.equal(getattr(many, name)[row], getattr(one, name)[0])
+                assert getattr(many, name)[row] == getattr(one, name)[0]
             for name in ("learning_rate", "epoch", "batch", "diverged", "is_success"):
                 assert torch.equal(many.info[name][row], one.info[name][0]), name
             assert many.info.keys() == one.info.keys()
@@ -110,7 +111,7 @@ def test_reset_of_one_row_leaves_the_others_untouched(games, kind):
     for action in actions[:5]:
         together.step(action)
     before = snapshot(together)
-    together.reset(torch.tensor([False, True, False]), torch.tensor([-1, 33, -1]))
+    together.reset(np.array([False, True, False]), np.array([-1, 33, -1]))
     after = snapshot(together)
     for name, value in before.items():
         assert torch.equal(value[[0, 2]], after[name][[0, 2]]), name
@@ -137,7 +138,7 @@ def test_reset_depends_on_the_seed_and_nothing_else(games):
     training = start(games["lr"], [1, 2], some_reference())
     for action in random_actions(games["lr"], 3, 2):
         training.step(action)
-    screen, info = training.reset(torch.tensor([True, True]), torch.tensor([7, 7]))
+    screen, info = training.reset(np.array([True, True]), np.array([7, 7]))
     fresh = start(games["lr"], [7, 8], some_reference())
     assert torch.equal(screen[0], screen[1])
     for name, value in training.params.items():
@@ -151,7 +152,7 @@ def test_the_callers_actions_are_left_alone(games):
     training = start(games["continuous"], SEEDS)
     actions = torch.tensor([0.5, -0.5, 0.25])
     training.step(actions)
-    training.reset(torch.tensor([True, False, False]), torch.tensor([9, 0, 0]))
+    training.reset(np.array([True, False, False]), np.array([9, 0, 0]))
     assert actions.tolist() == [0.5, -0.5, 0.25]
 
 
@@ -159,7 +160,7 @@ def test_an_empty_reset_changes_nothing(games):
     training = start(games["minibatch"], SEEDS, some_reference())
     training.step(torch.tensor([1, 2, 3]))
     before = snapshot(training)
-    training.reset(torch.zeros(3, dtype=torch.bool), torch.zeros(3, dtype=torch.int64))
+    training.reset(np.zeros(3, np.bool_), np.zeros(3, np.int64))
     assert all(torch.equal(value, before[name]) for name, value in training.state().items())
 
 
@@ -171,13 +172,13 @@ def test_a_row_that_diverges_ends_alone(games, kind):
     training.params["conv2.weight"][1, 0, 0, 0, 0] = math.nan
     for number, action in enumerate(random_actions(config, 4, 3)):
         spoilt, usual = training.step(action), witness.step(action)
-        assert spoilt.terminated.tolist() == [False, True, False], number
+        assert spoilt.terminated.tolist() == [False, number == 0, False]  # and is over from then on
         assert spoilt.info["diverged"].tolist() == [False, True, False]
         assert not spoilt.truncated.any()
         assert spoilt.reward[1] == DIVERGENCE_PENALTY
         for value in (spoilt.observation, spoilt.reward, *spoilt.info.values(), *spoilt.test.values()):
             assert value.isfinite().all()
-        assert spoilt.test.keys() == {"test_loss", "test_accuracy"}
+        assert spoilt.test.keys() == ({"test_loss", "test_accuracy"} if number == 0 else set())
         assert torch.equal(spoilt.observation[[0, 2]], usual.observation[[0, 2]])
         assert torch.equal(spoilt.reward[[0, 2]], usual.reward[[0, 2]])
 
@@ -205,7 +206,7 @@ def test_previous_reference_is_each_rows_own(npz):
     keep = torch.tensor([2, 2])
     for _ in range(4):
         training.step(keep)
-    training.reset(torch.tensor([False, True]), torch.tensor([0, 3]))
+    training.reset(np.array([False, True]), np.array([0, 3]))
     for _ in range(4):
         done = training.step(keep)
     assert done.truncated.tolist() == [True, False]
@@ -213,7 +214,7 @@ def test_previous_reference_is_each_rows_own(npz):
     for name, value in training.params.items():
         assert torch.equal(training.reference[name][0], value[0])
     final = {name: value[0].clone() for name, value in training.params.items()}
-    training.reset(torch.tensor([True, False]), torch.tensor([4, 0]))
+    training.reset(np.array([True, False]), np.array([4, 0]))
     training.step(keep)
     alone = start(replace(TaskConfig(), **settings), [4])
     alone.step(keep[:1])

@@ -1,0 +1,40 @@
+"""The arithmetic that a network computes its gradients in. Weights, losses and measurements are float32 in any case."""
+
+from types import TracebackType
+
+import torch
+
+
+class Precision:
+    """A context in which matrix products have one of three precisions, whatever the process is set to.
+
+    float32: IEEE single precision. tf32: products of inputs rounded to 10 bits of mantissa, on CUDA's tensor cores.
+    bf16: the network's tensors have 7 bits of mantissa; on CUDA and CPU.
+
+    Attributes:
+        dtype: the network's tensors are to have.
+    """
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        """Args: name as `TaskConfig.precision`; device that computes.
+
+        Raises:
+            ValueError: the device does not have it.
+        """
+        if name == "tf32" and device.type != "cuda":
+            raise ValueError(f"precision 'tf32' needs a CUDA device, not {str(device)!r}: use 'float32' or 'bf16'")
+        self.dtype = torch.bfloat16 if name == "bf16" else torch.float32
+        self._wanted = "tf32" if name == "tf32" else "ieee"
+        self._on_cuda = device.type == "cuda"
+        self._before = ""
+
+    def __enter__(self) -> None:
+        if self._on_cuda:
+            self._before = torch.backends.cuda.matmul.fp32_precision
+            torch.backends.cuda.matmul.fp32_precision = self._wanted
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._on_cuda:
+            torch.backends.cuda.matmul.fp32_precision = self._before
