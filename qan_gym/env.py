@@ -10,15 +10,14 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
-from qan_gym import observation, rendering
+from qan_gym import rendering
 from qan_gym.data import SPLITS
-from qan_gym.references import resolve_reference
+from qan_gym.playing import make_training, next_seeds, spaces_of, wants_shuffled
 from qan_gym.state import State
 from qan_gym.tasks import make_config
-from qan_gym.training import Info, Training
+from qan_gym.training import Info
 
 HISTORY = "history"  # of the episode for rendering, beside the tensors of the state
-RESET_OPTIONS = {"sampler": ("game", "shuffled")}
 
 
 class QanEnv(gym.Env[NDArray[np.float32], Any]):
@@ -33,16 +32,9 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
         self._arguments = {"task": task, "device": device, "render_mode": render_mode, **overrides}
         self.config = make_config(task, overrides)
         self.render_mode = render_mode
-        _require_usable(device)
-        self.training = Training(self.config, resolve_reference(self.config), num_runs=1, device=device)
+        self.training = make_training(self.config, num_runs=1, device=device)
         self.screen_shape = self.training.screen_shape
-        limit, size = observation.LIMIT, self.screen_shape[0] * self.screen_shape[1]
-        self.observation_space = spaces.Box(-limit, limit, (size,), np.float32)
-        self.action_space: spaces.Space[Any]
-        if self.config.continuous:
-            self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
-        else:
-            self.action_space = spaces.Discrete(3 if self.config.game == "lr" else self.training.n_classes)
+        self.observation_space, self.action_space = spaces_of(self.training)
         self._phase = "new"  # then "playing", then "over"
         self._history = rendering.History()
 
@@ -59,13 +51,9 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
         Raises:
             ValueError: an option or its value is unknown.
         """
-        for name, value in (options or {}).items():
-            if name not in RESET_OPTIONS or value not in RESET_OPTIONS[name]:
-                raise ValueError(f"unknown reset option {name}={value!r}; there are {RESET_OPTIONS}")
+        shuffled = wants_shuffled(options or {})
         super().reset(seed=seed)
-        episode_seed = np.array([self.np_random.integers(2**63)])
-        shuffled = (options or {}).get("sampler") == "shuffled"
-        screen, info = self.training.reset(np.ones(1, np.bool_), episode_seed, shuffled)
+        screen, info = self.training.reset(np.ones(1, np.bool_), next_seeds([self.np_random]), shuffled)
         self._phase = "playing"
         scalars = _scalars(info)
         if self.render_mode is not None:
@@ -276,18 +264,6 @@ class MinibatchEnv(QanEnv):
     ## Version History
     - v0: initial version.
     """
-
-
-def _require_usable(device: str) -> None:
-    """Refuse a device that is not there.
-
-    Raises:
-        ValueError: it is not.
-    """
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
 def _scalars(info: Info) -> dict[str, Any]:

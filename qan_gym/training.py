@@ -148,6 +148,7 @@ class Training:
         self.batch = np.zeros(n, np.int64)  # mini-batches done
         self.over: Flags = np.ones(n, np.bool_)
         self.memory = torch.zeros(n, self.network.size(), device=device)
+        self.evenly = torch.full_like(self.memory[0], 1 / self.network.size())
         self.params = self.network.views(self.memory)
         self.reference: Params | None = None
         if reference is not None:
@@ -282,8 +283,8 @@ class Training:
                 self._start_epochs(begins[number], number)
             losses.append(self._train_on_batch(number))
         self.loss.copy_(torch.stack(losses).mean(dim=0))
-        total = self.memory.sum(dim=1, dtype=torch.float64) + self.loss  # finite exactly if every term is
-        torch.ne(total - total, 0, out=self.diverged)  # infinity minus infinity is not a number, which is not 0
+        mean = torch.mv(self.memory, self.evenly) + self.loss  # finite exactly if the loss and every weight is
+        torch.ne(mean - mean, 0, out=self.diverged)  # infinity minus infinity is not a number, which is not 0
         _bound(self.levels)
         if self.config.target_loss is not None:
             self.success.copy_(~self.diverged & (self.smoothed <= self.config.target_loss))

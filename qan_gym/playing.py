@@ -1,0 +1,55 @@
+"""What the single and the vector environment have in common: spaces, seeds, options."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from qan_gym import observation
+from qan_gym.references import resolve_reference
+from qan_gym.tasks import TaskConfig
+from qan_gym.training import Training
+
+RESET_OPTIONS = {"sampler": ("game", "shuffled")}
+
+
+def make_training(config: TaskConfig, num_runs: int, device: str) -> Training:
+    """The core of a game.
+
+    Raises:
+        ValueError: the device is not there, or see `Training` and `resolve_reference`.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return Training(config, resolve_reference(config), num_runs, device)
+
+
+def spaces_of(training: Training) -> tuple[spaces.Space[NDArray[np.float32]], spaces.Space[Any]]:
+    """The observation and action space of one run."""
+    limit, (rows, columns) = observation.LIMIT, training.screen_shape
+    seen: Any = spaces.Box(-limit, limit, (rows * columns,), np.float32)
+    if training.config.continuous:
+        return seen, spaces.Box(-1.0, 1.0, (1,), np.float32)
+    return seen, spaces.Discrete(3 if training.config.game == "lr" else training.n_classes)
+
+
+def next_seeds(generators: Iterable[np.random.Generator]) -> NDArray[np.int64]:
+    """The seed of the next episode, from each generator."""
+    return np.array([generator.integers(2**63) for generator in generators], np.int64)
+
+
+def wants_shuffled(options: dict[str, Any]) -> bool:
+    """Whether the options of a reset ask for shuffled SGD.
+
+    Raises:
+        ValueError: an option or its value is unknown.
+    """
+    for name, value in options.items():
+        if name not in RESET_OPTIONS or value not in RESET_OPTIONS[name]:
+            raise ValueError(f"unknown reset option {name}={value!r}; there are {RESET_OPTIONS}")
+    return options.get("sampler") == "shuffled"

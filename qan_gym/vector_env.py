@@ -1,0 +1,242 @@
+"""The vector environment: the core with N, and Gymnasium's conventions of resetting."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.error import ClosedEnvironmentError, ResetNeeded
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+from torch import Tensor
+
+from qan_gym.playing import make_training, next_seeds, spaces_of, wants_shuffled
+from qan_gym.tasks import make_config
+from qan_gym.training import Flags, Info
+
+Array = NDArray[Any] | Tensor  # as `output` says
+Outcome = tuple[Array, Array, Array, Array, dict[str, Any]]
+
+
+class QanVectorEnv(VectorEnv[Any, Any, Any]):
+    """N independent trainings in lock-step; `gym.make_vec(id, num_envs=N)` makes it, for every id.
+
+    Row i is what the single environment is with the i-th seed: `LearningRateEnv` and `MinibatchEnv` say what is played.
+
+    ## Resetting
+    `autoreset_mode` (in `metadata` too) is one of Gymnasium's: `NEXT_STEP` (default: the step after the end resets,
+    pays 0 and ignores the action), `SAME_STEP` (the step of the end resets too; `infos["final_obs"]` and
+    `infos["final_info"]` hold what was there before) or `DISABLED` (rows that are over must be reset with
+    `reset(options={"reset_mask": mask})` before the next step).
+
+    ## Information
+    A dict of arrays (N,), by the names of the single environment, and for each a mask `_name` (N,) of the rows that
+    have it. `infos["final_obs"]` is an array of N objects, None where an episode goes on; a tensor (N, D) with
+    `output="torch"`, to be read through its mask.
+
+    ## Arguments
+    Those of the single environment, and `num_envs`, `autoreset_mode`, and `output`: `"numpy"` (default), or `"torch"`
+    for tensors on the device, which are copied nowhere.
+    """
+
+    metadata: dict[str, Any] = {  # noqa: RUF012 (Gymnasium's)
+        "render_modes": [],
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
+    }
+
+    def __init__(
+        self,
+        task: str,
+        *,
+        num_envs: int = 1,
+        device: str = "cpu",
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        output: str = "numpy",
+        **overrides: Any,
+    ) -> None:
+        """See the class; `task` is set by the registration.
+
+        Raises:
+            ValueError: an argument is out of its range.
+        """
+        if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
+            raise ValueError(f"num_envs must be an integer of at least 1, not {num_envs!r}")
+        if output not in ("numpy", "torch"):
+            raise ValueError(f"output must be 'numpy' or 'torch', not {output!r}")
+        if overrides.pop("render_mode", None) is not None:
+            raise ValueError("a vector environment does not render: use gym.make with a render_mode for one episode")
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
+        self.num_envs = num_envs
+        self.output = output
+        self.config = make_config(task, overrides)
+        self.training = make_training(self.config, num_envs, device)
+        self.screen_shape = self.training.screen_shape
+        self.single_observation_space, self.single_action_space = spaces_of(self.training)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._generators: list[np.random.Generator] = [seeding.np_random()[0] for _ in range(num_envs)]
+        self._begun = False
+
+    # --- reset ------------------------------------------------------------------------------------------------------
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Array, dict[str, Any]]:
+        """Begin an episode in every row, or in those of `reset_mask`.
+
+        Args:
+            seed: row i is seeded with seed + i, or with the i-th of a list; None: go on in the sequence of the last.
+            options: those of the single environment, and `reset_mask`, (N,) bool, of the rows to reset.
+
+        Raises:
+            ValueError: an option is unknown or has the wrong shape, or there is not one seed per row.
+            gymnasium.error.ResetNeeded: a mask is given before the first whole reset.
+        """
+        self._require_open()
+        others = dict(options or {})
+        mask = self._reset_mask(others.pop("reset_mask", None))
+        shuffled = wants_shuffled(others)
+        for row, value in enumerate(self._row_seeds(seed)):
+            if mask[row] and value is not None:
+                self._generators[row] = seeding.np_random(value)[0]
+        observation, info = self._begin(mask, shuffled)
+        self._begun = True
+        return self._out(observation), self._masked(info, mask)
+
+    def _reset_mask(self, mask: Any) -> Flags:
+        if mask is None:
+            return np.ones(self.num_envs, np.bool_)
+        if isinstance(mask, Tensor):
+            mask = mask.cpu().numpy()
+        if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.shape != (self.num_envs,):
+            raise ValueError(f"reset_mask must be a boolean array of shape ({self.num_envs},), not {mask!r}")
+        if not mask.any():
+            raise ValueError("reset_mask must have a row that is True: there is nothing to reset")
+        if not self._begun:
+            raise ResetNeeded("reset all rows once before resetting some of them with reset_mask")
+        return mask.copy()
+
+    def _row_seeds(self, seed: int | list[int | None] | None) -> list[int | None]:
+        if seed is None:
+            return [None] * self.num_envs
+        if isinstance(seed, int | np.integer):
+            return [int(seed) + row for row in range(self.num_envs)]
+        seeds = list(seed)
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"seed must be one number, or {self.num_envs} of them; it has {len(seeds)}")
+        return seeds
+
+    def _begin(self, mask: Flags, shuffled: bool) -> tuple[Tensor, Info]:
+        rows = np.flatnonzero(mask)
+        seeds = np.zeros(self.num_envs, np.int64)
+        seeds[rows] = next_seeds(self._generators[row] for row in rows)
+        return self.training.reset(mask, seeds, shuffled)
+
+    # --- step -------------------------------------------------------------------------------------------------------
+
+    def step(self, actions: Any) -> Outcome:
+        """Play one action in every row, as Gymnasium defines it for the `autoreset_mode`.
+
+        Args:
+            actions: (N,) integers, or (N, 1) floats where the game is continuous; an array or a tensor.
+
+        Raises:
+            gymnasium.error.ResetNeeded: nothing has begun yet, or a row is over and `autoreset_mode` is DISABLED.
+            ValueError: the actions are not in the action space.
+        """
+        self._require_open()
+        if not self._begun:
+            raise ResetNeeded("no episode has begun: call reset() first")
+        was_over = self.training.over.copy()
+        if self.autoreset_mode == AutoresetMode.DISABLED and was_over.any():
+            rows = ", ".join(map(str, np.flatnonzero(was_over)[:10]))
+            raise ResetNeeded(f"the episodes of rows {rows} are over: reset(options={{'reset_mask': mask}}) them first")
+        done = self.training.step(self._checked(actions))
+        ended = done.terminated | done.truncated
+        observation, reward, info = done.observation, done.reward, done.info
+        infos: dict[str, Any] = {}
+        if self.autoreset_mode == AutoresetMode.SAME_STEP and ended.any():
+            infos = self._final(observation, {**info, **done.test}, ended)
+            observation, info = self._begin(ended, shuffled=False)
+        elif ended.any():
+            infos = self._masked(done.test, ended)
+        if was_over.any():  # NEXT_STEP: what was over was carried along, and begins only now
+            observation, info = self._begin(was_over, shuffled=False)
+            reward = reward.masked_fill(torch.from_numpy(was_over).to(reward.device), 0.0)
+        infos |= self._masked(info, np.ones(self.num_envs, np.bool_))
+        terminated, truncated = self._flags_out(done.terminated), self._flags_out(done.truncated)
+        return self._out(observation), self._out(reward.to(torch.float64)), terminated, truncated, infos
+
+    def _checked(self, actions: Any) -> Tensor:
+        """The actions as the core takes them, (N,).
+
+        Raises:
+            ValueError: wrong shape, dtype or range. The range of tensors on a CUDA device is the caller's business: to
+                look at it would make the host wait.
+        """
+        values = actions if isinstance(actions, Tensor) else torch.from_numpy(np.array(actions))
+        if values.shape != self.action_space.shape:
+            raise ValueError(f"the actions must have shape {self.action_space.shape}, not {tuple(values.shape)}")
+        if self.config.continuous:
+            if not values.is_floating_point() or not (values.is_cuda or values.isfinite().all()):
+                raise ValueError(f"the actions must be finite floats in [-1, 1], not {actions!r}")
+            return values[:, 0].to(torch.float32)
+        count = int(self.single_action_space.n)  # type: ignore[attr-defined]
+        if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+            raise ValueError(f"the actions must be integers, not {values.dtype}")
+        if not values.is_cuda and not ((values >= 0) & (values < count)).all():
+            raise ValueError(f"the actions must be from 0 to {count - 1}: {actions!r}")
+        return values
+
+    # --- what goes out ----------------------------------------------------------------------------------------------
+
+    def _out(self, values: Tensor) -> Array:
+        return values if self.output == "torch" else values.cpu().numpy()
+
+    def _flags_out(self, flags: Flags) -> Array:
+        return torch.from_numpy(flags).to(self.training.device) if self.output == "torch" else flags
+
+    def _masked(self, info: Info, mask: Flags) -> dict[str, Any]:
+        """Copies of the values in the rows of a mask, 0 elsewhere, and the mask beside each."""
+        out: dict[str, Any] = {}
+        some = None if mask.all() else torch.from_numpy(~mask).to(self.training.device)
+        for name, value in info.items():
+            copy = value.clone() if some is None else value.masked_fill(some, 0)
+            out[name] = self._out(copy.to(torch.float64) if copy.is_floating_point() else copy)
+            out[f"_{name}"] = self._flags_out(mask.copy())
+        return out
+
+    def _final(self, observation: Tensor, info: Info, ended: Flags) -> dict[str, Any]:
+        """The last observations and infos of the rows that ended."""
+        last: Any = observation
+        if self.output == "numpy":
+            last = np.full(self.num_envs, None, dtype=object)
+            for row in np.flatnonzero(ended):
+                last[row] = observation[row].cpu().numpy()
+        return {
+            "final_obs": last,
+            "_final_obs": self._flags_out(ended.copy()),
+            "final_info": self._masked(info, ended),
+            "_final_info": self._flags_out(ended.copy()),
+        }
+
+    # --- inspection and end -----------------------------------------------------------------------------------------
+
+    def weights(self) -> dict[str, Array]:
+        """The networks' parameters by name, (N, *shape) float32, copies."""
+        return {name: self._out(value.clone()) for name, value in self.training.params.items()}
+
+    @property
+    def decisions(self) -> int:
+        """Actions of an episode that spends its budget."""
+        return self.training.budget // self.config.batches_per_action
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Give the memory of the networks back."""
+        del self.training
+
+    def _require_open(self) -> None:
+        if self.closed:
+            raise ClosedEnvironmentError("the environment is closed: make a new one")
