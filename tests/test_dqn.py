@@ -1,6 +1,5 @@
 """The DQN of the runs: its presets, its episodes, its replay."""
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -9,17 +8,16 @@ from stable_baselines3.common.buffers import ReplayBuffer
 
 import qan_gym  # noqa: F401
 from qan_agents import dqn
-from qan_agents.play import Recorder, play
-from qan_agents.replay import ScreenReplayBuffer, add_episode, episode_arrays
+from qan_agents.replay import ScreenReplayBuffer, add_round, episode_arrays
 from qan_agents.runs import RunConfig
-from qan_agents.train import UNSEEN_BELOW, _Report, episode_seed, preset_of
+from qan_agents.train import UNSEEN_BELOW, _Report, episode_seed, make_env, make_vec_env, preset_of
 
 SHORT = {"epochs": 1, "meta_momentum": None, "reference": None, "batches_per_action": 20}  # 20 actions
 
 
-def make(preset: str, **kwargs: object):
-    env = Recorder(gym.make("QanLR-MNIST5k-v0", **{**SHORT, **kwargs}), keep_frames=True)
-    env = dqn.stack_history(env, dqn.PRESETS[preset])
+def make(preset: str, num_envs: int = 1, **kwargs: object):
+    settings = {"env_kwargs": {**SHORT, **kwargs}, "agent": "dqn", "preset": preset}
+    env = make_vec_env(RunConfig("QanLR-MNIST5k-v0", episodes=4, seed=0, num_envs=num_envs, **settings))
     return env, dqn.make_dqn(env, dqn.PRESETS[preset], steps=100, seed=0)
 
 
@@ -54,34 +52,42 @@ def test_the_paper_network_sees_rows_and_columns_as_they_are():
 
 def test_the_score_line_is_what_quick_reads():
     env, _ = make("quick")
-    observation, info = env.reset(seed=0)
-    rows, columns = env.unwrapped.screen_shape
+    observation, info = env.reset(), env.unwrapped.reset_infos[0]
+    rows, columns = env.get_attr("screen_shape")[0]
     extractor = dqn.ScoreLine(env.observation_space, rows, columns)
-    features = extractor(torch.from_numpy(np.asarray(observation))[None])[0]
+    features = extractor(torch.from_numpy(observation))[0]
     assert features[0] == pytest.approx(np.log(info["learning_rate"]))
     assert features[1] == 0
     assert features[2] == pytest.approx(np.log(info["smoothed_loss"]), rel=1e-5)
-    filters = next(w for w in env.unwrapped.weights().values() if w.shape == (32, 1, 5, 5))
+    filters = env.unwrapped.env.weights()["conv1.weight"][0]
     assert features[5] == pytest.approx(np.sqrt((filters**2).mean()), rel=1e-5)
     with pytest.raises(ValueError, match="score line"):
         make("quick", observation="filters")
 
 
-@pytest.mark.parametrize("preset", ["quick", "paper"])
-def test_an_episode_put_back_into_the_replay_equals_the_one_played(preset):
-    env, model = make(preset)
+@pytest.mark.parametrize(("preset", "num_envs", "target"), [("quick", 1, None), ("paper", 1, None), ("paper", 3, 1.9)])
+def test_rounds_put_back_into_the_replay_equal_those_played(preset, num_envs, target):
+    """Also where the rows of a round end at different times, and wait for the last."""
+    env, model = make(preset, num_envs, target_loss=target)
+    _, other = make(preset, num_envs)
     callback = dqn.begin(model, 100, _Report(lambda progress: None))
-    for seed in (7, 8):
-        dqn.train_episode(model, dqn.PRESETS[preset], seed, callback)
-        arrays = episode_arrays(env.get_wrapper_attr("finished"))
-        if seed == 7:
-            _, other = make(preset)
-        add_episode(other.replay_buffer, arrays, dqn.PRESETS[preset].history)
+    lengths = []
+    for seeds in ([7, 8, 9], [17, 18, 19]):
+        dqn.train_round(model, dqn.PRESETS[preset], seeds[:num_envs], callback)
+        add_round(other.replay_buffer, [episode_arrays(e) for e in env.episodes], dqn.PRESETS[preset].history)
+        lengths.append([len(episode.steps) for episode in env.episodes])
     played, restored = model.replay_buffer, other.replay_buffer
-    assert played.pos == restored.pos == 40
+    assert played.pos == restored.pos == sum(map(max, lengths))
+    np.testing.assert_array_equal(played.valid, restored.valid)
+    assert played.valid.sum() == sum(map(sum, lengths))
+    assert (len({length for row in lengths for length in row}) > 1) == (target is not None)
     for name in ("observations", "next_observations", "actions", "rewards", "dones", "timeouts", "age"):
-        np.testing.assert_array_equal(getattr(played, name), getattr(restored, name), err_msg=name)
-    assert played.timeouts[:40].sum() == played.dones[:40].sum() == 2  # both ended by their budget
+        one, two = getattr(played, name), getattr(restored, name)
+        np.testing.assert_array_equal(one[played.valid], two[restored.valid], err_msg=name)
+    assert played.dones[played.valid].sum() == 2 * num_envs
+    assert (played.timeouts[played.valid].sum() == 2 * num_envs) == (target is None)  # ended by their budget
+    drawn = played.sample(500)
+    assert set(drawn.rewards.ravel().tolist()) <= set(played.rewards[played.valid].tolist())
 
 
 @pytest.mark.parametrize("size", [1000, 37])
@@ -99,8 +105,8 @@ def test_the_replay_stacks_what_sb3s_buffer_holds_stacked(size):
             "rewards": rng.normal(size=length).astype(np.float32),
             "terminated": np.asarray(length % 2 == 0),
         }
-        add_episode(mine, arrays, history)
-        add_episode(plain, arrays, history)
+        add_round(mine, [arrays], history)
+        add_round(plain, [arrays], history)
     count = size if plain.full else plain.pos
     lost = (plain.pos + np.arange(history - 1)) % size if plain.full else []
     kept = np.setdiff1d(np.arange(count), lost)
@@ -125,9 +131,12 @@ def test_unknown_agent_and_preset():
 
 
 def test_greedy_plays_the_action_of_the_highest_value():
-    env, model = make("quick")
-    episode = play(env, dqn.Greedy(model), seed=0)
-    frames = torch.from_numpy(np.stack(episode.frames[:-1]))[:, None]  # (T, 1, 825)
-    with torch.no_grad():
-        best = model.q_net(frames).argmax(dim=1)
-    assert [row["action"] for row in episode.steps] == best.tolist()
+    _, model = make("quick")
+    env = make_env(RunConfig("QanLR-MNIST5k-v0", SHORT, "dqn", "quick", 1, 0))
+    greedy = dqn.Greedy(model)
+    observation, info = env.reset(seed=0)
+    for _ in range(5):
+        with torch.no_grad():
+            best = model.q_net(torch.from_numpy(np.asarray(observation))[None]).argmax(dim=1).item()
+        assert greedy.act(observation, info) == best
+        observation, *_, info = env.step(best)

@@ -77,6 +77,23 @@ def test_the_same_seed_gives_the_same_run(whole, tmp_path):
     assert (tmp_path / "again" / "evaluation.csv").read_bytes() == (whole / "evaluation.csv").read_bytes()
 
 
+def test_several_at_once_play_the_same_episodes_and_resume(tmp_path):
+    """Two at once: a run killed between its rounds ends like one that was not; the episodes have their usual seeds."""
+    command = ("train", *SHORT, "--episodes", EPISODES, "--num-envs", 2, "--out")
+    finish(qan(*command, tmp_path / "whole"))
+    process = qan(*command, tmp_path / "run")
+    wait_for_episodes(tmp_path / "run", 2, process)
+    process.kill()
+    finish(process, status=-9)
+    finish(qan("train", "--resume", tmp_path / "run"))
+    assert len(learning(tmp_path / "whole")) == EPISODES
+    assert learning(tmp_path / "run") == learning(tmp_path / "whole")
+    assert read_rows(tmp_path / "run" / "steps.csv.gz") == read_rows(tmp_path / "whole" / "steps.csv.gz")
+    output = finish(qan("train", "--episodes", 4, "--num-envs", 3, "--out", tmp_path / "no"), status=2)
+    assert "divide" in output
+    assert not (tmp_path / "no").exists()
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(whole, tmp_path, how):
     folder = tmp_path / "run"

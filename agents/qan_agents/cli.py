@@ -61,6 +61,7 @@ def train(
     preset: Annotated[str, typer.Option(help="The hyperparameters: quick or paper.")] = "quick",
     episodes: Annotated[int, typer.Option(help="How many trainings of the CNN to play.")] = 20,
     seed: Annotated[int, typer.Option(help="Of the agent and its episodes.")] = 0,
+    num_envs: Annotated[int, typer.Option(help="How many of the trainings to play at once; divides the episodes.")] = 1,
     out: Annotated[Path | None, typer.Option(help="The run folder; default: a new one in runs/.")] = None,
     settings: SetOption = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with a run; it keeps its settings.")] = None,
@@ -73,7 +74,7 @@ def train(
         if resume is not None:
             run = Run(resume)
         else:
-            config = RunConfig(env, parse_settings(settings), agent, preset, episodes, seed)
+            config = RunConfig(env, parse_settings(settings), agent, preset, episodes, seed, num_envs)
             folder = out or free_folder(Path("runs"), f"{env}-{agent}-{preset}-seed{seed}".replace(":", "-"))
             run = training.start_run(folder, config)
         config = run.config()

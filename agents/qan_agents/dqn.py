@@ -1,7 +1,7 @@
 """Stable-Baselines3's DQN on the games: two sets of hyperparameters, and episodes that can be saved between."""
 
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.utils import set_random_seed
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
 from qan_agents.replay import ScreenReplayBuffer
@@ -122,11 +122,11 @@ def stack_history(env: gym.Env, preset: Preset) -> gym.Env:
     return FrameStackObservation(env, preset.history)
 
 
-def make_dqn(env: gym.Env, preset: Preset, steps: int, seed: int) -> DQN:
+def make_dqn(env: VecEnv, preset: Preset, steps: int, seed: int) -> DQN:
     """A fresh agent.
 
     Args:
-        env: as `stack_history` gives it.
+        env: of qan-gym's, with observations (history, rows * columns).
         preset: the hyperparameters.
         steps: of the whole training, which the exploration is spread over.
         seed: of its initial weights and its exploration.
@@ -134,10 +134,10 @@ def make_dqn(env: gym.Env, preset: Preset, steps: int, seed: int) -> DQN:
     Raises:
         ValueError: the observation lacks the score line that the preset reads.
     """
-    config = env.unwrapped.config
+    config = env.get_attr("config")[0]
     if preset.extractor is ScoreLine and config.observation != "screen":
         raise ValueError("the preset quick reads the score line: use observation='screen' or the preset paper")
-    rows, columns = env.unwrapped.screen_shape
+    rows, columns = env.get_attr("screen_shape")[0]
     settings = preset.settings(steps)
     settings["policy_kwargs"] |= {
         "features_extractor_class": preset.extractor,
@@ -145,7 +145,7 @@ def make_dqn(env: gym.Env, preset: Preset, steps: int, seed: int) -> DQN:
     }
     return DQN(
         "MlpPolicy",
-        DummyVecEnv([lambda: env]),
+        env,
         train_freq=(1, "step"),
         replay_buffer_class=ScreenReplayBuffer,
         seed=seed,
@@ -155,28 +155,35 @@ def make_dqn(env: gym.Env, preset: Preset, steps: int, seed: int) -> DQN:
 
 
 def begin(model: DQN, steps: int, callback: BaseCallback) -> BaseCallback:
-    """Make a fresh or restored agent ready for `train_episode`; steps: of the whole training."""
+    """Make a fresh or restored agent ready for `train_round`; steps: of the whole training."""
     _, callback = model._setup_learn(steps - model.num_timesteps, callback, reset_num_timesteps=False)
     return callback
 
 
-def train_episode(model: DQN, preset: Preset, seed: int, callback: BaseCallback) -> None:
-    """What `model.learn` does, for one whole episode, so that the agent can be saved when nothing is under way.
+def train_round(model: DQN, preset: Preset, seeds: Sequence[int], callback: BaseCallback) -> None:
+    """What `model.learn` does, for one whole episode of every row, so that the agent can be saved between.
 
-    All random numbers are seeded anew, so that an agent restored between two episodes goes on as it would have.
+    All random numbers are seeded anew, so that an agent restored between two rounds goes on as it would have.
+
+    Args:
+        model: on a `RoundRecorder`, made ready by `begin`.
+        preset: of the model.
+        seeds: one per row.
+        callback: what `begin` returned.
     """
-    set_random_seed(seed)
-    model.action_space.seed(seed)
-    model.env.seed(seed)
+    set_random_seed(seeds[0])
+    model.action_space.seed(seeds[0])
+    model.env.seed_rows(seeds)
     model._last_obs = model.env.reset()
-    over = False
-    while not over:
-        rollout = model.collect_rollouts(
+    model.replay_buffer.start_round()
+    while not all(episode.over for episode in model.env.episodes):
+        before = model.num_timesteps
+        model.collect_rollouts(
             model.env, callback, EVERY_STEP, model.replay_buffer, learning_starts=model.learning_starts
         )
-        if model.num_timesteps > model.learning_starts and model.num_timesteps % preset.update_every == 0:
-            model.train(model.gradient_steps, model.batch_size)
-        over = rollout.n_episodes > 0
+        updates = model.num_timesteps // preset.update_every - before // preset.update_every
+        if updates > 0 and model.num_timesteps > model.learning_starts:
+            model.train(updates * model.gradient_steps, model.batch_size)
 
 
 def load_weights(model: DQN, path: Path) -> None:

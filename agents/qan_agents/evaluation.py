@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from qan_agents import dqn
 from qan_agents.play import Episode, play
@@ -49,7 +50,7 @@ def evaluate(run: Run, played: Callable[[str, int], None], seeds: Sequence[int] 
     if not run.model_file.is_file():
         raise ValueError(f"{run.folder} has no finished episode yet: continue it with qan train --resume {run.folder}")
     env = make_env(config)
-    model = dqn.make_dqn(env, preset_of(config), steps=1, seed=config.seed)
+    model = dqn.make_dqn(DummyVecEnv([lambda: env]), preset_of(config), steps=1, seed=config.seed)
     dqn.load_weights(model, run.model_file)
     policies: dict[str, Policy] = {config.agent: dqn.Greedy(model)}
     policies |= {name: make_policy(name) for name in BESIDE[env.unwrapped.config.game]}

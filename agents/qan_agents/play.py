@@ -48,35 +48,39 @@ class Episode:
         """Undiscounted."""
         return sum(row["reward"] for row in self.steps)
 
+    def add(self, action: Any, reward: float, info: dict[str, Any], frame: NDArray[np.float32] | None = None) -> None:
+        """Write down a step; frame: the observation after it, where frames are wanted."""
+        values = {**info, "step": len(self.steps), "action": np.asarray(action).item(), "reward": reward}
+        self.steps.append({name: values[name] for name in STEP_COLUMNS})
+        if frame is not None:
+            self.frames.append(frame)
+            self.actions.append(action)
+
+    def end(self, info: dict[str, Any], terminated: bool) -> None:
+        """Close the record with the last step's info."""
+        self.final, self.over, self.terminated = info, True, terminated
+
 
 class Recorder(gym.Wrapper):
     """Keeps the episode that is being played in `episode`, and the last one that ended in `finished`."""
 
-    def __init__(self, env: gym.Env, keep_frames: bool = False) -> None:
-        """keep_frames: observations too, for a replay that must outlive the process."""
+    def __init__(self, env: gym.Env) -> None:
+        """env: one of qan-gym's."""
         super().__init__(env)
-        self.keep_frames = keep_frames
         self.episode = Episode()
         self.finished = Episode()
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """Begin a new record."""
-        observation, info = self.env.reset(**kwargs)
         self.episode = Episode()
-        if self.keep_frames:
-            self.episode.frames.append(observation)
-        return observation, info
+        return self.env.reset(**kwargs)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Play and record."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        values = {**info, "step": len(self.episode.steps), "action": np.asarray(action).item(), "reward": reward}
-        self.episode.steps.append({name: values[name] for name in STEP_COLUMNS})
-        if self.keep_frames:
-            self.episode.frames.append(observation)
-            self.episode.actions.append(action)
+        self.episode.add(action, reward, info)
         if terminated or truncated:
-            self.episode.final, self.episode.over, self.episode.terminated = info, True, bool(terminated)
+            self.episode.end(info, bool(terminated))
             self.finished = self.episode
         return observation, reward, terminated, truncated, info
 

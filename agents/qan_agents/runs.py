@@ -9,8 +9,8 @@
     evaluation.csv.gz, evaluation.csv   the agent and the fixed policies on unseen seeds: per action, per episode
     *.png                   pictures of all that
 
-After each episode its files are written, every one aside and then renamed, `model.zip` last: it says how many episodes
-count. What a kill left of a later episode is dropped on resuming, and that episode is played again.
+After each round of episodes its files are written, every one aside and then renamed, `model.zip` last: it says how many
+episodes count. What a kill left of a later round is dropped on resuming, and that round is played again.
 """
 
 import csv
@@ -43,6 +43,7 @@ class RunConfig:
         preset: of the agent's hyperparameters.
         episodes: to train for.
         seed: of the agent and its episodes.
+        num_envs: trainings in lock-step, that is episodes of a round.
     """
 
     env: str
@@ -51,6 +52,7 @@ class RunConfig:
     preset: str
     episodes: int
     seed: int
+    num_envs: int = 1
 
 
 class Run:

@@ -1,7 +1,7 @@
-"""Train an agent, an episode at a time, in a run folder that a kill cannot spoil."""
+"""Train an agent, a round of episodes at a time, in a run folder that a kill cannot spoil."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from stable_baselines3.common.logger import configure
 import qan_gym  # noqa: F401 (registers the environments)
 from qan_agents import dqn
 from qan_agents.play import Episode, Recorder
-from qan_agents.replay import add_episode, episode_arrays
+from qan_agents.replay import add_round, episode_arrays
 from qan_agents.runs import Run, RunConfig
+from qan_agents.sb3 import RoundRecorder, StackHistory, vec_env
 from qan_gym.files import load_arrays, save_arrays, write_aside
 
 EPISODE_COLUMNS = ("validation_loss", "validation_accuracy", "test_loss", "test_accuracy", "learning_rate")
@@ -27,10 +28,10 @@ class Progress:
     """Where a training stands, for whoever shows it.
 
     Attributes:
-        episode: the one being played, from 0.
+        episode: the one being played, from 0; with several at once, about.
         step: actions done, of all episodes.
         epsilon: of the exploration now.
-        validation_accuracy: last measured.
+        validation_accuracy: last measured, mean over the environments.
     """
 
     episode: int
@@ -45,15 +46,20 @@ class _Report(BaseCallback):
         self.show = show
 
     def _on_step(self) -> bool:
-        accuracy = self.locals["infos"][0]["validation_accuracy"]
+        accuracy = float(np.mean([info["validation_accuracy"] for info in self.locals["infos"]]))
         self.show(Progress(self.model._episode_num, self.num_timesteps, self.model.exploration_rate, accuracy))
         return True
 
 
-def make_env(config: RunConfig, keep_frames: bool = False) -> gym.Env:
+def make_env(config: RunConfig) -> gym.Env:
     """The environment of a run, as its agent sees it, recorded."""
-    env = Recorder(gym.make(config.env, **config.env_kwargs), keep_frames)
-    return dqn.stack_history(env, preset_of(config))
+    return dqn.stack_history(Recorder(gym.make(config.env, **config.env_kwargs)), preset_of(config))
+
+
+def make_vec_env(config: RunConfig) -> StackHistory:
+    """The same, `num_envs` of them in lock-step, to be trained on."""
+    recorder = RoundRecorder(vec_env(config.env, config.num_envs, **config.env_kwargs))
+    return StackHistory(recorder, preset_of(config).history)
 
 
 def preset_of(config: RunConfig) -> dqn.Preset:
@@ -77,16 +83,22 @@ def start_run(folder: Path, config: RunConfig) -> Run:
     """
     if config.episodes < 1:
         raise ValueError(f"episodes must be at least 1, not {config.episodes}")
+    if config.num_envs < 1 or config.episodes % config.num_envs != 0:
+        raise ValueError(
+            f"num_envs must divide the number of episodes, {config.episodes}; {config.num_envs} does not: every "
+            "environment plays as many"
+        )
     if config.seed < 0:
         raise ValueError(f"seed must be at least 0, not {config.seed}")
     preset = preset_of(config)
-    env = make_env(config)
-    steps = config.episodes * env.unwrapped.decisions
+    env = make_vec_env(config)
+    game = env.unwrapped.env
+    steps = config.episodes * game.decisions
     dqn.make_dqn(env, preset, steps, config.seed)
     facts = {
-        "task": asdict(env.unwrapped.config),
-        "dataset_fingerprint": env.unwrapped.training.fingerprint,
-        "decisions_per_episode": env.unwrapped.decisions,
+        "task": asdict(game.config),
+        "dataset_fingerprint": game.training.fingerprint,
+        "decisions_per_episode": game.decisions,
         "hyperparameters": {
             "history": preset.history,
             "update_every": preset.update_every,
@@ -123,26 +135,27 @@ def train(run: Run, show: Callable[[Progress], None], finished: Callable[[int, E
     """
     config = run.config()
     preset = preset_of(config)
-    env = make_env(config, keep_frames=True)
-    steps = config.episodes * env.unwrapped.decisions
+    env = make_vec_env(config)
+    steps = config.episodes * env.unwrapped.env.decisions
     model = dqn.make_dqn(env, preset, steps, config.seed)
-    done = _restore(run, model, preset)
+    done = _restore(run, model, preset, config.num_envs)
     if done == config.episodes:
         return model
     model.set_logger(configure(str(run.folder / "tensorboard"), ["tensorboard"]))
     callback = dqn.begin(model, steps, _Report(show))
-    for number in range(done, config.episodes):
+    for first in range(done, config.episodes, config.num_envs):
         started = time.perf_counter()
-        dqn.train_episode(model, preset, episode_seed(config, number), callback)
-        episode = env.get_wrapper_attr("finished")
-        _save(run, model, number, episode, time.perf_counter() - started)
-        finished(number, episode)
+        numbers = range(first, first + config.num_envs)
+        dqn.train_round(model, preset, [episode_seed(config, number) for number in numbers], callback)
+        _save(run, model, first, env.episodes, time.perf_counter() - started)
+        for number, episode in zip(numbers, env.episodes, strict=True):
+            finished(number, episode)
     model.logger.close()
     env.close()
     return model
 
 
-def _restore(run: Run, model: dqn.DQN, preset: dqn.Preset) -> int:
+def _restore(run: Run, model: dqn.DQN, preset: dqn.Preset, num_envs: int) -> int:
     """Bring a fresh agent to where the run stands; returns the number of finished episodes."""
     progress = run.progress()
     done = progress["_episode_num"]
@@ -150,28 +163,37 @@ def _restore(run: Run, model: dqn.DQN, preset: dqn.Preset) -> int:
     if done > 0:
         dqn.load_weights(model, run.model_file)
         vars(model).update(progress)
-        for number in range(done):
-            arrays, _ = load_arrays(run.replay_file(number))
-            add_episode(model.replay_buffer, arrays, preset.history)
+        for first in range(0, done, num_envs):
+            arrays = [load_arrays(run.replay_file(first + row))[0] for row in range(num_envs)]
+            add_round(model.replay_buffer, arrays, preset.history)
     return done
 
 
-def _save(run: Run, model: dqn.DQN, number: int, episode: Episode, seconds: float) -> None:
-    row = {
+def _save(run: Run, model: dqn.DQN, first: int, episodes: Sequence[Episode], seconds: float) -> None:
+    """Write down a round; `first` is the number of its first episode."""
+    rows = [_row(first + row, episode, model.exploration_rate, seconds) for row, episode in enumerate(episodes)]
+    for row, episode in zip(rows, episodes, strict=True):
+        number = row["episode"]
+        save_arrays(run.replay_file(number), episode_arrays(episode), {"episode": number})
+        for name in ("return", *EPISODE_COLUMNS, "epsilon"):
+            model.logger.record(f"episode/{name}", row[name])
+        model.logger.dump(step=model.num_timesteps - len(episodes) + 1 + number - first)
+    for row, episode in zip(rows, episodes, strict=True):
+        run.append("steps.csv.gz", [{"episode": row["episode"], **step} for step in episode.steps])
+    run.append("episodes.csv", rows)
+    model._episode_num = first + len(episodes)  # what rows played while they waited for the others does not count
+    with write_aside(run.model_file) as aside:
+        model.save(aside)  # the last: from here on the episodes count
+
+
+def _row(number: int, episode: Episode, epsilon: float, seconds: float) -> dict[str, Any]:
+    return {
         "episode": number,
         "steps": len(episode.steps),
         "return": episode.total_reward,
         **{name: episode.final[name] for name in EPISODE_COLUMNS},
         "diverged": int(episode.final["diverged"]),
         "is_success": int(episode.final["is_success"]),
-        "epsilon": model.exploration_rate,
+        "epsilon": epsilon,
         "seconds": round(seconds, 3),
     }
-    save_arrays(run.replay_file(number), episode_arrays(episode), {"episode": number})
-    run.append("steps.csv.gz", [{"episode": number, **step} for step in episode.steps])
-    run.append("episodes.csv", [row])
-    for name in ("return", *EPISODE_COLUMNS, "epsilon"):
-        model.logger.record(f"episode/{name}", row[name])
-    model.logger.dump(step=model.num_timesteps)
-    with write_aside(run.model_file) as aside:
-        model.save(aside)  # the last: from here on the episode counts

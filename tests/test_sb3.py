@@ -1,0 +1,131 @@
+"""The bridge to Stable-Baselines3, against SB3's own vectorisation of single environments."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers import FrameStackObservation
+from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
+
+from qan_agents.sb3 import GymnasiumVecEnv, RoundRecorder, StackHistory, vec_env
+
+SHORT = {"train_size": 400, "epochs": 1, "meta_momentum": None, "reference": None}
+GAMES = {"QanLR-MNIST5k-v0": {**SHORT, "batches_per_action": 4}, "QanMinibatch-MNIST5k-v0": SHORT}
+N = 3
+
+
+def assert_equal(one: object, two: object) -> None:
+    if isinstance(one, dict):
+        assert one.keys() == two.keys(), one.keys() ^ two.keys()
+        for name in one:
+            assert_equal(one[name], two[name])
+    else:
+        np.testing.assert_array_equal(one, two)
+
+
+def compare(mine, theirs, actions) -> int:
+    """Play both with the same seeds and actions; every number must be the same. Returns how many episodes ended."""
+    mine.seed(5)
+    theirs.seed(5)
+    assert_equal(mine.reset(), theirs.reset())
+    ended = 0
+    for action in actions:
+        (screens, rewards, dones, infos), (screens2, rewards2, dones2, infos2) = mine.step(action), theirs.step(action)
+        for one, two in ((screens, screens2), (rewards, rewards2), (dones, dones2)):
+            assert one.dtype == two.dtype
+            assert_equal(one, two)
+        for row, info in enumerate(infos):
+            info.pop("waiting", None)
+            assert_equal(info, infos2[row])
+            if dones[row]:
+                assert_equal(mine.unwrapped.reset_infos[row], theirs.reset_infos[row])
+        ended += int(dones.sum())
+    return ended
+
+
+@pytest.mark.parametrize("env_id", GAMES)
+def test_the_bridge_gives_what_sb3s_own_vectorisation_gives(env_id):
+    """Observations, rewards, ends and infos, `terminal_observation` and `TimeLimit.truncated` among them."""
+    mine = vec_env(env_id, N, **GAMES[env_id])
+    theirs = DummyVecEnv([lambda: gym.make(env_id, **GAMES[env_id]) for _ in range(N)])
+    mine.action_space.seed(0)
+    actions = [np.array([mine.action_space.sample() for _ in range(N)]) for _ in range(25)]
+    assert compare(mine, theirs, actions) >= 2 * N
+    assert mine.observation_space == theirs.observation_space
+    assert mine.action_space == theirs.action_space
+
+
+def test_rows_that_end_early_and_by_their_own_doing():
+    """With a target loss rows end at different steps, terminated and not truncated."""
+    settings = {**GAMES["QanLR-MNIST5k-v0"], "target_loss": 2.2, "learning_rate": 0.1}
+    mine = vec_env("QanLR-MNIST5k-v0", N, **settings)
+    theirs = DummyVecEnv([lambda: gym.make("QanLR-MNIST5k-v0", **settings) for _ in range(N)])
+    assert compare(mine, theirs, [np.zeros(N, np.int64)] * 20) > 0
+
+
+def test_histories_are_stacked_as_gymnasium_stacks_them():
+    kwargs = GAMES["QanLR-MNIST5k-v0"]
+    mine = StackHistory(RoundRecorder(vec_env("QanLR-MNIST5k-v0", N, **kwargs)), 4)
+    single = [lambda: FrameStackObservation(gym.make("QanLR-MNIST5k-v0", **kwargs), 4) for _ in range(N)]
+    assert compare(mine, DummyVecEnv(single), [np.full(N, t % 3) for t in range(25)]) >= 2 * N
+    assert mine.observation_space.shape == (4, 825)
+
+
+def test_a_round_is_one_episode_of_every_row():
+    """What a row plays after its end is not recorded, and is marked."""
+    settings = {**GAMES["QanLR-MNIST5k-v0"], "target_loss": 2.2, "learning_rate": 0.1}
+    env = RoundRecorder(vec_env("QanLR-MNIST5k-v0", N, **settings))
+    env.seed_rows([3, 30, 300])
+    env.reset()
+    waited = np.zeros(N, int)
+    steps = 0
+    while not all(episode.over for episode in env.episodes):
+        *_, infos = env.step(np.zeros(N, np.int64))
+        waited += [info["waiting"] for info in infos]
+        steps += 1
+    lengths = [len(episode.steps) for episode in env.episodes]
+    assert max(lengths) == steps
+    assert (waited + lengths == steps).all()
+    for episode, seed in zip(env.episodes, (3, 30, 300), strict=True):
+        alone = gym.make("QanLR-MNIST5k-v0", **settings)
+        frame, _ = alone.reset(seed=seed)
+        np.testing.assert_array_equal(episode.frames[0], frame)
+        for step, after in zip(episode.steps, episode.frames[1:], strict=True):
+            frame, reward, *_ = alone.step(0)
+            np.testing.assert_array_equal(after, frame)
+            assert step["reward"] == reward
+
+
+def test_algorithms_of_sb3_train_on_it():
+    env = VecMonitor(vec_env("QanLR-MNIST5k-v0", 4, **GAMES["QanLR-MNIST5k-v0"]))
+    ppo = PPO("MlpPolicy", env, n_steps=12, batch_size=24, n_epochs=1, seed=0, device="cpu")
+    ppo.learn(96)
+    assert ppo.num_timesteps == 96
+    assert len(ppo.ep_info_buffer) == 8  # episodes of 10 actions
+    dqn = DQN("MlpPolicy", env, learning_starts=8, seed=0, device="cpu", buffer_size=400)
+    before = {name: value.clone() for name, value in dqn.q_net.state_dict().items()}
+    dqn.learn(48)
+    assert any(not value.equal(before[name]) for name, value in dqn.q_net.state_dict().items())
+
+
+def test_what_the_bridge_cannot_do_it_says():
+    with pytest.raises(ValueError, match="SAME_STEP"):
+        GymnasiumVecEnv(gym.make_vec("QanLR-MNIST5k-v0", num_envs=2, **GAMES["QanLR-MNIST5k-v0"]))
+    env = vec_env("QanMinibatch-MNIST5k-v0", 2, **SHORT)
+    assert env.get_attr("num_envs", indices=[1]) == [2]
+    assert env.env_is_wrapped(gym.Wrapper) == [False, False]
+    assert env.unwrapped.env.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
+    with pytest.raises(AttributeError, match="config"):
+        env.set_attr("config", None)
+    with pytest.raises(AttributeError, match="weights"):
+        env.env_method("weights")
+    with pytest.raises(ValueError, match="2 seeds"):
+        env.seed_rows([1])
+    env.set_options([{"sampler": "shuffled"}, {}])
+    with pytest.raises(ValueError, match="options"):
+        env.reset()
+    env.set_options({"sampler": "shuffled"})
+    env.reset()
+    assert not env.unwrapped.env.training.sampler.by_class.any()
+    env.close()
