@@ -37,8 +37,12 @@ def test_every_algorithm_learns_from_the_game(name, env_id, kwargs):
     assert model.get_env().action_space.contains(action[0])
 
 
-@pytest.mark.parametrize("name", ["first_episode", "save_and_fork"])
-def test_example_runs(name):
-    done = subprocess.run([sys.executable, EXAMPLES / f"{name}.py"], capture_output=True, text=True, timeout=300)
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("first_episode", ()), ("save_and_fork", ()), ("ppo_on_64", ("--num-envs", "2", "--episodes", "2"))],
+)
+def test_example_runs(name, arguments):
+    command = [sys.executable, EXAMPLES / f"{name}.py", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "accuracy" in done.stdout or "learning rate" in done.stdout
