@@ -213,6 +213,11 @@ def resident(num_envs: int) -> int:
     step = vector_step(num_envs)
     for _ in range(3):
         step()
+    return resident_now()
+
+
+def resident_now() -> int:
+    """Bytes that this process holds; Linux."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -41,7 +41,8 @@ def main() -> None:
     started = time.perf_counter()
     model.learn(steps)
     seconds = time.perf_counter() - started
-    print(f"{len(model.ep_info_buffer)} last episodes: mean return {np.mean([e['r'] for e in model.ep_info_buffer]):.3f}")
+    returns = [episode["r"] for episode in model.ep_info_buffer]
+    print(f"{len(returns)} last episodes: mean return {np.mean(returns):.3f}")
     print(f"{model.num_timesteps} actions of {arguments.num_envs} CNNs in {seconds:.0f} s")
 
     losses, accuracies = greedy_scores(model, seed=0)

@@ -282,7 +282,7 @@ class Training:
             if begins is not None:
                 self._start_epochs(begins[number], number)
             losses.append(self._train_on_batch(number))
-        self.loss.copy_(torch.stack(losses).mean(dim=0))
+        self.loss.copy_(reduce(torch.add, losses) / len(losses))  # one after the other: the same for every N
         mean = torch.mv(self.memory, self.evenly) + self.loss  # finite exactly if the loss and every weight is
         torch.ne(mean - mean, 0, out=self.diverged)  # infinity minus infinity is not a number, which is not 0
         _bound(self.levels)

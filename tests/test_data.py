@@ -668,6 +668,7 @@ WRONG_VALUES = {
     "reward": ["no-such-reward", None, 5],
     "target_loss": [0, -1, NAN, "low"],
     "meta_momentum": [-0.1, 1.1, NAN, "regression", True],
+    "precision": ["float16", "tf32", None, 32],
     "pull_epochs": [-1, 1.5, None],
     "reference": ["/no/such/file.safetensors", "no-such-word", 5],
     "distillation": [-1, NAN, None, "1"],

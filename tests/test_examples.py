@@ -25,7 +25,7 @@ def load(name: str):
 
 @pytest.mark.parametrize(("name", "env_id", "kwargs"), RUNS)
 def test_every_algorithm_learns_from_the_game(name, env_id, kwargs):
-    example = load("stable_baselines3")
+    example = load("sb3_algorithms")
     model = example.make(name, env_id, **SHORT, **kwargs)
     before = {key: value.clone() for key, value in model.policy.state_dict().items()}
     model.learn(120)  # past the end of an episode of 100

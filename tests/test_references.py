@@ -178,6 +178,7 @@ CHANGED = {
 UNCHANGED = {
     "pull": {"meta_momentum": FILTER_REGRESSION},
     "pull_epochs": {"pull_epochs": 1},
+    "precision": {"precision": "bf16"},
     "reward": {"reward": "accuracy"},
     "observation": {"observation": "filters"},
     "batches_per_action": {"batches_per_action": 4},

@@ -1,6 +1,6 @@
 """Any algorithm of Stable-Baselines3 plays a game: DQN, PPO, A2C with discrete actions, SAC and TD3 with continuous.
 
-python examples/stable_baselines3.py PPO --env QanLR-MNIST5k-v0 --episodes 5
+python examples/sb3_algorithms.py PPO --env QanLR-MNIST5k-v0 --episodes 5
 """
 
 import argparse
