@@ -331,8 +331,8 @@ class Training:
             # Few different numbers of runs, because layers keep memory for each: the last is repeated to a power of 2.
             padded = some[torch.arange(2 ** (len(some) - 1).bit_length(), device=self.device).clamp(max=len(some) - 1)]
             params = {name: value[padded] for name, value in self.params.items()}
-            scores.append(evaluate(self.network, params, images, labels))
-        loss, accuracy = (torch.cat(values)[: len(rows)] for values in zip(*scores, strict=True))
+            scores.append(torch.stack(evaluate(self.network, params, images, labels))[:, : len(some)])
+        loss, accuracy = torch.cat(scores, dim=1)  # (M,) each
         return _bound(loss), accuracy
 
     def _validate(self, mask: Flags) -> None:

@@ -98,9 +98,11 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
         others = dict(options or {})
         mask = self._reset_mask(others.pop("reset_mask", None))
         shuffled = wants_shuffled(others)
-        for row, value in enumerate(self._row_seeds(seed)):
-            if mask[row] and value is not None:
-                self._generators[row] = seeding.np_random(value)[0]
+        seeds = self._row_seeds(seed)
+        # All of them, before one takes effect: a seed may be refused.
+        new = {row: seeding.np_random(value)[0] for row, value in enumerate(seeds) if mask[row] and value is not None}
+        for row, generator in new.items():
+            self._generators[row] = generator
         observation, info = self._begin(mask, shuffled)
         self._begun = True
         return self._out(observation), self._masked(info, mask)
@@ -176,7 +178,7 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
             ValueError: wrong shape, dtype or range. The range of tensors on a CUDA device is the caller's business: to
                 look at it would make the host wait.
         """
-        values = actions if isinstance(actions, Tensor) else torch.from_numpy(np.array(actions))
+        values = actions if isinstance(actions, Tensor) else _as_tensor(actions)
         if values.shape != self.action_space.shape:
             raise ValueError(f"the actions must have shape {self.action_space.shape}, not {tuple(values.shape)}")
         if self.config.continuous:
@@ -240,3 +242,15 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
     def _require_open(self) -> None:
         if self.closed:
             raise ClosedEnvironmentError("the environment is closed: make a new one")
+
+
+def _as_tensor(actions: Any) -> Tensor:
+    """A copy of what may be anything; integers as int64, of which PyTorch knows everything.
+
+    Raises:
+        ValueError: they are not numbers, or not an array of them.
+    """
+    array = np.array(actions)
+    if array.dtype.kind not in "biufc":
+        raise ValueError(f"the actions must be an array of numbers, not {actions!r}")
+    return torch.from_numpy(array.astype(np.int64) if array.dtype.kind in "iu" else array)
