@@ -39,7 +39,7 @@ def main() -> None:
     model = PPO("MlpPolicy", env, n_steps=50, batch_size=400, gamma=0.995, seed=0, device="cpu")
     steps = arguments.episodes * env.get_attr("decisions")[0]
     started = time.perf_counter()
-    model.learn(steps)
+    model.learn(steps, progress_bar=True)
     seconds = time.perf_counter() - started
     returns = [episode["r"] for episode in model.ep_info_buffer]
     print(f"{len(returns)} last episodes: mean return {np.mean(returns):.3f}")
