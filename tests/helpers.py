@@ -18,6 +18,18 @@ Arrays = dict[str, Any]
 SHORT = {"train_size": 200, "batch_size": 10, "epochs": 1, "batches_per_action": 1, "meta_momentum": None}
 TINY = {"batch_size": 10, "epochs": 1, "batches_per_action": 1, "meta_momentum": None, "reference": None}
 
+# Of the parameters of one `mnist-cnn`.
+SHAPES = {
+    "conv1.weight": (32, 1, 5, 5),
+    "conv1.bias": (32,),
+    "conv2.weight": (64, 32, 5, 5),
+    "conv2.bias": (64,),
+    "linear1.weight": (200, 256),
+    "linear1.bias": (200,),
+    "linear2.weight": (10, 200),
+    "linear2.bias": (10,),
+}
+
 
 def made_arrays(
     n_train: int = 90,

@@ -17,7 +17,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AsyncVectorEnv
 from gymnasium.wrappers import FrameStackObservation, RecordVideo
-from helpers import SHORT, made_arrays, made_npz, play, steps_of
+from helpers import SHAPES, SHORT, made_arrays, made_npz, play, steps_of
 
 from qan_gym import register_envs
 from qan_gym.data import DATASETS
@@ -495,17 +495,6 @@ def test_frame_stack(short):
 
 
 # --- inspection -----------------------------------------------------------------------------------------------------
-
-SHAPES = {
-    "conv1.weight": (32, 1, 5, 5),
-    "conv1.bias": (32,),
-    "conv2.weight": (64, 32, 5, 5),
-    "conv2.bias": (64,),
-    "linear1.weight": (200, 256),
-    "linear1.bias": (200,),
-    "linear2.weight": (10, 200),
-    "linear2.bias": (10,),
-}
 
 
 def spoil(value) -> None:

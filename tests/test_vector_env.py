@@ -16,7 +16,7 @@ from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from gymnasium.wrappers import vector as wrappers
-from helpers import made_npz
+from helpers import SHAPES, made_npz
 
 from qan_gym.registration import ENTRY_POINTS
 from qan_gym.reward import DIVERGENCE_PENALTY
@@ -938,17 +938,6 @@ def test_infos_as_a_list(tiny):
 
 
 # --- inspection -----------------------------------------------------------------------------------------------------
-
-SHAPES = {
-    "conv1.weight": (32, 1, 5, 5),
-    "conv1.bias": (32,),
-    "conv2.weight": (64, 32, 5, 5),
-    "conv2.bias": (64,),
-    "linear1.weight": (200, 256),
-    "linear1.bias": (200,),
-    "linear2.weight": (10, 200),
-    "linear2.bias": (10,),
-}
 
 
 @pytest.mark.parametrize("output", ["numpy", "torch"])
