@@ -271,9 +271,9 @@ def compare(device: str, rounds: int) -> dict[str, Any]:
     if device == "cpu" and importlib.util.find_spec("dacbench") and all(map(Path.is_file, mnist_files(data_root()))):
         contest.enter("dacbench", dacbench_step(data_root()), calls=2)
         contest.enter("env on MNIST", env_step("QanLR-MNIST-v0", device))
-    rate = matmul_rate(device)
+    rate, flop = matmul_rate(device), operations(device)
     contest.play(rounds)
-    floor = operations(device) / statistics.median(rate() for _ in range(9)) * 1e3  # milliseconds
+    floor = flop / statistics.median(rate() for _ in range(9)) * 1e3  # milliseconds
     ratios = {
         "textbook_over_env": contest.ratio("textbook", "env"),
         "vector_speedup": contest.ratio("vector of 1", vector),
@@ -286,7 +286,7 @@ def compare(device: str, rounds: int) -> dict[str, Any]:
     return {
         "milliseconds_per_step": {name: contest.median(name) for name in contest.times},
         "ratios": ratios,
-        "mflop_per_step": operations(device) / 1e6,
+        "mflop_per_step": flop / 1e6,
     }
 
 
