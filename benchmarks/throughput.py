@@ -37,7 +37,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from qan_gym.data import data_root, mnist_files  # and registers the environments
+from qan_gym.data import data_root  # and registers the environments
+from qan_gym.downloads import missing
 
 ENV = "QanLR-MNIST5k-v0"
 ONE_BATCH = {"batches_per_action": 1}
@@ -268,7 +269,7 @@ def compare(device: str, rounds: int) -> dict[str, Any]:
     contest.enter(vector, vector_step(many, device), envs=many, threads=threads, calls=max(4, 60 // many))
     if device == "cpu":
         contest.enter("async", async_step(many), envs=many, calls=max(4, 60 // many))
-    if device == "cpu" and importlib.util.find_spec("dacbench") and all(map(Path.is_file, mnist_files(data_root()))):
+    if device == "cpu" and importlib.util.find_spec("dacbench") and not missing("mnist", data_root()):
         contest.enter("dacbench", dacbench_step(data_root()), calls=2)
         contest.enter("env on MNIST", env_step("QanLR-MNIST-v0", device))
     rate, flop = matmul_rate(device), operations(device)

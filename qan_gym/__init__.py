@@ -1,7 +1,11 @@
 """Training a neural network, as a game that reinforcement learning can play.
 
-Importing this package registers the environments and does nothing else: torch is imported when one is made.
+Importing this package registers the environments and does nothing else: torch is imported when one is made, or when
+one of the registries is used.
 """
+
+from importlib import import_module
+from typing import Any
 
 from qan_gym.registration import register_envs
 
@@ -9,4 +13,18 @@ __version__ = "0.1.0"
 
 register_envs()
 
-__all__ = ["__version__", "register_envs"]
+# The registries that a user adds to, by the module each is in.
+_REGISTRIES = {
+    "register_dataset": "qan_gym.data",
+    "register_network": "qan_gym.networks",
+    "register_optimizer": "qan_gym.optimizers",
+    "register_reward": "qan_gym.reward",
+}
+
+__all__ = ["__version__", "register_envs", *_REGISTRIES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _REGISTRIES:
+        return getattr(import_module(_REGISTRIES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

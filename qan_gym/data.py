@@ -1,14 +1,10 @@
 """Data sets: load, verify, split."""
 
 import hashlib
-import http.client
 import os
-import socket
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,9 +17,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qan_gym import downloads, whitening
+
 ASSETS = Path(__file__).parent / "assets"
-DATA_VARIABLE = "QAN_GYM_DATA"
-DOWNLOAD_TIMEOUT = 30  # seconds without a byte
+DATA_VARIABLE = downloads.FOLDER_VARIABLE
 VALIDATION_SHARE = 9  # one in nine training images is held out for validation,
 VALIDATION_MAX = 5_000  # and never more than this
 SPLITS = ("train", "validation", "test")
@@ -61,12 +58,12 @@ class Dataset:
 
 @dataclass(frozen=True, eq=False)
 class DeviceData:
-    """The three splits on a device, images still uint8, zero-padded to the size that the network takes.
+    """The three splits on a device, zero-padded to the size that the network takes.
 
     Attributes:
-        images: split name -> (n, C, H, W) uint8.
+        images: split name -> (n, C, H, W) uint8; whitened ones float16.
         labels: split name -> (n,) int64.
-        mean, std: (C, 1, 1) float32, of the padded training images.
+        mean, std: (C, 1, 1) float32, of the padded training images; 0 and 1 for whitened ones.
     """
 
     images: dict[str, Tensor]
@@ -75,8 +72,13 @@ class DeviceData:
     std: Tensor
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 (..., C, H, W) -> float32, with mean 0 and deviation 1 per channel over the training split."""
+        """(..., C, H, W) -> float32, with mean 0 and deviation 1 per channel over the training split, or whitened."""
         return (images.to(torch.float32) - self.mean) / self.std
+
+    def batches(self, name: str, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """A split in pieces of `size` images, as the network sees them, and their labels."""
+        for images, labels in zip(self.images[name].split(size), self.labels[name].split(size), strict=True):
+            yield self.normalise(images), labels
 
     def split(self, name: str) -> tuple[Tensor, Tensor]:
         """The images of a split as the network sees them, and their labels."""
@@ -84,28 +86,46 @@ class DeviceData:
 
 
 @lru_cache(maxsize=4)
-def on_device(dataset: Dataset, image_shape: tuple[int, int, int], train_size: int | None, device: str) -> DeviceData:
+def on_device(
+    dataset: Dataset, image_shape: tuple[int, int, int], train_size: int | None, preprocess: str, device: str
+) -> DeviceData:
     """Put a data set on a device, shared by all who ask for the same.
 
     Args:
         dataset: what to put there.
         image_shape: (C, H, W) to zero-pad to, evenly on both sides.
         train_size: only the first so many training images; None: all.
+        preprocess: as `TaskConfig.preprocess`.
         device: as `torch.device` takes it.
+
+    Raises:
+        ValueError: the images are too large to be whitened.
     """
     splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
-    images = {name: _pad(torch.from_numpy(split.images), image_shape).to(device) for name, split in splits.items()}
     labels = {name: torch.from_numpy(split.labels).to(device) for name, split in splits.items()}
+    images = {name: torch.from_numpy(split.images) for name, split in splits.items()}  # (n, C, H, W) uint8
     images["train"], labels["train"] = images["train"][:train_size], labels["train"][:train_size]
-    pixels = images["train"].transpose(0, 1).flatten(1)  # (C, n * H * W)
-    counts = torch.stack([torch.bincount(channel.to(torch.int32), minlength=256) for channel in pixels.cpu()])
+    if preprocess == "whiten":
+        whiten = whitening.whitening_of(images["train"], data_root())
+        images = {name: whiten(split).to(torch.float16) for name, split in images.items()}
+    images = {name: _pad(split, image_shape) for name, split in images.items()}
+    channels = image_shape[0]
+    mean, std = torch.zeros(channels), torch.ones(channels)
+    if preprocess == "normalise":
+        mean, std = _statistics(images["train"])
+    images = {name: split.to(device) for name, split in images.items()}
+    return DeviceData(images, labels, *(value.to(device, torch.float32).view(-1, 1, 1) for value in (mean, std)))
+
+
+def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel, (C,) float64 each: exact, by counting."""
+    pixels = images.transpose(0, 1).flatten(1)  # (C, n * H * W)
+    counts = torch.stack([torch.bincount(channel.to(torch.int32), minlength=256) for channel in pixels])
     values = torch.arange(256, dtype=torch.float64)
-    share = counts / counts.sum(dim=1, keepdim=True)  # (C, 256), float64: exact and independent of the device
+    share = counts / counts.sum(dim=1, keepdim=True)  # (C, 256)
     mean = (share * values).sum(dim=1)
     variance = (share * (values - mean[:, None]) ** 2).sum(dim=1)
-    std = variance.sqrt().clamp(min=1)  # a constant channel is centred, not blown up
-    statistics = [value.to(device, torch.float32).view(-1, 1, 1) for value in (mean, std)]
-    return DeviceData(images, labels, *statistics)
+    return mean, variance.sqrt().clamp(min=1)  # a constant channel is centred, not blown up
 
 
 def _pad(images: Tensor, image_shape: tuple[int, int, int]) -> Tensor:
@@ -122,7 +142,7 @@ def load_dataset(name: str) -> Dataset:
 
     Raises:
         ValueError: the name is not registered, or the data are damaged or unusable; the message names the file.
-        FileNotFoundError: the file is missing, or MNIST can be neither found nor downloaded.
+        FileNotFoundError: the file is missing, or the data set can be neither found nor downloaded.
     """
     if name.endswith(".npz"):
         path = Path(name).expanduser().resolve()
@@ -279,89 +299,8 @@ def _load_mnist5k() -> Arrays:
     return arrays
 
 
-# --- MNIST, through torchvision -------------------------------------------------------------------------------------
-
-# MD5 of the uncompressed files; torchvision verifies only what it downloads itself.
-MNIST_MD5 = {
-    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
-    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
-    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
-    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+DATASETS: dict[str, Callable[[], Arrays]] = {
+    "mnist": lambda: downloads.load("mnist", data_root()),
+    "cifar10": lambda: downloads.load("cifar10", data_root()),
+    "mnist5k": _load_mnist5k,
 }
-
-
-def mnist_files(root: Path) -> dict[Path, str]:
-    """The four files of MNIST under a data root, in torchvision's layout, and their MD5 sums."""
-    return {root / "MNIST" / "raw" / name: digest for name, digest in MNIST_MD5.items()}
-
-
-def _load_mnist() -> Arrays:
-    from torchvision.datasets.mnist import read_image_file, read_label_file
-
-    root = data_root()
-    if not all(path.is_file() for path in mnist_files(root)):
-        download_mnist(root)
-    verify_mnist(root)
-    raw = root / "MNIST" / "raw"  # the files that were verified, and no others
-    return {
-        "x_train": read_image_file(str(raw / "train-images-idx3-ubyte")).numpy(),  # (60000, 28, 28)
-        "y_train": read_label_file(str(raw / "train-labels-idx1-ubyte")).numpy(),
-        "x_test": read_image_file(str(raw / "t10k-images-idx3-ubyte")).numpy(),  # (10000, 28, 28)
-        "y_test": read_label_file(str(raw / "t10k-labels-idx1-ubyte")).numpy(),
-    }
-
-
-def verify_mnist(root: Path) -> None:
-    """Compare the four files of MNIST with the checksums of the originals.
-
-    Raises:
-        ValueError: a file is missing, truncated or altered; the message names it.
-    """
-    for path, wanted in mnist_files(root).items():
-        if not path.is_file():
-            raise ValueError(f"{path}: the file is missing")
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-        if found != wanted:
-            raise ValueError(
-                f"{path}: not MNIST's file (MD5 {found}, not {wanted}): it is truncated or altered; remove it, and it "
-                "will be downloaded again"
-            )
-
-
-def download_mnist(root: Path) -> None:
-    """Fetch MNIST through torchvision into a folder aside, then move its files into `root`, each in one rename.
-
-    Raises:
-        FileNotFoundError: it could not be had; the message names the three ways out.
-    """
-    from torchvision.datasets import MNIST
-
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root, prefix=".mnist-") as aside, _finite_timeout():
-            MNIST(aside, download=True)
-            verify_mnist(Path(aside))
-            for fetched, path in zip(mnist_files(Path(aside)), mnist_files(root), strict=True):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                fetched.replace(path)
-    except (OSError, RuntimeError, ValueError, EOFError, http.client.HTTPException) as error:
-        raise FileNotFoundError(
-            f"MNIST is not in {root} and could not be downloaded ({error}). Three ways out: set {DATA_VARIABLE} to a "
-            "folder that holds MNIST/raw; go online and try again; or play on the bundled images, with an id of "
-            "MNIST5k (as QanLR-MNIST5k-v0) or dataset='mnist5k'."
-        ) from error
-
-
-@contextmanager
-def _finite_timeout() -> Iterator[None]:
-    """torchvision opens its connections without a timeout, so the sockets' default is what bounds them."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-DATASETS: dict[str, Callable[[], Arrays]] = {"mnist": _load_mnist, "mnist5k": _load_mnist5k}

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from qan_gym import rendering
 from qan_gym.data import SPLITS
+from qan_gym.observation import shown_weights
 from qan_gym.playing import make_training, next_seeds, spaces_of, wants_shuffled
 from qan_gym.state import State
 from qan_gym.tasks import make_config
@@ -98,7 +99,14 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
             raise ResetNeeded("there is nothing to render before reset()")
         if self.render_mode == "ansi":
             return rendering.line(self._history)
-        return rendering.frame(self.weights()[self.training.network.shown], self._history, self.config)
+        return rendering.frame(self._pictures(), self._history, self.config)
+
+    def _pictures(self) -> NDArray[np.float32]:
+        """The weights shown, as pictures (F, h, w): the filters, channels averaged, or the screen as the only one."""
+        network, weight = self.training.network, self.training.params[self.training.network.shown]
+        if network.screen is None and weight.dim() == 5 and weight[0, 0, 0].numel() > 1:
+            return weight[0].mean(dim=1).cpu().numpy()
+        return shown_weights(network, self.training.params).cpu().numpy()
 
     # --- inspection -------------------------------------------------------------------------------------------------
 

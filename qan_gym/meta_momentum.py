@@ -33,6 +33,13 @@ def pull_of(config: TaskConfig, network: Network) -> tuple[float, list[str]]:
     return float(config.meta_momentum), network.weights
 
 
+def batches_of(config: TaskConfig, pull: float, batches_per_epoch: int) -> int:
+    """During how many mini-batches of an episode the pull acts: those of `pull_epochs`, or 1/c."""
+    if config.pull_epochs is not None:
+        return config.pull_epochs * batches_per_epoch
+    return round(1 / pull) if pull > 0 else 0
+
+
 def pull(params: Params, reference: Params, strength: Tensor, names: list[str]) -> None:
     """w <- w + c (w* - w), in place, on the named tensors.
 

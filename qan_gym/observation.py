@@ -1,14 +1,15 @@
 """What the agent sees: the filters, and the score line.
 
-The screen has one row per filter and one column per weight, and a last row, the score line: ln(learning rate), share
-of the budget used, ln(smoothed loss), its change since the last action, the last action (-1 before the first), zeros.
+The screen has one row per filter and one column per weight (of the networks for CIFAR-10, 192 rows of 192 weights of
+the last convolution), and a last row, the score line: ln(learning rate), share of the budget used, ln(smoothed loss),
+its change since the last action, the last action (-1 before the first), zeros.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qan_gym.optimizee import Network
+from qan_gym.optimizee import Network, Params
 
 LIMIT = 10.0  # every value is kept within +-LIMIT
 SCORES = 5
@@ -17,26 +18,36 @@ NO_ACTION = -1.0  # on the score line, before the first action
 
 def screen_shape(network: Network, observation: str) -> tuple[int, int]:
     """(rows, columns) of the screen; with `"screen"` the last row is the score line."""
+    rows, columns = _weights_shape(network)
+    return rows + (observation == "screen"), max(columns, SCORES)
+
+
+def shown_weights(network: Network, params: Params) -> Tensor:
+    """The weights that the agent sees, (N, rows, columns): a row per filter, unless the network says otherwise."""
+    rows, columns = _weights_shape(network)
+    shown: Tensor = params[network.shown].flatten(1)[:, : rows * columns].unflatten(1, (rows, columns))
+    return shown
+
+
+def _weights_shape(network: Network) -> tuple[int, int]:
     filters, *rest = network.shapes[network.shown]
-    columns = max(torch.Size(rest).numel(), SCORES)
-    return filters + (observation == "screen"), columns
+    return network.screen or (filters, torch.Size(rest).numel())
 
 
-def observe(filters: Tensor, scores: Tensor | None, columns: int) -> Tensor:
+def observe(rows: Tensor, scores: Tensor | None, columns: int) -> Tensor:
     """The screens of N runs, each flattened row by row.
 
     Stable-Baselines3 and most code written for vectors take a flat observation as it is; `reshape(screen_shape)`
     gives the rows back.
 
     Args:
-        filters: (N, F, ...) weights, one filter per index of the second axis.
+        rows: (N, F, W), see `shown_weights`.
         scores: (N, SCORES), or None to leave the score line out.
         columns: of the screen.
 
     Returns:
         (N, rows * columns) float32, finite, within +-LIMIT, not a number where a weight is not one shown as 0.
     """
-    rows = filters.flatten(2)  # (N, F, weights per filter)
     if rows.shape[2] < columns:
         rows = F.pad(rows, (0, columns - rows.shape[2]))
     if scores is not None:

@@ -1,10 +1,11 @@
-"""N networks as stacked parameters: forward, loss, gradients, update.
+"""N networks as stacked parameters: forward, loss, gradients, measurement.
 
-The parameters of N networks of one kind are a dict of tensors with a leading axis N.
+The parameters of N networks of one kind are a dict of tensors with a leading axis N. Among them are the running
+statistics of batch norm, which belong to a network as its weights do, but are not trained by gradients.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -12,11 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qan_gym import streams
-from qan_gym.layers import ConvMaxPoolTanh, linear
 
 Params = dict[str, Tensor]  # name -> (N, *shape)
-
-EVALUATION_BATCH = 20  # images that a network is given at once when it is measured
 
 
 @dataclass(frozen=True)
@@ -25,20 +23,41 @@ class Network:
 
     Attributes:
         image_shape: (C, H, W) of its input; smaller images are zero-padded to it.
-        shapes: the shape of each parameter of one network. Names end in `.weight` or `.bias`.
-        forward: (params, images (N, B, C, H, W) float32) -> logits (N, B, K).
+        shapes: the shape of each parameter of one network, running statistics among them.
+        forward: (params, images (N, B, C, H, W) float32, training) -> logits (N, B, K). In training it moves the
+            running statistics on, in place; otherwise it uses them.
         shown: the name of the weight whose filters the agent sees, one row per output channel.
+        initial: (seeds (N,) int64) -> parameters of fresh networks, each from its seed and nothing else; None: every
+            weight and bias uniform in +-1/sqrt(fan-in), for names that end in `.weight` and `.bias`.
+        statistics: the names of the parameters that are running statistics.
+        pulled: the names of the weights that meta-momentum acts on; None: all with more than one axis.
+        screen: (rows, columns) to lay out the first rows * columns numbers of `shown` in; None: a row per filter.
+        at_once: `forward` computes N networks in batched products, so that N at once are faster than one after another.
     """
 
     image_shape: tuple[int, int, int]
     shapes: dict[str, tuple[int, ...]]
-    forward: Callable[[Params, Tensor], Tensor]
+    forward: Callable[[Params, Tensor, bool], Tensor]
     shown: str
+    initial: Callable[[Tensor], Params] | None = None
+    statistics: tuple[str, ...] = ()
+    pulled: tuple[str, ...] | None = None
+    screen: tuple[int, int] | None = None
+    at_once: bool = True
+
+    @property
+    def trained(self) -> list[str]:
+        """The names of the parameters that gradients are taken for."""
+        return [name for name in self.shapes if name not in self.statistics]
 
     @property
     def weights(self) -> list[str]:
-        """The names of the weight tensors, biases left out."""
-        return [name for name in self.shapes if name.endswith(".weight")]
+        """The names of the tensors that meta-momentum acts on."""
+        return list(self.pulled or (name for name in self.trained if len(self.shapes[name]) > 1))
+
+    def initial_params(self, seeds: Tensor) -> Params:
+        """Fresh networks, (N, *shape) each; the parameters of a network depend on its seed (N,) and nothing else."""
+        return _uniform(self.shapes, seeds) if self.initial is None else self.initial(seeds)
 
     def size(self) -> int:
         """Numbers that the parameters of one network take in memory, the gaps between them counted in."""
@@ -47,16 +66,22 @@ class Network:
     def views(self, memory: Tensor) -> Params:
         """The parameters of N networks as views of (N, size()) memory.
 
-        They lie there as layers want them: the outputs of a layer last, before them the input channels.
+        They lie there as layers want them. For batched products: the outputs of a layer last, before them the input
+        channels. For the library's convolutions: the channels last.
         """
         params, start = {}, 0
         for name, shape in self.shapes.items():
             value = memory[:, start : start + math.prod(shape)]
             if len(shape) == 4:
                 filters, channels, height, width = shape
-                value = value.unflatten(1, (height, width, channels, filters)).permute(0, 4, 3, 1, 2)
-            elif len(shape) == 2:
+                if self.at_once:
+                    value = value.unflatten(1, (height, width, channels, filters)).permute(0, 4, 3, 1, 2)
+                else:
+                    value = value.unflatten(1, (filters, height, width, channels)).permute(0, 1, 4, 2, 3)
+            elif len(shape) == 2 and self.at_once:
                 value = value.unflatten(1, shape[::-1]).transpose(1, 2)
+            else:
+                value = value.view(len(memory), *shape)
             params[name] = value  # (N, *shape)
             start += _room(shape)
         return params
@@ -67,94 +92,33 @@ def _room(shape: tuple[int, ...]) -> int:
     return -(-math.prod(shape) // 16) * 16
 
 
-NetworkBuilder = Callable[[tuple[int, int, int], int], Network]
-
-
-def register_network(name: str, builder: NetworkBuilder) -> None:
-    """Make a kind of network available under a name.
-
-    Args:
-        name: what `network=` will accept.
-        builder: (image shape (C, H, W), number of classes) -> Network.
-
-    Raises:
-        ValueError: the name is taken.
-    """
-    if name in NETWORKS:
-        raise ValueError(f"a network cannot be registered as {name!r}: the name is taken")
-    NETWORKS[name] = builder
-
-
-def build_network(name: str, image_shape: tuple[int, int, int], n_classes: int) -> Network:
-    """The registered network for such images and classes.
-
-    Raises:
-        ValueError: the name is not registered.
-    """
-    if name not in NETWORKS:
-        raise ValueError(f"unknown network {name!r}; there are {', '.join(NETWORKS)}")
-    return NETWORKS[name](image_shape, n_classes)
-
-
-# --- mnist-cnn ------------------------------------------------------------------------------------------------------
-
-
-def mnist_cnn(image_shape: tuple[int, int, int], n_classes: int) -> Network:
-    """The network of the paper's MNIST experiments: two tanh convolutions, two linear layers.
-
-    conv 5x5 to 32, tanh, max-pool 3; conv 5x5 to 64, tanh, max-pool 2; linear to 200, tanh; linear to K. Images are
-    zero-padded to at least 32x32, which makes MNIST's 28x28 the original's 1x32x32 and the linear input 256.
-    """
-    channels, height, width = image_shape[0], max(image_shape[1], 32), max(image_shape[2], 32)
-    rows, columns = (((size - 4) // 3 - 4) // 2 for size in (height, width))
-    features = 64 * rows * columns
-    shapes: dict[str, tuple[int, ...]] = {
-        "conv1.weight": (32, channels, 5, 5),
-        "conv1.bias": (32,),
-        "conv2.weight": (64, 32, 5, 5),
-        "conv2.bias": (64,),
-        "linear1.weight": (200, features),
-        "linear1.bias": (200,),
-        "linear2.weight": (n_classes, 200),
-        "linear2.bias": (n_classes,),
-    }
-    features1 = ConvMaxPoolTanh(kernel_size=5, pool_size=3)
-    features2 = ConvMaxPoolTanh(kernel_size=5, pool_size=2)
-
-    def forward(params: Params, images: Tensor) -> Tensor:
-        x = features1(images, params["conv1.weight"], params["conv1.bias"])  # (N, B, 32, 9, 9)
-        x = features2(x, params["conv2.weight"], params["conv2.bias"])  # (N, B, 64, 2, 2)
-        x = linear(x.flatten(2), params["linear1.weight"], params["linear1.bias"]).tanh()  # (N, B, 200)
-        return linear(x, params["linear2.weight"], params["linear2.bias"])  # (N, B, K)
-
-    return Network((channels, height, width), shapes, forward, shown="conv1.weight")
-
-
-NETWORKS: dict[str, NetworkBuilder] = {"mnist-cnn": mnist_cnn}
-
-
-# --- initialisation, loss, update -----------------------------------------------------------------------------------
-
-
-def initial_params(network: Network, seeds: Tensor) -> Params:
-    """Fresh networks: every weight and bias uniform in +-1/sqrt(fan-in), as Torch and PyTorch do.
-
-    Args:
-        network: the kind.
-        seeds: (N,) int64; the parameters of a network depend on its seed and nothing else.
-    """
+def _uniform(shapes: dict[str, tuple[int, ...]], seeds: Tensor) -> Params:
+    """Every weight and bias uniform in +-1/sqrt(fan-in), as Torch and PyTorch do."""
     params = {}
-    for number, (name, shape) in enumerate(network.shapes.items()):
+    for number, (name, shape) in enumerate(shapes.items()):
         layer = name.rpartition(".")[0]
-        fan_in = math.prod(network.shapes[f"{layer}.weight"][1:])
+        fan_in = math.prod(shapes[f"{layer}.weight"][1:])
         unit = streams.uniform(seeds, streams.WEIGHTS, number, math.prod(shape))  # (N, size)
         params[name] = ((2 * unit - 1) / math.sqrt(fan_in)).reshape(-1, *shape)
     return params
 
 
-def leaves(params: Params) -> Params:
-    """The same parameters, in the same memory, as tensors that gradients are taken for."""
-    return {name: value.detach().requires_grad_() for name, value in params.items()}
+def leaves(network: Network, params: Params) -> Params:
+    """The same parameters, in the same memory; those that are trained as tensors that gradients are taken for."""
+    mine = {name: value.detach() for name, value in params.items()}
+    return mine | {name: mine[name].requires_grad_() for name in network.trained}
+
+
+def logits_of(network: Network, params: Params, images: Tensor, training: bool, dtype: torch.dtype) -> Tensor:
+    """The network's forward pass in some precision; (N, B, K) float32."""
+    if dtype == torch.float32:
+        return network.forward(params, images, training)
+    if network.at_once:
+        cast = {name: value.to(dtype) for name, value in params.items()}
+        return network.forward(cast, images.to(dtype), training).to(torch.float32)
+    # Layer by layer, as the library sees fit: batch norm stays in float32. A cache would outlive a captured graph.
+    with torch.autocast(images.device.type, dtype, cache_enabled=False):
+        return network.forward(params, images, training).to(torch.float32)
 
 
 def loss_and_gradients(
@@ -173,7 +137,7 @@ def loss_and_gradients(
 
     Args:
         network: the kind.
-        params: N networks, leaves that require gradients (see `leaves`).
+        params: N networks, leaves that require gradients (see `leaves`); their running statistics move on.
         images: (N, B, C, H, W) float32.
         labels: (N, B) int64.
         soft_targets: (N, B, K) probabilities, or None.
@@ -181,14 +145,10 @@ def loss_and_gradients(
         dtype: that the network computes in; the loss, the parameters and their gradients are float32 in any case.
 
     Returns:
-        The loss (N,), detached, and the gradients, shaped like the parameters.
+        The loss (N,), detached, and the gradients of the trained parameters, shaped like them.
     """
     with torch.enable_grad():
-        if dtype == torch.float32:
-            logits = network.forward(params, images)  # (N, B, K)
-        else:
-            cast = {name: value.to(dtype) for name, value in params.items()}
-            logits = network.forward(cast, images.to(dtype)).to(torch.float32)
+        logits = logits_of(network, params, images, True, dtype)  # (N, B, K)
     log_likelihood = logits.detach().log_softmax(dim=2)  # (N, B, K)
     loss = -log_likelihood.gather(2, labels[..., None]).mean(dim=(1, 2))  # (N,)
     # The gradient of cross-entropy with regard to the logits is softmax - targets: written out, it is faster.
@@ -197,17 +157,9 @@ def loss_and_gradients(
     d_logits = likelihood.scatter_add(2, labels[..., None], minus_one)
     if soft_targets is not None and weight is not None:
         d_logits += per_run(weight, d_logits) * (likelihood - soft_targets)
-    gradients = torch.autograd.grad(logits, list(params.values()), d_logits / labels.shape[1])
-    return loss, dict(zip(params, gradients, strict=True))
-
-
-def sgd(params: Params, gradients: Params, learning_rate: Tensor) -> None:
-    """w <- w - lr * g, in place; learning_rate is (N,) float32."""
-    for name, value in params.items():
-        value.addcmul_(gradients[name], per_run(learning_rate, value), value=-1)
-
-
-OPTIMIZERS: dict[str, Callable[[Params, Params, Tensor], None]] = {"sgd": sgd}
+    names = network.trained
+    gradients = torch.autograd.grad(logits, [params[name] for name in names], d_logits / labels.shape[1])
+    return loss, dict(zip(names, gradients, strict=True))
 
 
 def per_run(values: Tensor, like: Tensor) -> Tensor:
@@ -216,23 +168,23 @@ def per_run(values: Tensor, like: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(network: Network, params: Params, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def evaluate(network: Network, params: Params, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy and accuracy of N networks on the same images.
 
     Args:
         network: the kind.
         params: N networks.
-        images: (n, C, H, W) float32.
-        labels: (n,) int64.
+        batches: pairs of images (b, C, H, W) float32 and labels (b,) int64.
 
     Returns:
         Loss (N,) and accuracy (N,) in [0, 1], float32.
     """
-    num_runs = len(params[network.shown])
-    total = correct = torch.zeros(num_runs, device=labels.device)
-    for some, targets in zip(images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True):
-        logits = network.forward(params, some.expand(num_runs, *some.shape))  # (N, B, K)
-        losses = F.cross_entropy(logits.flatten(0, 1), targets.repeat(num_runs), reduction="none")  # (N * B,)
-        total = total + losses.view(num_runs, -1).sum(dim=1)
-        correct = correct + (logits.argmax(dim=2) == targets).sum(dim=1)
-    return total / len(labels), correct / len(labels)
+    total = correct = params[network.shown].new_zeros(len(params[network.shown]))  # (N,)
+    count = 0
+    for images, labels in batches:
+        logits = network.forward(params, images.expand(len(total), *images.shape), False)  # (N, b, K)
+        losses = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(total)), reduction="none")  # (N * b,)
+        total = total + losses.view(len(total), -1).sum(dim=1)
+        correct = correct + (logits.argmax(dim=2) == labels).sum(dim=1)
+        count += len(labels)
+    return total / count, correct / count

@@ -1,8 +1,8 @@
 """Reference weights: what meta-momentum pulls towards and distillation learns from.
 
 `"pretrained"` are the final weights of one baseline run: the game's network, data, optimizer, batch size and epochs,
-shuffled SGD at the initial learning rate, no pull. They are found by a hash of everything they depend on, first in the
-package, then in the user's cache; what is in neither is trained and cached.
+the data shuffled, the initial learning rate throughout, no pull. They are found by a hash of everything they depend on,
+first in the package, then in the user's cache; what is in neither is trained and cached.
 """
 
 import hashlib
@@ -17,17 +17,25 @@ from tqdm import tqdm
 from qan_gym.actions import KEEP
 from qan_gym.data import ASSETS, data_root, load_dataset
 from qan_gym.files import load_arrays, save_arrays
-from qan_gym.optimizee import Params, build_network
+from qan_gym.networks import build_network
+from qan_gym.optimizee import Params
 from qan_gym.tasks import TaskConfig
 from qan_gym.training import Training
 
 SEED = 0
-DEPENDS_ON = ("dataset", "train_size", "network", "optimizer", "learning_rate", "batch_size", "epochs")
+DEPENDS_ON = (
+    *("dataset", "train_size", "preprocess", "augment", "network", "batch_size", "epochs"),
+    *("optimizer", "learning_rate", "momentum", "nesterov", "weight_decay"),
+)
 FORMAT = 1  # to be raised when the same settings come to give other weights
 
 
-def resolve_reference(config: TaskConfig) -> Params | None:
+def resolve_reference(config: TaskConfig, device: str = "cpu") -> Params | None:
     """The reference weights of a game, one network without a leading axis; None where it has none at the start.
+
+    Args:
+        config: the game.
+        device: to train them on, where there are none yet.
 
     Raises:
         ValueError: a file is damaged or holds the weights of another network; the message names it.
@@ -42,7 +50,7 @@ def resolve_reference(config: TaskConfig) -> Params | None:
         if path.is_file():
             return load_reference(path, config)
     needed = bool(config.meta_momentum) or config.distillation > 0
-    return make_reference(config) if needed else None
+    return make_reference(config, device=device) if needed else None
 
 
 def baseline_config(config: TaskConfig) -> TaskConfig:
@@ -62,15 +70,16 @@ def reference_name(config: TaskConfig) -> str:
     return f"{config.network}-{digest}.safetensors"
 
 
-def make_reference(config: TaskConfig, folder: Path | None = None) -> Params:
+def make_reference(config: TaskConfig, folder: Path | None = None, device: str = "cpu") -> Params:
     """Train the pretrained weights of a game, with a progress bar, and keep them.
 
     Args:
         config: the game.
         folder: where to write the file `reference_name(config)`; None: in the user's cache.
+        device: to train on.
     """
     baseline = baseline_config(config)
-    training = Training(baseline, reference=None)
+    training = Training(baseline, reference=None, device=device)
     training.reset(np.ones(1, np.bool_), np.array([SEED]))
     keep = torch.tensor([KEEP])
     for _ in tqdm(range(training.budget), desc="reference weights", unit="batch", dynamic_ncols=True):
@@ -80,7 +89,7 @@ def make_reference(config: TaskConfig, folder: Path | None = None) -> Params:
                 f"the baseline run of {config.dataset} diverged: lower learning_rate or set reference=None"
             )
     path = (folder or data_root() / "references") / reference_name(config)
-    weights = {name: value[0] for name, value in training.params.items()}
+    weights = {name: value[0].cpu() for name, value in training.params.items()}
     scores = {name: float(value[0]) for name, value in {**transition.info, **transition.test}.items()}
     save_arrays(path, {name: value.numpy() for name, value in weights.items()}, scores)
     return weights

@@ -7,6 +7,7 @@ ENTRY_POINTS = {
     "QanMinibatch-MNIST-v0": "qan_gym.env:MinibatchEnv",
     "QanLR-MNIST5k-v0": "qan_gym.env:LearningRateEnv",
     "QanMinibatch-MNIST5k-v0": "qan_gym.env:MinibatchEnv",
+    "QanLR-CIFAR10-v0": "qan_gym.env:LearningRateEnv",
 }
 VECTOR_ENTRY_POINT = "qan_gym.vector_env:QanVectorEnv"
 

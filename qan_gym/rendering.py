@@ -48,13 +48,12 @@ def line(history: History) -> str:
 
 
 def tiles(filters: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Filters (F, C, h, w) as one picture, channels averaged, a gap of one between tiles; gaps are NaN."""
-    pictures = filters.mean(axis=1)  # (F, h, w)
-    count, height, width = pictures.shape
+    """Filters (F, h, w) as one picture, a gap of one between tiles; gaps are NaN."""
+    count, height, width = filters.shape
     columns = int(np.ceil(np.sqrt(count * 1.5)))
     rows = -(-count // columns)
     canvas = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1), np.nan, dtype=np.float32)
-    for number, picture in enumerate(pictures):
+    for number, picture in enumerate(filters):
         top, left = (number // columns) * (height + 1) + 1, (number % columns) * (width + 1) + 1
         canvas[top : top + height, left : left + width] = picture
     return canvas
@@ -80,7 +79,9 @@ def frame(filters: NDArray[np.float32], history: History, config: TaskConfig) ->
 
     image = screen.imshow(tiles(np.nan_to_num(filters)), cmap="RdBu", vmin=-FILTER_LIMIT, vmax=FILTER_LIMIT)
     screen.set_axis_off()
-    screen.set_title(f"the {len(filters)} filters of the first layer")
+    rows, columns = filters.shape[1:]
+    many = f"the {len(filters)} filters, {rows} x {columns}"
+    screen.set_title(many if len(filters) > 1 else f"{rows} x {columns} weights of the layer shown")
     left.colorbar(image, ax=screen, label="weight", orientation="horizontal", shrink=0.8)
 
     batch = history.curve("batch")

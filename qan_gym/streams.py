@@ -13,6 +13,7 @@ from torch import Tensor
 # The purposes. Two streams with different purposes are independent.
 WEIGHTS = 1
 ORDER = 2
+AUGMENTATION = 3
 
 _GAMMA = 0x9E3779B97F4A7C15 - 2**64  # 64-bit constants, as the signed integers that torch holds
 _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64

@@ -19,9 +19,14 @@ class TaskConfig:
     # The training run.
     dataset: str = "mnist"  # a registered name, or the path of an .npz file
     train_size: int | None = None  # only the first so many images of the training split; None: all of them
+    preprocess: str = "normalise"  # "normalise" (each channel) or "whiten" (global contrast and ZCA, the original's)
+    augment: str | None = None  # "zero" or "reflect": random flip, and random crop after such a padding by 4 pixels
     network: str = "mnist-cnn"  # a registered name
-    optimizer: str = "sgd"
+    optimizer: str = "sgd"  # a registered name; "adamw" brings its own defaults, see OPTIMIZER_DEFAULTS
     learning_rate: float = 0.05  # at the start of an episode
+    momentum: float = 0.0  # of SGD; of AdamW, beta1
+    nesterov: bool = False  # SGD only
+    weight_decay: float = 0.0  # SGD: added to the gradient; AdamW: decoupled from it
     batch_size: int = 10  # images
     epochs: int = 20  # the budget
     precision: str = "float32"  # of the network's arithmetic: "float32", "tf32" (CUDA only) or "bf16"
@@ -38,10 +43,11 @@ class TaskConfig:
     observation: str = "screen"  # "screen" (filters and score line) or "filters" (the paper)
     reward: str = "log-loss"  # a registered name
     target_loss: float | None = None  # smoothed training loss at which the episode is won; None: no such end
+    early_stopping: int | None = None  # epochs without a lower validation loss that end the episode; None: no such end
 
     # The help of a reference network.
-    meta_momentum: float | str | None = 0.001  # pull c on all weights, "filter-regression", or None
-    pull_epochs: int = 6  # the pull acts during epochs 0 to pull_epochs - 1 (the paper: epochs 0-5)
+    meta_momentum: float | str | None = 0.001  # pull c on the network's weights, "filter-regression", or None
+    pull_epochs: int | None = 6  # the pull acts during so many epochs (the paper: 0-5); None: for 1/c mini-batches
     reference: str | None = "pretrained"  # "pretrained", "previous", the path of a .safetensors file, or None
     distillation: float = 0.0  # weight of the soft-target term
 
@@ -53,11 +59,17 @@ class TaskConfig:
         _require(self, "action_scale", ("additive", "multiplicative"))
         _require(self, "observation", ("screen", "filters"))
         _require(self, "precision", ("float32", "tf32", "bf16"))
+        _require(self, "preprocess", ("normalise", "whiten"))
+        _require(self, "augment", (None, "zero", "reflect"))
         for name in ("batch_size", "epochs", "batches_per_action"):
             _check(self, name, _is_int(getattr(self, name)) and getattr(self, name) >= 1, "an integer of at least 1")
-        _check(self, "pull_epochs", _is_int(self.pull_epochs) and self.pull_epochs >= 0, "an integer of at least 0")
-        size = self.train_size
-        _check(self, "train_size", size is None or (_is_int(size) and size >= 1), "None or an integer of at least 1")
+        for name, least in (("pull_epochs", 0), ("train_size", 1), ("early_stopping", 1)):
+            value = getattr(self, name)
+            valid = value is None or (_is_int(value) and value >= least)
+            _check(self, name, valid, f"None or an integer of at least {least}")
+        _check(self, "momentum", _is_number(self.momentum) and 0 <= self.momentum < 1, "a number in [0, 1)")
+        decay = self.weight_decay
+        _check(self, "weight_decay", _is_number(decay) and 0 <= decay < float("inf"), "a number of at least 0")
         low, high = self.learning_rate_min, self.learning_rate_max
         _check(self, "learning_rate_min", _is_number(low) and low > 0, "a number above 0")
         _check(self, "learning_rate_max", _is_number(high) and high >= low, f"a number of at least {low}")
@@ -76,8 +88,8 @@ class TaskConfig:
             pull is None or pull == FILTER_REGRESSION or (_is_number(pull) and 0 <= float(pull) <= 1),
             f"None, a number in [0, 1] or {FILTER_REGRESSION!r}",
         )
-        if not isinstance(self.continuous, bool):
-            raise ValueError(f"continuous must be True or False, not {self.continuous!r}")
+        for name in ("continuous", "nesterov"):
+            _check(self, name, isinstance(getattr(self, name), bool), "True or False")
         if self.continuous and self.game != "lr":
             raise ValueError("continuous=True needs the learning-rate game; the mini-batch game chooses among classes")
         if self.distillation > 0 and self.reference is None:
@@ -96,13 +108,15 @@ def make_config(task: str, overrides: dict[str, Any]) -> TaskConfig:
     for name in overrides:
         if name not in names:
             raise ValueError(f"unknown keyword argument {name!r}; there are {', '.join(names)}, device, render_mode")
-    return replace(PRESETS[task], **overrides)
+    optimizer = overrides.get("optimizer")
+    own = OPTIMIZER_DEFAULTS.get(optimizer, {}) if isinstance(optimizer, str) else {}
+    return replace(PRESETS[task], **{**own, **overrides})
 
 
-def _require(config: TaskConfig, name: str, options: tuple[str, ...]) -> None:
+def _require(config: TaskConfig, name: str, options: tuple[str | None, ...]) -> None:
     value = getattr(config, name)
     if value not in options:
-        raise ValueError(f"{name} must be one of {', '.join(options)}, not {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(map(str, options))}, not {value!r}")
 
 
 def _check(config: TaskConfig, name: str, valid: bool, wanted: str) -> None:
@@ -118,6 +132,20 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value == value
 
 
+# What `optimizer=` changes in the defaults of every id, where the caller does not say otherwise: other optimizers want
+# other learning rates, and the game its range around them.
+OPTIMIZER_DEFAULTS: dict[str, dict[str, Any]] = {
+    "adamw": {
+        "learning_rate": 1e-3,
+        "learning_rate_step": 1e-4,
+        "learning_rate_min": 1e-4,
+        "learning_rate_max": 0.02,
+        "momentum": 0.9,
+        "nesterov": False,
+        "weight_decay": 0.01,
+    }
+}
+
 _LR = TaskConfig()
 _MINIBATCH = TaskConfig(game="minibatch", train_size=20_000, batch_size=128, epochs=40, meta_momentum=FILTER_REGRESSION)
 
@@ -127,4 +155,18 @@ PRESETS = {
     # 4,000 images: 2,000 batches of 10 in 200 decisions; 155 batches of 128, each a decision.
     "QanLR-MNIST5k-v0": replace(_LR, dataset="mnist5k", epochs=5, batches_per_action=10),
     "QanMinibatch-MNIST5k-v0": replace(_MINIBATCH, dataset="mnist5k", epochs=5),
+    "QanLR-CIFAR10-v0": TaskConfig(
+        dataset="cifar10",
+        augment="zero",
+        network="nin",
+        learning_rate=0.1,
+        momentum=0.9,
+        weight_decay=5e-4,
+        batch_size=128,
+        epochs=5,
+        learning_rate_step=0.01,
+        learning_rate_min=0.01,
+        meta_momentum=0.01,
+        pull_epochs=None,
+    ),
 }

@@ -10,20 +10,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qan_gym import meta_momentum, observation
+from qan_gym import augmentation, meta_momentum, observation
 from qan_gym.actions import next_learning_rate
 from qan_gym.cuda_graph import CapturedGraph
 from qan_gym.data import load_dataset, on_device
+from qan_gym.networks import build_network
 from qan_gym.optimizee import (
-    EVALUATION_BATCH,
-    OPTIMIZERS,
     Params,
-    build_network,
     evaluate,
-    initial_params,
     leaves,
     loss_and_gradients,
 )
+from qan_gym.optimizers import build_optimizer
 from qan_gym.precision import Precision
 from qan_gym.reward import REWARDS, Measurement, reward_terms, safe_log
 from qan_gym.sampling import MEMORY, Sampler
@@ -31,6 +29,7 @@ from qan_gym.tasks import TaskConfig
 
 SMOOTHING_IMAGES = 500  # the running mean of the losses remembers about so many images
 CPU_BLOCK = 16  # runs that go through a gradient together on CPU: as many as keep near the processor
+EVALUATION_BATCH = 20  # images that networks computed at once are given at once when they are measured
 LOSS_LIMIT = 1e6  # stands for a loss that is larger, or not a number
 
 Info = dict[str, Tensor]  # name -> (N,)
@@ -44,7 +43,7 @@ class Transition:
     Attributes:
         observation: (N, rows * columns) float32.
         reward: (N,) float32.
-        terminated: (N,) bool, on the host: diverged or target reached.
+        terminated: (N,) bool, on the host: diverged, target reached or stopped early.
         truncated: (N,) bool, on the host: budget spent.
         info: scalars by name, the same at every step.
         test: test_loss and test_accuracy, (N,), where some run has ended (0 for the others); else empty.
@@ -67,10 +66,12 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True)
 class Block:
-    """Runs that go through a gradient together: which ones, their networks and references, all of them views."""
+    """Runs that go through a gradient together: which ones, their networks, optimizers and references, all views."""
 
     rows: slice
     params: Params
+    trained: Params
+    slots: dict[str, Params]
     reference: Params | None
 
 
@@ -106,9 +107,9 @@ class Training:
             ValueError: a name in `config` is not registered, or its numbers do not go with the data or the device.
             FileNotFoundError: the data are not there.
         """
-        for kind, name, names in (("optimizer", config.optimizer, OPTIMIZERS), ("reward", config.reward, REWARDS)):
-            if name not in names:
-                raise ValueError(f"unknown {kind} {name!r}; there are {', '.join(names)}")
+        if config.reward not in REWARDS:
+            raise ValueError(f"unknown reward {config.reward!r}; there are {', '.join(REWARDS)}")
+        self.optimizer = build_optimizer(config)
         dataset = load_dataset(config.dataset)
         channels, height, width = dataset.train.images.shape[1:]
         self.config = config
@@ -117,17 +118,21 @@ class Training:
         self.num_runs = num_runs
         self.device = torch.device(device)
         self.precision = Precision(config.precision, self.device)
+        self.exact = Precision("float32", self.device)  # for measuring
         self.network = build_network(config.network, (channels, height, width), dataset.n_classes)
-        self.data = on_device(dataset, self.network.image_shape, config.train_size, str(device))
+        if config.augment is not None and min(self.network.image_shape[1:]) <= augmentation.PADDING:
+            raise ValueError(f"augment needs images of more than {augmentation.PADDING} pixels a side")
+        self.data = on_device(dataset, self.network.image_shape, config.train_size, config.preprocess, str(device))
         self.sampler = Sampler(self.data.labels["train"], dataset.n_classes, num_runs, config.batch_size)
         self.budget = self._count_budget()
-        self.optimizer = OPTIMIZERS[config.optimizer]
         self.pull, self.pulled = meta_momentum.pull_of(config, self.network)
+        self.pull_batches = meta_momentum.batches_of(config, self.pull, self.sampler.batches_per_epoch)
         self.screen_shape = observation.screen_shape(self.network, config.observation)
         self.smoothing = min(1.0, config.batch_size / SMOOTHING_IMAGES)
         self._allocate(reference)
         on_cuda = self.device.type == "cuda"
-        self.blocks = self._divide(num_runs if on_cuda else min(num_runs, CPU_BLOCK))
+        together = (num_runs if on_cuda else min(num_runs, CPU_BLOCK)) if self.network.at_once else 1
+        self.blocks = self._divide(together)
         self.play: Callable[[], None] = CapturedGraph(self._play) if on_cuda else self._play
         self.measure: Callable[[], Measured] = CapturedGraph(self._measure) if on_cuda else self._measure
 
@@ -150,6 +155,7 @@ class Training:
         self.memory = torch.zeros(n, self.network.size(), device=device)
         self.evenly = torch.full_like(self.memory[0], 1 / self.network.size())
         self.params = self.network.views(self.memory)
+        self.slots = {slot: self.network.views(torch.zeros_like(self.memory)) for slot in self.optimizer.slots}
         self.reference: Params | None = None
         if reference is not None:
             one = self.network.views(torch.zeros(1, self.network.size(), device=device))
@@ -158,6 +164,7 @@ class Training:
             self.reference = self.network.views(torch.zeros_like(self.memory))
         self.has_reference = torch.full((n,), reference is not None, device=device)
         self.clock = torch.zeros(n, dtype=torch.int64, device=device)  # the device's copy of `batch`
+        self.streams = torch.zeros(n, dtype=torch.int64, device=device)  # and of `seeds`
         self.action = torch.zeros(n, dtype=torch.float32 if config.continuous else torch.int64, device=device)
         self.learning_rate = torch.zeros(n, dtype=torch.float64, device=device)
         self.window = torch.zeros(n, MEMORY, dtype=torch.int64, device=device)  # of the roulette, the newest last
@@ -167,6 +174,9 @@ class Training:
         self.loss, self.smoothed = self.levels
         self.validation_loss = torch.zeros(n, device=device)
         self.validation_accuracy = torch.zeros(n, device=device)
+        self.best_validation_loss = torch.zeros(n, device=device)
+        self.epochs_since_best = torch.zeros(n, dtype=torch.int64, device=device)
+        self.early_stopped = torch.zeros(n, dtype=torch.bool, device=device)
         self.flags = torch.zeros(2, n, dtype=torch.bool, device=device)
         self.diverged, self.success = self.flags
         self.ended = torch.zeros(n, dtype=torch.bool, device=device)
@@ -177,8 +187,10 @@ class Training:
         blocks = []
         for start in range(0, self.num_runs, size):
             rows = slice(start, start + size)
-            reference = self.reference and {name: value[rows] for name, value in self.reference.items()}
-            blocks.append(Block(rows, leaves({name: value[rows] for name, value in self.params.items()}), reference))
+            params = leaves(self.network, _rows_of(self.params, rows))
+            trained = {name: params[name] for name in self.network.trained}
+            slots = {slot: _rows_of(buffers, rows) for slot, buffers in self.slots.items()}
+            blocks.append(Block(rows, params, trained, slots, self.reference and _rows_of(self.reference, rows)))
         return blocks
 
     # --- reset ------------------------------------------------------------------------------------------------------
@@ -199,10 +211,13 @@ class Training:
         self.seeds[mask] = seeds[mask]
         self.batch[mask] = 0
         self.over[mask] = False
-        self.clock.copy_(torch.from_numpy(self.batch))
+        self._copy_clocks()
         rows = self._rows(mask)  # (M,)
-        for name, value in initial_params(self.network, torch.from_numpy(seeds[mask]).to(self.device)).items():
+        for name, value in self.network.initial_params(self.streams[rows]).items():
             self.params[name][rows] = value
+        for buffers in self.slots.values():
+            for value in buffers.values():
+                value[rows] = 0
         self.learning_rate[rows] = self.config.learning_rate
         self.window[rows] = 0
         self.last_action[rows] = observation.NO_ACTION
@@ -211,7 +226,9 @@ class Training:
         self._validate(mask)
         for level in (self.loss, self.smoothed_before, self.smoothed):
             level[rows] = self.validation_loss[rows]
-        for flag in (self.diverged, self.success, self.ended):
+        self.best_validation_loss[rows] = self.validation_loss[rows]
+        self.epochs_since_best[rows] = 0
+        for flag in (self.diverged, self.success, self.early_stopped, self.ended):
             flag[rows] = False
         measured = self._measure()
         terms = {name: value.index_fill(0, rows, 0.0) for name, value in measured.terms.items()}
@@ -241,10 +258,14 @@ class Training:
         self.batch += count
 
         diverged, success = self.flags.cpu().numpy().copy()  # here the host waits for the device
+        whole_epoch = (self.batch // per_epoch > epoch_before) & ~self.over
+        budget_spent = (self.batch >= self.budget) & ~self.over
         terminated = (diverged | success) & ~self.over
-        truncated = (self.batch >= self.budget) & ~(diverged | success | self.over)
+        self._validate(terminated | budget_spent | whole_epoch)
+        if self.config.early_stopping is not None and whole_epoch.any():
+            terminated |= self._stop_early(whole_epoch & ~terminated, self.config.early_stopping)
+        truncated = budget_spent & ~terminated
         ended = terminated | truncated
-        self._validate(ended | ((self.batch // per_epoch > epoch_before) & ~self.over))
         self.over |= ended
         self.ended.copy_(torch.from_numpy(ended))
         test = self._finish(ended, ended & ~diverged)
@@ -257,6 +278,21 @@ class Training:
             info={**self.measured(), **measured.terms},
             test=test,
         )
+
+    def _copy_clocks(self) -> None:
+        """Tell the device what the host knows."""
+        self.clock.copy_(torch.from_numpy(self.batch))
+        self.streams.copy_(torch.from_numpy(self.seeds))
+
+    def _stop_early(self, mask: Flags, patience: int) -> Flags:
+        """Which of the runs, after an epoch, have had no lower validation loss for so many epochs."""
+        rows = self._rows(mask)
+        better = self.validation_loss[rows] < self.best_validation_loss[rows]
+        self.best_validation_loss[rows] = torch.minimum(self.best_validation_loss[rows], self.validation_loss[rows])
+        self.epochs_since_best[rows] = torch.where(better, 0, self.epochs_since_best[rows] + 1)
+        self.early_stopped[rows] = self.epochs_since_best[rows] >= patience
+        stopped: Flags = self.early_stopped.cpu().numpy() & mask
+        return stopped
 
     def _rows(self, mask: Flags) -> Tensor:
         """Which rows a mask names, (M,), on the device."""
@@ -295,7 +331,7 @@ class Training:
         window = self.window if self.config.game == "minibatch" else None
         indices = self.sampler.draw(self.clock % per_epoch, window)  # (N, B)
         self.batch_indices[:, number] = indices
-        acts = self.has_reference & (self.clock < self.config.pull_epochs * per_epoch)
+        acts = self.has_reference & (self.clock < self.pull_batches)
         strength, rate = acts * self.pull, self.learning_rate.to(torch.float32)
         loss = torch.cat([self._update(block, indices[block.rows], rate, strength) for block in self.blocks])
         self.smoothed.lerp_(loss, self.smoothing)
@@ -304,34 +340,48 @@ class Training:
 
     def _update(self, block: Block, indices: Tensor, rate: Tensor, strength: Tensor) -> Tensor:
         """As `_train_on_batch` for n of the runs; indices (n, B), learning rate and strength of the pull (N,)."""
-        images = self.data.normalise(self.data.images["train"][indices])  # (n, B, C, H, W)
+        rows, reference = block.rows, block.reference
+        images = self._images(rows, indices)  # (n, B, C, H, W)
         labels = self.data.labels["train"][indices]
         soft_targets = weight = None
-        if self.config.distillation > 0 and block.reference is not None:
-            soft_targets = self.network.forward(block.reference, images).softmax(dim=2)  # (n, B, K)
-            weight = self.has_reference[block.rows] * self.config.distillation
+        if self.config.distillation > 0 and reference is not None:
+            with self.exact:
+                soft_targets = self.network.forward(reference, images, False).softmax(dim=2)  # (n, B, K)
+            weight = self.has_reference[rows] * self.config.distillation
         with self.precision:
             loss, gradients = loss_and_gradients(
                 self.network, block.params, images, labels, soft_targets, weight, self.precision.dtype
             )
-        self.optimizer(block.params, gradients, rate[block.rows])
-        if block.reference is not None:
-            meta_momentum.pull(block.params, block.reference, strength[block.rows], self.pulled)
+        self.optimizer.update(block.trained, gradients, block.slots, rate[rows], self.clock[rows])
+        if reference is not None:
+            meta_momentum.pull(block.params, reference, strength[rows], self.pulled)
         return loss
+
+    def _images(self, rows: slice, indices: Tensor) -> Tensor:
+        """Training images as the network sees them, (n, B, C, H, W), of n runs; indices (n, B)."""
+        images = self.data.images["train"]
+        if self.config.augment is None:
+            return self.data.normalise(images[indices])
+        moves = augmentation.draw(self.streams[rows], self.clock[rows], self.config.batch_size)
+        moved, inside = augmentation.gather(images, indices, moves, self.config.augment)
+        return self.data.normalise(moved) * inside
 
     # --- what is measured -------------------------------------------------------------------------------------------
 
     def _evaluate(self, rows: Tensor, split: str) -> tuple[Tensor, Tensor]:
         """Loss and accuracy of some runs (M,) on a split; (M,) each."""
-        images, labels = self.data.split(split)
-        # About as many images in a pass as in training, so that it needs no more memory.
-        runs = max(1, self.blocks[0].rows.stop * self.config.batch_size // EVALUATION_BATCH)
+        runs, size = 1, max(self.config.batch_size, EVALUATION_BATCH)
+        if self.network.at_once:
+            # About as many images in a pass as in training, so that it needs no more memory.
+            runs, size = max(1, self.blocks[0].rows.stop * self.config.batch_size // EVALUATION_BATCH), EVALUATION_BATCH
         scores = []
         for some in rows.split(runs):
             # Few different numbers of runs, because layers keep memory for each: the last is repeated to a power of 2.
             padded = some[torch.arange(2 ** (len(some) - 1).bit_length(), device=self.device).clamp(max=len(some) - 1)]
             params = {name: value[padded] for name, value in self.params.items()}
-            scores.append(torch.stack(evaluate(self.network, params, images, labels))[:, : len(some)])
+            with self.exact:
+                measured = evaluate(self.network, params, self.data.batches(split, size))
+            scores.append(torch.stack(measured)[:, : len(some)])
         loss, accuracy = torch.cat(scores, dim=1)  # (M,) each
         return _bound(loss), accuracy
 
@@ -369,7 +419,8 @@ class Training:
             share = self.clock / self.budget
             rate = self.learning_rate.log().to(torch.float32)
             scores = torch.stack([rate, share, level, level - before, self.last_action], dim=1)  # (N, 5)
-        screen = observation.observe(self.params[self.network.shown], scores, self.screen_shape[1])
+        weights = observation.shown_weights(self.network, self.params)  # (N, F, W)
+        screen = observation.observe(weights, scores, self.screen_shape[1])
         return Measured(screen, reward_terms(self.config.reward, measurement, self.diverged))
 
     def measured(self) -> Info:
@@ -384,6 +435,7 @@ class Training:
             "validation_accuracy": self.validation_accuracy,
             "diverged": self.diverged,
             "is_success": self.success,
+            "early_stopped": self.early_stopped,
         }
 
     # --- save and restore -------------------------------------------------------------------------------------------
@@ -402,6 +454,9 @@ class Training:
             "smoothed": self.smoothed,
             "validation_loss": self.validation_loss,
             "validation_accuracy": self.validation_accuracy,
+            "best_validation_loss": self.best_validation_loss,
+            "epochs_since_best": self.epochs_since_best,
+            "early_stopped": self.early_stopped,
             "batch_indices": self.batch_indices,
             "diverged": self.diverged,
             "success": self.success,
@@ -411,6 +466,8 @@ class Training:
             "sampler.by_class": self.sampler.by_class,
             **{f"params.{name}": value for name, value in self.params.items()},
         }
+        for slot, buffers in self.slots.items():
+            tensors |= {f"optimizer.{slot}.{name}": buffers[name] for name in self.network.trained}
         if self.config.reference == "previous" and self.reference is not None:
             tensors |= {f"reference.{name}": value for name, value in self.reference.items()}
         return tensors
@@ -432,7 +489,11 @@ class Training:
                 )
         for name, value in mine.items():
             value.copy_(tensors[name])
-        self.clock.copy_(torch.from_numpy(self.batch))
+        self._copy_clocks()
+
+
+def _rows_of(params: Params, rows: slice) -> Params:
+    return {name: value[rows] for name, value in params.items()}
 
 
 def _bound(loss: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from helpers import made_npz, start
 
 from qan_gym import meta_momentum, observation
-from qan_gym.optimizee import build_network, evaluate, initial_params
+from qan_gym.networks import build_network
+from qan_gym.optimizee import evaluate
 from qan_gym.reward import DIVERGENCE_PENALTY, REWARDS, Measurement, reward_terms, safe_log
 from qan_gym.tasks import FILTER_REGRESSION, PRESETS, TaskConfig
 from qan_gym.training import LOSS_LIMIT
@@ -43,7 +44,7 @@ def games(npz):
 
 
 def some_reference(seed: int = 99) -> dict[str, torch.Tensor]:
-    return {name: value[0] for name, value in initial_params(NETWORK, torch.tensor([seed])).items()}
+    return {name: value[0] for name, value in NETWORK.initial_params(torch.tensor([seed])).items()}
 
 
 def reference_for(config: TaskConfig) -> dict[str, torch.Tensor] | None:
@@ -234,10 +235,10 @@ def test_evaluate_is_the_mean_over_all_images(count):
     generator = torch.Generator().manual_seed(count)
     images = torch.randn(count, 1, 32, 32, generator=generator)
     labels = torch.randint(0, 10, (count,), generator=generator)
-    params = initial_params(NETWORK, torch.tensor([1, 2]))
-    loss, accuracy = evaluate(NETWORK, params, images, labels)
+    params = NETWORK.initial_params(torch.tensor([1, 2]))
+    loss, accuracy = evaluate(NETWORK, params, zip(images.split(20), labels.split(20), strict=True))
     for row in range(2):
-        logits = NETWORK.forward({name: value[row : row + 1] for name, value in params.items()}, images[None])[0]
+        logits = NETWORK.forward({name: value[row : row + 1] for name, value in params.items()}, images[None], False)[0]
         torch.testing.assert_close(loss[row], F.cross_entropy(logits, labels), rtol=1e-5, atol=1e-6)
         assert accuracy[row].item() == pytest.approx(
             (logits.argmax(1) == labels).float().mean().item(), abs=1.5 / count
@@ -300,8 +301,8 @@ def test_pull_acts_in_its_epochs_only(games):
 
 
 def test_screen_by_hand():
-    """Two runs of three 2x3 filters, and the score line below them."""
-    filters = torch.arange(36, dtype=torch.float32).reshape(2, 3, 1, 2, 3) / 10
+    """Two runs of three filters of 6 weights, and the score line below them."""
+    filters = torch.arange(36, dtype=torch.float32).reshape(2, 3, 6) / 10
     scores = torch.tensor([[-3.0, 0.25, 0.5, -0.125, 2.0], [-2.0, 1.0, 0.0, 0.0, -1.0]])
     screen = observation.observe(filters, scores, 6).reshape(2, 4, 6)
     assert screen.dtype == torch.float32

@@ -12,7 +12,7 @@ import struct
 import urllib.error
 import urllib.request
 import zipfile
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import gymnasium as gym
@@ -21,7 +21,7 @@ import pytest
 import torch
 from helpers import TINY, made_arrays, made_npz, play
 
-from qan_gym import data, optimizee, reward
+from qan_gym import data, downloads, networks, optimizers, reward
 from qan_gym.data import load_dataset, make_dataset
 from qan_gym.optimizee import Network
 from qan_gym.tasks import TaskConfig, make_config
@@ -33,7 +33,7 @@ LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
 @pytest.fixture
 def registries():
     """What a test registers is forgotten after it."""
-    dicts = (data.DATASETS, optimizee.NETWORKS, reward.REWARDS)
+    dicts = (data.DATASETS, networks.NETWORKS, optimizers.OPTIMIZERS, reward.REWARDS)
     before = [dict(registry) for registry in dicts]
     yield
     for registry, content in zip(dicts, before, strict=True):
@@ -261,8 +261,9 @@ def small_mnist(tmp_path, monkeypatch, uncached):
         (folder / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, len(labels)) + labels.tobytes())
     for path in folder.iterdir():
         checksums[path.name] = hashlib.md5(path.read_bytes()).hexdigest()
-    assert checksums.keys() == data.MNIST_MD5.keys()
-    monkeypatch.setattr(data, "MNIST_MD5", checksums)
+    mnist = downloads.SOURCES["mnist"]
+    assert checksums.keys() == mnist.md5.keys()
+    monkeypatch.setitem(downloads.SOURCES, "mnist", replace(mnist, md5=checksums))
     monkeypatch.setenv("QAN_GYM_DATA", str(tmp_path / "data"))
     monkeypatch.setattr(urllib.request, "urlopen", lambda *_args, **_kwargs: pytest.fail("went online"))
     return folder
@@ -304,7 +305,7 @@ def test_mnist_is_downloaded_once_and_whole(small_mnist, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "altered", "longer"])
-@pytest.mark.parametrize("name", list(data.MNIST_MD5))
+@pytest.mark.parametrize("name", list(downloads.SOURCES["mnist"].md5))
 def test_damaged_mnist_file_is_named(small_mnist, name, damage):
     path = small_mnist / name
     content = path.read_bytes()
@@ -595,7 +596,7 @@ def test_constant_images_stay_finite(tmp_path):
 # --- registered from outside ----------------------------------------------------------------------------------------
 
 
-def linear_forward(params, images):
+def linear_forward(params, images, training):
     """Softmax regression; images (N, B, C, H, W) -> logits (N, B, K)."""
     return torch.einsum("nkf,nbf->nbk", params["out.weight"], images.flatten(2)) + params["out.bias"][:, None]
 
@@ -610,7 +611,7 @@ def linear_network(image_shape, n_classes):
 def test_own_dataset_network_and_reward(registries):
     """All three at once, in both games; the network sees the images unpadded, and it learns."""
     data.register_dataset("made", lambda: made_arrays(n_train=450, shape=(8, 8)))
-    optimizee.register_network("softmax", linear_network)
+    networks.register_network("softmax", linear_network)
     reward.register_reward("half-loss", lambda m: m.loss / 2)
     own = {"dataset": "made", "network": "softmax", "reward": "half-loss", "reference": None}
     for env_id in (LR, MINIBATCH):
@@ -637,7 +638,7 @@ def test_own_dataset_is_verified_by_name(registries):
     [
         (lambda name: data.register_dataset(name, made_arrays), "mnist5k"),
         (lambda name: data.register_dataset(name, made_arrays), "own.npz"),
-        (lambda name: optimizee.register_network(name, linear_network), "mnist-cnn"),
+        (lambda name: networks.register_network(name, linear_network), "mnist-cnn"),
         (lambda name: reward.register_reward(name, lambda m: m.loss), "log-loss"),
     ],
 )
@@ -655,6 +656,12 @@ WRONG_VALUES = {
     "train_size": [0, -1, 1.5, "all", True],
     "network": ["no-such-network", None, 5],
     "optimizer": ["no-such-optimizer", None, 5],
+    "preprocess": ["zca", None],
+    "augment": ["flip", True],
+    "momentum": [-0.1, 1.0, NAN, None, "0.9", True],
+    "nesterov": [1, "yes", None, True],
+    "weight_decay": [-1e-4, NAN, float("inf"), None, "0"],
+    "early_stopping": [0, -1, 1.5, True],
     "learning_rate": [0, -0.1, 2.0, NAN, "0.05", None, True],
     "batch_size": [0, -1, 10.0, "10", None, True, 4_001],
     "epochs": [0, -5, 0.5, None, True],
@@ -669,7 +676,7 @@ WRONG_VALUES = {
     "target_loss": [0, -1, NAN, "low"],
     "meta_momentum": [-0.1, 1.1, NAN, "regression", True],
     "precision": ["float16", "tf32", None, 32],
-    "pull_epochs": [-1, 1.5, None],
+    "pull_epochs": [-1, 1.5],
     "reference": ["/no/such/file.safetensors", "no-such-word", 5],
     "distillation": [-1, NAN, None, "1"],
 }

@@ -11,9 +11,11 @@ import torch
 from helpers import SHORT, made_arrays, made_npz, play, start
 from safetensors.numpy import save_file
 
-from qan_gym import optimizee, references
+from qan_gym import networks, references
 from qan_gym.data import ASSETS, load_dataset, on_device
 from qan_gym.files import load_arrays, save_arrays
+from qan_gym.networks import build_network
+from qan_gym.optimizee import evaluate
 from qan_gym.references import SEED, load_reference, make_reference, reference_name, resolve_reference
 from qan_gym.tasks import FILTER_REGRESSION, PRESETS, TaskConfig, make_config
 
@@ -42,10 +44,10 @@ def config_of(npz: str, **changes) -> TaskConfig:
 def scores(config: TaskConfig, weights: dict[str, torch.Tensor], split: str) -> tuple[float, float]:
     """Loss and accuracy of one network."""
     dataset = load_dataset(config.dataset)
-    network = optimizee.build_network(config.network, dataset.train.images.shape[1:], dataset.n_classes)
-    data = on_device(dataset, network.image_shape, config.train_size, "cpu")
+    network = build_network(config.network, dataset.train.images.shape[1:], dataset.n_classes)
+    data = on_device(dataset, network.image_shape, config.train_size, config.preprocess, "cpu")
     params = {name: value[None] for name, value in weights.items()}
-    loss, accuracy = optimizee.evaluate(network, params, *data.split(split))
+    loss, accuracy = evaluate(network, params, data.batches(split, 20))
     return loss.item(), accuracy.item()
 
 
@@ -138,18 +140,17 @@ def test_a_reference_is_the_baseline_run(env_id, npz, cache):
     config = make_config(env_id, {"dataset": npz, **PULLED, "epochs": 2})
     made = make_reference(config)
     dataset = load_dataset(npz)
-    network = optimizee.build_network("mnist-cnn", (1, 28, 28), 10)
-    images, labels = on_device(dataset, network.image_shape, None, "cpu").split("train")
+    network = build_network("mnist-cnn", (1, 28, 28), 10)
+    images, labels = on_device(dataset, network.image_shape, None, "normalise", "cpu").split("train")
     params = {
-        name: value[0].clone().requires_grad_()
-        for name, value in optimizee.initial_params(network, torch.tensor([SEED])).items()
+        name: value[0].clone().requires_grad_() for name, value in network.initial_params(torch.tensor([SEED])).items()
     }
     sgd = torch.optim.SGD(params.values(), lr=0.05)
     witness = start(dataclasses.replace(config, game="lr", meta_momentum=None, reference=None), [SEED])
     for _ in range(16):
         witness.step(torch.tensor([2]))
         indices = witness.batch_indices[0, 0]
-        logits = network.forward({name: value[None] for name, value in params.items()}, images[indices][None])[0]
+        logits = network.forward({name: value[None] for name, value in params.items()}, images[indices][None], True)[0]
         sgd.zero_grad()
         torch.nn.functional.cross_entropy(logits, labels[indices]).backward()
         sgd.step()
@@ -158,7 +159,7 @@ def test_a_reference_is_the_baseline_run(env_id, npz, cache):
 
 
 def test_no_reference_is_trained_where_none_is_needed(npz, cache, monkeypatch):
-    monkeypatch.setattr(references, "make_reference", lambda *_args: pytest.fail("trained for nothing"))
+    monkeypatch.setattr(references, "make_reference", lambda *_args, **_kwargs: pytest.fail("trained for nothing"))
     assert gym.make(LR, dataset=npz, **SHORT).unwrapped.reference is None
     for arguments in ({"reference": None}, {"reference": "previous"}):
         assert gym.make(LR, dataset=npz, **PULLED | arguments).unwrapped.reference is None
@@ -174,6 +175,12 @@ CHANGED = {
     "learning_rate": {"learning_rate": 0.06},
     "batch_size": {"batch_size": 20},
     "train_size": {"train_size": 50},
+    "preprocess": {"preprocess": "whiten"},
+    "augment": {"augment": "zero"},
+    "optimizer": {"optimizer": "adamw"},
+    "momentum": {"momentum": 0.5},
+    "nesterov": {"momentum": 0.9, "nesterov": True},
+    "weight_decay": {"weight_decay": 0.1},
 }
 UNCHANGED = {
     "pull": {"meta_momentum": FILTER_REGRESSION},
@@ -184,6 +191,7 @@ UNCHANGED = {
     "batches_per_action": {"batches_per_action": 4},
     "action": {"continuous": True},
     "target_loss": {"target_loss": 0.1},
+    "early_stopping": {"early_stopping": 2},
     "distillation": {"distillation": 1.0},
 }
 
@@ -213,7 +221,7 @@ def test_the_name_follows_the_contents_of_the_data_set(npz, tmp_path):
 
 
 def test_the_name_follows_the_network(npz, monkeypatch):
-    monkeypatch.setitem(optimizee.NETWORKS, "other", optimizee.mnist_cnn)
+    monkeypatch.setitem(networks.NETWORKS, "other", networks.mnist_cnn)
     assert reference_name(config_of(npz)) != reference_name(config_of(npz, network="other"))
 
 

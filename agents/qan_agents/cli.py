@@ -210,20 +210,20 @@ def data(
     fetch: Annotated[bool, typer.Option("--fetch", help="Download what is missing.")] = False,
 ) -> None:
     """Say which data sets are there, and verify them."""
-    from qan_gym.data import DATASETS, data_root, download_mnist, load_dataset, mnist_files
+    from qan_gym.data import DATASETS, data_root, load_dataset
+    from qan_gym.downloads import SOURCES, download, missing
 
     with explained():
-        missing = [path for path in mnist_files(data_root()) if not path.is_file()]
-        if missing and fetch:
-            download_mnist(data_root())
-            missing = []
-        table = Table(title=f"data in {data_root()}")
+        root = data_root()
+        table = Table(title=f"data in {root}")
         for name in ("data set", "train", "validation", "test", "classes", "fingerprint"):
             table.add_column(name)
         for name in DATASETS:
-            if name == "mnist" and missing:
-                table.add_row(name, f"missing: {missing[0]}; get it with qan data --fetch")
-                continue
+            if name in SOURCES and missing(name, root):
+                if not fetch:
+                    table.add_row(name, f"missing: {missing(name, root)[0]}; get it with qan data --fetch")
+                    continue
+                download(name, root)
             it = load_dataset(name)
             sizes = (f"{len(split):,}" for split in (it.train, it.validation, it.test))
             table.add_row(name, *sizes, str(it.n_classes), it.fingerprint[:12])
