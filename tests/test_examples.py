@@ -39,7 +39,12 @@ def test_every_algorithm_learns_from_the_game(name, env_id, kwargs):
 
 @pytest.mark.parametrize(
     ("name", "arguments"),
-    [("first_episode", ()), ("save_and_fork", ()), ("ppo_on_64", ("--num-envs", "2", "--episodes", "2"))],
+    [
+        ("first_episode", ()),
+        ("save_and_fork", ()),
+        ("custom_task", ()),
+        ("ppo_on_64", ("--num-envs", "2", "--episodes", "2")),
+    ],
 )
 def test_example_runs(name, arguments):
     command = [sys.executable, EXAMPLES / f"{name}.py", *arguments]

@@ -67,25 +67,53 @@ def train(
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with a run; it keeps its settings.")] = None,
 ) -> None:
     """Train an agent, draw the pictures, and compare it with fixed policies on unseen seeds."""
-    from qan_agents import train as training
-    from qan_agents.runs import Run, RunConfig, free_folder
+    from qan_agents.runs import Run, RunConfig
 
     with explained():
         if resume is not None:
             run = Run(resume)
         else:
             config = RunConfig(env, parse_settings(settings), agent, preset, episodes, seed, num_envs)
-            folder = out or free_folder(Path("runs"), f"{env}-{agent}-{preset}-seed{seed}".replace(":", "-"))
-            run = training.start_run(folder, config)
-        config = run.config()
-        console.print(f"{config.agent} ({config.preset}) plays {config.env}: {run.folder}", highlight=False)
-        try:
-            _train(run, config)
-            _evaluate(run)
-            _plot(run)
-        except KeyboardInterrupt:
-            console.print(f"interrupted; go on with: qan train --resume {run.folder}", highlight=False)
-            raise typer.Exit(INTERRUPTED) from None
+            run = _start(config, out, f"{env}-{agent}-{preset}-seed{seed}")
+        _play_through(run)
+
+
+@app.command()
+def reproduce(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="mnist-lr, mnist-minibatch or cifar10-lr.")],
+    scale: Annotated[float, typer.Option(help="Multiplies epochs and episodes; 0.01 is for a laptop.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the agent and its episodes.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="The run folder; default: a new one in runs/.")] = None,
+    settings: SetOption = None,
+) -> None:
+    """Reproduce an experiment of the paper: baseline and reference, the paper's DQN, the pictures."""
+    from qan_agents.recipes import make_plan
+
+    with explained():
+        plan = make_plan(recipe, scale, seed, parse_settings(settings))
+        run = _start(plan.config, out, f"reproduce-{recipe}-scale{scale:g}-seed{seed}")
+        _play_through(run, seeds=plan.seeds, beside=plan.beside)
+
+
+def _start(config: Any, out: Path | None, name: str) -> Any:
+    """A new run, in `out` or a free folder of that name."""
+    from qan_agents import train as training
+    from qan_agents.runs import free_folder
+
+    return training.start_run(out or free_folder(Path("runs"), name.replace(":", "-")), config)
+
+
+def _play_through(run: Any, **judged: Any) -> None:
+    """Train, evaluate (as `judged` says), draw."""
+    config = run.config()
+    console.print(f"{config.agent} ({config.preset}) plays {config.env}: {run.folder}", highlight=False)
+    try:
+        _train(run, config)
+        _evaluate(run, **judged)
+        _plot(run)
+    except KeyboardInterrupt:
+        console.print(f"interrupted; go on with: qan train --resume {run.folder}", highlight=False)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _train(run: Any, config: Any) -> None:
@@ -100,7 +128,7 @@ def _train(run: Any, config: Any) -> None:
         TextColumn("ETA"),
         TimeRemainingColumn(),
     )
-    total = config.episodes * run.settings()["decisions_per_episode"]
+    total = config.training_episodes * run.settings()["decisions_per_episode"]
     done = run.progress()
     with Progress(*columns, console=console) as bars:
         bar = bars.add_task(
@@ -130,7 +158,8 @@ def _train(run: Any, config: Any) -> None:
             bars.console.print(
                 f"episode {number + 1:2d}  return {episode.total_reward:6.3f}  validation loss "
                 f"{final['validation_loss']:.4f}, accuracy {final['validation_accuracy']:.1%}"
-                + ("  diverged" if final["diverged"] else ""),
+                + ("  diverged" if final["diverged"] else "")
+                + ("" if config.trains(number) else "  only played"),
                 highlight=False,
             )
 
@@ -147,13 +176,14 @@ def evaluate(run: RunArgument) -> None:
         _plot(Run(run))
 
 
-def _evaluate(run: Any) -> None:
+def _evaluate(run: Any, **judged: Any) -> None:
     from qan_agents import evaluation
 
     with console.status("evaluating") as status:
-        standings = evaluation.evaluate(run, lambda name, seed: status.update(f"evaluating {name}, seed {seed}"))
+        show = lambda name, seed: status.update(f"evaluating {name}, seed {seed}")  # noqa: E731
+        standings = evaluation.evaluate(run, show, **judged)
     baseline = standings[1].policy
-    table = Table(title=f"{len(standings[0].test_loss)} unseen seeds: mean (lowest-highest)")
+    table = Table(title=f"unseen seeds: {len(standings[0].test_loss)}; mean (lowest-highest)")
     for name in ("policy", "test loss", "test accuracy (%)", f"actions to {baseline}'s loss"):
         table.add_column(name, justify="left" if name == "policy" else "right")
     for standing in standings:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch
 from gymnasium.wrappers import FrameStackObservation
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from qan_agents.replay import ScreenReplayBuffer
 from qan_gym.observation import SCORES
 
+Q_BATCH = 64  # observations whose values are asked for at once
 EVERY_STEP = TrainFreq(1, TrainFrequencyUnit.STEP)
 
 
@@ -184,6 +186,41 @@ def train_round(model: DQN, preset: Preset, seeds: Sequence[int], callback: Base
         updates = model.num_timesteps // preset.update_every - before // preset.update_every
         if updates > 0 and model.num_timesteps > model.learning_starts:
             model.train(updates * model.gradient_steps, model.batch_size)
+
+
+def play_round(model: DQN, epsilon: float, seeds: Sequence[int]) -> None:
+    """One whole episode of every row, from which nothing is learned.
+
+    Args:
+        model: on a `RoundRecorder`.
+        epsilon: share of random actions.
+        seeds: one per row.
+    """
+    rng = np.random.default_rng(seeds[0])
+    model.env.seed_rows(seeds)
+    observations = model.env.reset()
+    while not all(episode.over for episode in model.env.episodes):
+        actions, _ = model.predict(observations, deterministic=True)  # (N,)
+        chance = rng.integers(model.action_space.n, size=len(actions))
+        observations, *_ = model.env.step(np.where(rng.random(len(actions)) < epsilon, chance, actions))
+
+
+@torch.no_grad()
+def mean_max_q(model: DQN, frames: Sequence[NDArray[np.float32]], history: int) -> float:
+    """The mean over an episode of max_a Q(s, a), as the agent sees it now.
+
+    Args:
+        model: trained so far.
+        frames: the single screens (D,) of the episode, the last one (after which nothing is decided) too.
+        history: screens in an observation.
+    """
+    screens = np.stack(frames)
+    steps = np.arange(len(screens) - 1)[:, None] + np.arange(1 - history, 1)  # (T, history)
+    total = 0.0
+    for some in np.array_split(steps.clip(min=0), -(-len(steps) // Q_BATCH)):
+        observations = torch.as_tensor(screens[some], device=model.device)  # (B, history, D)
+        total += float(model.q_net(observations).max(dim=1).values.sum())
+    return total / len(steps)
 
 
 def load_weights(model: DQN, path: Path) -> None:

@@ -35,13 +35,16 @@ class Standing:
     steps_to_baseline: list[int | None]
 
 
-def evaluate(run: Run, played: Callable[[str, int], None], seeds: Sequence[int] = SEEDS) -> list[Standing]:
+def evaluate(
+    run: Run, played: Callable[[str, int], None], seeds: Sequence[int] = SEEDS, beside: Sequence[str] | None = None
+) -> list[Standing]:
     """Play the agent of a run greedily and the fixed policies, on the same seeds; write both tables.
 
     Args:
         run: with a saved agent.
         played: called before every episode, with the policy's name and the seed.
         seeds: of the episodes.
+        beside: the fixed policies, the baseline first; None: those of the game, see BESIDE.
 
     Raises:
         ValueError: the run has no agent yet, or a file of it is damaged.
@@ -53,14 +56,15 @@ def evaluate(run: Run, played: Callable[[str, int], None], seeds: Sequence[int] 
     model = dqn.make_dqn(DummyVecEnv([lambda: env]), preset_of(config), steps=1, seed=config.seed)
     dqn.load_weights(model, run.model_file)
     policies: dict[str, Policy] = {config.agent: dqn.Greedy(model)}
-    policies |= {name: make_policy(name) for name in BESIDE[env.unwrapped.config.game]}
+    beside = beside or BESIDE[env.unwrapped.config.game]
+    policies |= {name: make_policy(name) for name in beside}
     episodes: dict[tuple[str, int], Episode] = {}
     for name, policy in policies.items():
         for seed in seeds:
             played(name, seed)
             episodes[name, seed] = play(env, policy, seed)
     env.close()
-    _write(run, episodes, BESIDE[env.unwrapped.config.game][0])
+    _write(run, episodes, beside[0])
     return standings(run)
 
 

@@ -36,6 +36,7 @@ def plot_run(run: Run) -> list[Path]:
     played = read_rows(run.folder / "evaluation.csv.gz") if evaluated else []
     scores = read_rows(run.folder / "evaluation.csv") if evaluated else []
     pictures = [_save(_accuracy(title, episodes, scores, task), run.folder / "accuracy.png")]
+    pictures.append(_save(_values(title, episodes), run.folder / "max_q.png"))
     pictures.append(_save(_actions(title, steps, task), run.folder / "actions.png"))
     if played:
         pictures.append(_save(_episode(title, played, task), run.folder / "episode.png"))
@@ -55,20 +56,41 @@ def _numbers(rows: Rows, column: str) -> np.ndarray:
 def _accuracy(title: str, episodes: Rows, scores: Rows, task: dict) -> Figure:
     """Final accuracy per training episode, beside the baseline's on the evaluation seeds."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot(title=f"{title}\nfinal accuracy of each training episode")
-    number = _numbers(episodes, "episode") + 1
-    for (color, style), split in zip(STYLES, ("validation", "test"), strict=False):
-        values = 100 * _numbers(episodes, f"{split}_accuracy")
-        axes.plot(number, values, style, marker="o", markersize=4, color=color, label=f"{split}, while training")
+    axes = figure.add_subplot(title=f"{title}\nfinal accuracy of each episode")
+    for filled, (kind, some) in zip(("full", "none"), _kinds(episodes).items(), strict=False):
+        for (color, style), split in zip(STYLES, ("validation", "test"), strict=False):
+            values = 100 * _numbers(some, f"{split}_accuracy")
+            look = {"marker": "o", "markersize": 4, "fillstyle": filled, "color": color}
+            axes.plot(_numbers(some, "episode") + 1, values, style, label=f"{split}, {kind}", **look)
     baseline = BESIDE[task["game"]][0]
     mine = [row for row in scores if row["policy"] == baseline]
     if mine:
         mean = 100 * _numbers(mine, "test_accuracy").mean()
-        axes.axhline(mean, color="0.4", linewidth=1, label=f"test, {baseline} policy, mean of {len(mine)} seeds")
+        axes.axhline(mean, color="0.4", linewidth=1, label=f"test, {baseline} policy, seeds: {len(mine)}")
     axes.set(xlabel="episode", ylabel="accuracy at the end (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()
+    return figure
+
+
+def _kinds(episodes: Rows) -> dict[str, Rows]:
+    """The episodes by what the agent did in them, where there are such."""
+    kinds = {"while training": "1", "only played": "0"}
+    some = {kind: [row for row in episodes if row["learned"] == learned] for kind, learned in kinds.items()}
+    return {kind: rows for kind, rows in some.items() if rows}
+
+
+def _values(title: str, episodes: Rows) -> Figure:
+    """What the agent thinks its best action is worth, mean over each episode."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot(title=f"{title}\nhighest action value, mean over each episode")
+    for (color, style), (kind, some) in zip(STYLES, _kinds(episodes).items(), strict=False):
+        look = {"marker": "o", "markersize": 4, "color": color, "linestyle": style}
+        axes.plot(_numbers(some, "episode") + 1, _numbers(some, "mean_max_q"), label=kind, **look)
+    axes.set(xlabel="episode", ylabel="mean of max Q(s, a) (discounted reward)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _finish(axes)
     return figure
 
 
@@ -101,6 +123,7 @@ def _episode(title: str, played: Rows, task: dict) -> Figure:
         _finish(axes)
     figure.align_ylabels()
     for axes in (loss, accuracy):
+        axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
@@ -113,7 +136,7 @@ def _finish(axes: Axes) -> None:
 def _actions(title: str, steps: Rows, task: dict) -> Figure:
     """What was done when, in every training episode; and, in the learning-rate game, the learning rate."""
     figure = Figure(figsize=(9, 7 if task["game"] == "lr" else 4.5), layout="constrained")
-    figure.suptitle(f"{title}\nthe actions of each training episode, over time")
+    figure.suptitle(f"{title}\nthe actions of each episode, over time")
     panels = figure.subplots(2 if task["game"] == "lr" else 1, 1, squeeze=False)[:, 0]
     actions = _grid(steps, "action")
     if task["game"] == "lr":

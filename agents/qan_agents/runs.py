@@ -44,6 +44,7 @@ class RunConfig:
         episodes: to train for.
         seed: of the agent and its episodes.
         num_envs: trainings in lock-step, that is episodes of a round.
+        test_epsilon: every second round only plays, with so much exploration, as the paper's; None: every round trains.
     """
 
     env: str
@@ -53,6 +54,16 @@ class RunConfig:
     episodes: int
     seed: int
     num_envs: int = 1
+    test_epsilon: float | None = None
+
+    def trains(self, episode: int) -> bool:
+        """Whether the agent learns from an episode, counted from 0."""
+        return self.test_epsilon is None or episode // self.num_envs % 2 == 0
+
+    @property
+    def training_episodes(self) -> int:
+        """How many of the episodes the agent learns from."""
+        return sum(map(self.trains, range(self.episodes)))
 
 
 class Run:

@@ -93,7 +93,7 @@ def start_run(folder: Path, config: RunConfig) -> Run:
     preset = preset_of(config)
     env = make_vec_env(config)
     game = env.unwrapped.env
-    steps = config.episodes * game.decisions
+    steps = config.training_episodes * game.decisions
     dqn.make_dqn(env, preset, steps, config.seed)
     facts = {
         "task": asdict(game.config),
@@ -136,9 +136,9 @@ def train(run: Run, show: Callable[[Progress], None], finished: Callable[[int, E
     config = run.config()
     preset = preset_of(config)
     env = make_vec_env(config)
-    steps = config.episodes * env.unwrapped.env.decisions
+    steps = config.training_episodes * env.unwrapped.env.decisions
     model = dqn.make_dqn(env, preset, steps, config.seed)
-    done = _restore(run, model, preset, config.num_envs)
+    done = _restore(run, model, preset, config)
     if done == config.episodes:
         return model
     model.set_logger(configure(str(run.folder / "tensorboard"), ["tensorboard"]))
@@ -146,7 +146,11 @@ def train(run: Run, show: Callable[[Progress], None], finished: Callable[[int, E
     for first in range(done, config.episodes, config.num_envs):
         started = time.perf_counter()
         numbers = range(first, first + config.num_envs)
-        dqn.train_round(model, preset, [episode_seed(config, number) for number in numbers], callback)
+        seeds = [episode_seed(config, number) for number in numbers]
+        if config.trains(first):
+            dqn.train_round(model, preset, seeds, callback)
+        else:
+            dqn.play_round(model, config.test_epsilon, seeds)
         _save(run, model, first, env.episodes, time.perf_counter() - started)
         for number, episode in zip(numbers, env.episodes, strict=True):
             finished(number, episode)
@@ -155,7 +159,7 @@ def train(run: Run, show: Callable[[Progress], None], finished: Callable[[int, E
     return model
 
 
-def _restore(run: Run, model: dqn.DQN, preset: dqn.Preset, num_envs: int) -> int:
+def _restore(run: Run, model: dqn.DQN, preset: dqn.Preset, config: RunConfig) -> int:
     """Bring a fresh agent to where the run stands; returns the number of finished episodes."""
     progress = run.progress()
     done = progress["_episode_num"]
@@ -163,19 +167,27 @@ def _restore(run: Run, model: dqn.DQN, preset: dqn.Preset, num_envs: int) -> int
     if done > 0:
         dqn.load_weights(model, run.model_file)
         vars(model).update(progress)
-        for first in range(0, done, num_envs):
-            arrays = [load_arrays(run.replay_file(first + row))[0] for row in range(num_envs)]
+        for first in filter(config.trains, range(0, done, config.num_envs)):
+            arrays = [load_arrays(run.replay_file(first + row))[0] for row in range(config.num_envs)]
             add_round(model.replay_buffer, arrays, preset.history)
     return done
 
 
 def _save(run: Run, model: dqn.DQN, first: int, episodes: Sequence[Episode], seconds: float) -> None:
     """Write down a round; `first` is the number of its first episode."""
-    rows = [_row(first + row, episode, model.exploration_rate, seconds) for row, episode in enumerate(episodes)]
+    config = run.config()
+    learned = config.trains(first)
+    facts = {"learned": int(learned), "epsilon": model.exploration_rate if learned else config.test_epsilon}
+    history = preset_of(config).history
+    rows = []
+    for number, episode in enumerate(episodes, start=first):
+        value = dqn.mean_max_q(model, episode.frames, history)
+        rows.append(_row(number, episode, {**facts, "mean_max_q": value, "seconds": round(seconds, 3)}))
     for row, episode in zip(rows, episodes, strict=True):
         number = row["episode"]
-        save_arrays(run.replay_file(number), episode_arrays(episode), {"episode": number})
-        for name in ("return", *EPISODE_COLUMNS, "epsilon"):
+        if learned:
+            save_arrays(run.replay_file(number), episode_arrays(episode), {"episode": number})
+        for name in ("return", *EPISODE_COLUMNS, "epsilon", "mean_max_q"):
             model.logger.record(f"episode/{name}", row[name])
         model.logger.dump(step=model.num_timesteps - len(episodes) + 1 + number - first)
     for row, episode in zip(rows, episodes, strict=True):
@@ -186,7 +198,7 @@ def _save(run: Run, model: dqn.DQN, first: int, episodes: Sequence[Episode], sec
         model.save(aside)  # the last: from here on the episodes count
 
 
-def _row(number: int, episode: Episode, epsilon: float, seconds: float) -> dict[str, Any]:
+def _row(number: int, episode: Episode, facts: dict[str, Any]) -> dict[str, Any]:
     return {
         "episode": number,
         "steps": len(episode.steps),
@@ -194,6 +206,5 @@ def _row(number: int, episode: Episode, epsilon: float, seconds: float) -> dict[
         **{name: episode.final[name] for name in EPISODE_COLUMNS},
         "diverged": int(episode.final["diverged"]),
         "is_success": int(episode.final["is_success"]),
-        "epsilon": epsilon,
-        "seconds": round(seconds, 3),
+        **facts,
     }

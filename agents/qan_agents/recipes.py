@@ -1,0 +1,81 @@
+"""The three experiments of the original's README, each as the settings of one run.
+
+The baseline run gives the reference weights (`qan_gym.references`). Then the agent with the `paper` settings plays:
+odd episodes train it, even ones are only played, with epsilon 0.05. At the end it plays greedily beside the baseline.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from qan_agents.evaluation import BESIDE, SEEDS
+from qan_agents.runs import RunConfig
+from qan_gym.data import load_dataset
+from qan_gym.tasks import TaskConfig, make_config
+
+EPISODES = 20  # of the paper
+TEST_EPSILON = 0.05
+LEAST_BATCHES = 10  # of a scaled-down episode
+
+RECIPES = {
+    "mnist-lr": "QanLR-MNIST-v0",
+    "mnist-minibatch": "QanMinibatch-MNIST-v0",
+    "cifar10-lr": "QanLR-CIFAR10-v0",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, and how it is judged.
+
+    Attributes:
+        config: of the run.
+        seeds: of the episodes that are played greedily in the end.
+        beside: the fixed policy that they are compared with.
+    """
+
+    config: RunConfig
+    seeds: tuple[int, ...]
+    beside: tuple[str, ...]
+
+
+def make_plan(recipe: str, scale: float, seed: int, settings: dict[str, Any]) -> Plan:
+    """The run of a recipe.
+
+    Args:
+        recipe: one of RECIPES.
+        scale: in (0, 1]; epochs and episodes are multiplied by it. Less than one epoch is one epoch of so much of the
+            training split, at least 10 mini-batches of it; there are at least 2 episodes and one seed.
+        seed: of the agent and its episodes.
+        settings: keyword arguments of the environment that are not the recipe's.
+
+    Raises:
+        ValueError: recipe, scale or a setting is wrong.
+        FileNotFoundError: the data are not there.
+    """
+    if recipe not in RECIPES:
+        raise ValueError(f"unknown recipe {recipe!r}; there are {', '.join(RECIPES)}")
+    if not 0 < scale <= 1:
+        raise ValueError(f"scale must be above 0 and at most 1, not {scale}")
+    task = make_config(RECIPES[recipe], settings)
+    arguments = {**_shorter(task, scale), **settings} if scale < 1 else settings
+    config = RunConfig(
+        env=RECIPES[recipe],
+        env_kwargs=arguments,
+        agent="dqn",
+        preset="paper",
+        episodes=2 * max(1, round(EPISODES * scale / 2)),
+        seed=seed,
+        test_epsilon=TEST_EPSILON,
+    )
+    return Plan(config, SEEDS[: max(1, round(len(SEEDS) * scale))], BESIDE[task.game][:1])
+
+
+def _shorter(task: TaskConfig, scale: float) -> dict[str, Any]:
+    """The keyword arguments of an episode that is shorter by a factor."""
+    epochs = task.epochs * scale
+    if epochs >= 1:
+        return {"epochs": round(epochs)}
+    size = len(load_dataset(task.dataset).train)
+    images = math.ceil(epochs * min(size, task.train_size or size))
+    return {"epochs": 1, "train_size": min(size, max(images, LEAST_BATCHES * task.batch_size))}

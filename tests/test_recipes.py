@@ -1,0 +1,98 @@
+"""`qan reproduce`: the paper's experiments, made small."""
+
+import csv
+from pathlib import Path
+
+import pytest
+from helpers import made_npz
+from typer.testing import CliRunner
+
+from qan_agents.cli import app
+from qan_agents.evaluation import SEEDS
+from qan_agents.recipes import RECIPES, TEST_EPSILON, make_plan
+from qan_agents.runs import RunConfig, read_rows
+from qan_gym.tasks import PRESETS
+
+
+@pytest.fixture(scope="module")
+def npz(tmp_path_factory) -> str:
+    """1,800 training images, 1,600 after validation; small ones."""
+    return made_npz(tmp_path_factory.mktemp("data") / "made.npz", n_train=1800, n_test=20, shape=(12, 12))
+
+
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_at_full_scale_a_recipe_is_the_game_as_registered(recipe):
+    plan = make_plan(recipe, 1.0, 3, {})
+    assert plan.config == RunConfig(RECIPES[recipe], {}, "dqn", "paper", 20, 3, 1, TEST_EPSILON)
+    assert plan.config.env in PRESETS
+    assert plan.seeds == SEEDS
+    assert plan.beside == ({"mnist-minibatch": "uniform"}.get(recipe, "constant"),)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "scale", "episodes", "shorter"),
+    [
+        ("mnist-lr", 0.5, 10, {"epochs": 10}),
+        ("mnist-lr", 0.02, 2, {"epochs": 1, "train_size": 640}),  # 0.4 of an epoch
+        ("mnist-lr", 0.001, 2, {"epochs": 1, "train_size": 100}),  # ten mini-batches of 10
+        ("mnist-minibatch", 0.01, 2, {"epochs": 1, "train_size": 1280}),  # at least ten of 128
+        ("cifar10-lr", 0.4, 8, {"epochs": 2}),
+        ("cifar10-lr", 0.18, 4, {"epochs": 1, "train_size": 1440}),
+    ],
+)
+def test_a_scaled_recipe_is_shorter_in_proportion(recipe, scale, episodes, shorter, npz):
+    plan = make_plan(recipe, scale, 0, {"dataset": npz})
+    assert plan.config.episodes == episodes
+    assert plan.config.env_kwargs == {"dataset": npz, **shorter}
+
+
+def test_odd_episodes_train_and_even_ones_are_played():
+    config = RunConfig("x", {}, "dqn", "paper", 5, 0, test_epsilon=0.05)
+    assert [config.trains(episode) for episode in range(5)] == [True, False, True, False, True]
+    assert config.training_episodes == 3
+    together = RunConfig("x", {}, "dqn", "paper", 8, 0, num_envs=2, test_epsilon=0.05)
+    assert [together.trains(episode) for episode in range(8)] == [True, True, False, False] * 2
+    assert RunConfig("x", {}, "dqn", "paper", 5, 0).training_episodes == 5
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings"),
+    [("mnist-lr", []), ("mnist-minibatch", []), ("cifar10-lr", ["network=resnet-8", "batch_size=16"])],
+)
+def test_a_recipe_from_beginning_to_end(recipe, settings, npz, tmp_path, monkeypatch):
+    """Reference, training, test episodes, evaluation and pictures, by the command."""
+    monkeypatch.setenv("QAN_GYM_DATA", str(tmp_path / "data"))
+    folder = tmp_path / "run"
+    given = [f"--set={setting}" for setting in (f"dataset={npz}", *settings)]
+    result = CliRunner().invoke(app, ["reproduce", recipe, "--scale", "0.001", "--out", str(folder), *given])
+    assert result.exit_code == 0, result.output
+    assert len(list((tmp_path / "data" / "references").iterdir())) == 1
+    for picture in ("accuracy.png", "max_q.png", "actions.png", "episode.png"):
+        assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+    trained, played = read_rows(folder / "episodes.csv")
+    assert (trained["learned"], played["learned"]) == ("1", "0")
+    assert float(played["epsilon"]) == TEST_EPSILON
+    assert float(trained["mean_max_q"]) != float(played["mean_max_q"])
+    assert [path.name for path in (folder / "replay").iterdir()] == ["000000.safetensors"], "a played episode is learned"
+    with (folder / "evaluation.csv").open() as file:
+        policies = [row["policy"] for row in csv.DictReader(file)]
+    assert policies == ["dqn", "uniform" if recipe == "mnist-minibatch" else "constant"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["mnist"], "unknown recipe 'mnist'"),
+        (["mnist-lr", "--scale", "0"], "scale must be above 0"),
+        (["mnist-lr", "--scale", "1.5"], "at most 1"),
+        (["cifar10-lr", "--set", "network=vgg"], "unknown network 'vgg'"),
+        (["cifar10-lr", "--set", "netwerk=nin"], "unknown keyword argument 'netwerk'"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_written(arguments, said, npz, tmp_path: Path):
+    folder = tmp_path / "run"
+    given = ["--set", f"dataset={npz}", "--out", str(folder)]
+    result = CliRunner().invoke(app, ["reproduce", *arguments, *given])
+    assert result.exit_code == 2
+    assert said in result.output
+    assert not folder.exists()
