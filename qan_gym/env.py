@@ -193,23 +193,32 @@ class LearningRateEnv(QanEnv):
     """Control the learning rate of a CNN in training.
 
     ## Description
-    A CNN is trained on MNIST by SGD. Before every action's mini-batches the agent raises, lowers or keeps the
-    learning rate. An episode is one training run. Source: Fu et al. 2016, arXiv:1606.01467.
+    A CNN is trained by SGD. Before every action's mini-batches the agent raises, lowers or keeps the learning rate. An
+    episode is one training run. Source: Fu et al. 2016, arXiv:1606.01467.
 
     `QanLR-MNIST-v0` trains on 55,000 images for 20 epochs of batches of 10, one batch per action (110,000 actions);
     `QanLR-MNIST5k-v0` on 4,000 bundled images for 5 epochs, 10 batches per action (200 actions).
 
+    `QanLR-CIFAR10-v0` trains a deep network with batch norm on 45,000 images for 5 epochs of batches of 128 (1,755
+    actions), with momentum 0.9, weight decay 5e-4, random flips and crops. `network` is `"nin"` (default, 1.0 million
+    weights), `"wrn-40-4"` (8.9 million) or, for CPUs, `"resnet-8"` (78 thousand). The momentum buffer and the running
+    statistics of batch norm belong to the run: actions leave them as they are, a reset begins them anew.
+
     ## Action Space
     `Discrete(3)`: 0 raise, 1 lower, 2 keep. Raising and lowering change the learning rate by 0.005
     (`action_scale="additive"`) or by a factor of 1.25 (`"multiplicative"`). With `continuous=True`, `Box(-1, 1, (1,))`:
-    action a multiplies the learning rate by 2**a. The learning rate stays in [0.005, 1.0] and starts at 0.05.
+    action a multiplies the learning rate by 2**a. The learning rate stays in [0.005, 1.0] and starts at 0.05; for
+    CIFAR-10, it changes by 0.01, stays in [0.01, 1.0] and starts at 0.1. `optimizer="adamw"` brings its own rates: a
+    start at 0.001, changes of 0.0001, a range of [0.0001, 0.02].
 
     ## Observation Space
     `Box(-10, 10, (825,), float32)`, a screen of 33 rows and 25 columns, row by row
     (`obs.reshape(env.unwrapped.screen_shape)`): one row per filter of the first convolution, as its weights stand
     after the action, then the score line: ln(learning rate), share of the budget used, ln(smoothed loss), its change
     since the last action, the last action (-1 before the first), zeros. With `observation="filters"` the score line
-    is left out: 800 values. Values are clipped to the bounds. The smoothed loss is the exponential running mean of the
+    is left out: 800 values. For CIFAR-10 the screen has 193 rows of 192: the weights of the last convolution (of
+    `nin`, a row per filter; of the others, the first 36,864 of them, filter after filter), then the score line. Values
+    are clipped to the bounds. The smoothed loss is the exponential running mean of the
     mini-batch losses over about 500 images, begun at the validation loss of the initial weights. For a history, use
     `gymnasium.wrappers.FrameStackObservation`.
 
@@ -222,23 +231,31 @@ class LearningRateEnv(QanEnv):
     Divergence pays -10 instead. The terms stand in `info` as `reward_...`.
 
     ## Starting State
-    Weights and biases uniform in +-1/sqrt(fan-in); the seed of an episode decides them and the order of the data.
+    Weights and biases uniform in +-1/sqrt(fan-in), for CIFAR-10 convolutions normal with variance 2/fan-in; the seed of
+    an episode decides them, the order of the data, and how images are flipped and cropped.
 
     ## Episode End
     Truncation: the budget is spent. Termination: the smoothed loss has reached `target_loss`
-    (`info["is_success"]`), or the loss or a weight is not finite (`info["diverged"]`).
+    (`info["is_success"]`), the validation loss has not been lower for `early_stopping` epochs
+    (`info["early_stopped"]`), or the loss or a weight is not finite (`info["diverged"]`).
 
     ## Information
     At every step `learning_rate`, `loss` (mean over the action's batches), `smoothed_loss`, `epoch` (done), `batch`
-    (done), `diverged`, `is_success`, the reward's terms, `validation_loss` and `validation_accuracy` (measured after
-    the action in which an epoch or the episode ends); at the end of the episode `test_loss`, `test_accuracy`.
+    (done), `diverged`, `is_success`, `early_stopped`, the reward's terms, `validation_loss` and `validation_accuracy`
+    (measured after the action in which an epoch or the episode ends); at the end of the episode `test_loss`,
+    `test_accuracy`.
 
     ## Arguments
     The fields of `qan_gym.tasks.TaskConfig`, among them `dataset` (a registered name or the path of an `.npz`),
-    `network`, `optimizer`, `batch_size`, `epochs`, `batches_per_action` (a rest of the budget that fills no action is
-    dropped), `continuous`, `action_scale`, `observation`, `reward`, `meta_momentum` (the pull c, on all weights;
-    `"filter-regression"`; None), `reference` (`"pretrained"`, `"previous"`, a path, None), `distillation`,
-    `target_loss`; and `device`, `render_mode` (`"rgb_array"`, `"ansi"`). A wrong one raises ValueError.
+    `preprocess` (`"normalise"`, `"whiten"`), `augment` (None, `"zero"`, `"reflect"`), `network`, `optimizer` (`"sgd"`,
+    `"adamw"`), `momentum`, `nesterov`, `weight_decay`, `batch_size`, `epochs`, `batches_per_action` (a rest of the
+    budget that fills no action is dropped), `continuous`, `action_scale`, `observation`, `reward`, `meta_momentum` (the
+    pull c, on all weights, for CIFAR-10 all convolutions; `"filter-regression"`; None), `reference` (`"pretrained"`,
+    `"previous"`, a path, None), `distillation`, `target_loss`, `early_stopping`; and `device`, `render_mode`
+    (`"rgb_array"`, `"ansi"`). A wrong one raises ValueError.
+
+    The `"pretrained"` reference of CIFAR-10 does not ship: it is trained when the environment is first made, for as
+    long as an episode takes, and cached (`qan reference` does it beforehand). `meta_momentum=None` needs none.
 
     ## Version History
     - v0: initial version.

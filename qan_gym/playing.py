@@ -26,7 +26,9 @@ def make_training(config: TaskConfig, num_runs: int, device: str) -> Training:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
-    return Training(config, resolve_reference(config, device), num_runs, device)
+    training = Training(config, None, num_runs, device)  # finds what is wrong, before a reference is trained for long
+    training.adopt(resolve_reference(config, device))
+    return training
 
 
 def spaces_of(training: Training) -> tuple[spaces.Space[NDArray[np.float32]], spaces.Space[Any]]:

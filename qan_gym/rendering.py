@@ -50,7 +50,7 @@ def line(history: History) -> str:
 def tiles(filters: NDArray[np.float32]) -> NDArray[np.float32]:
     """Filters (F, h, w) as one picture, a gap of one between tiles; gaps are NaN."""
     count, height, width = filters.shape
-    columns = int(np.ceil(np.sqrt(count * 1.5)))
+    columns = min(count, int(np.ceil(np.sqrt(count * 1.5))))
     rows = -(-count // columns)
     canvas = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1), np.nan, dtype=np.float32)
     for number, picture in enumerate(filters):

@@ -129,10 +129,9 @@ class Training:
         self.pull_batches = meta_momentum.batches_of(config, self.pull, self.sampler.batches_per_epoch)
         self.screen_shape = observation.screen_shape(self.network, config.observation)
         self.smoothing = min(1.0, config.batch_size / SMOOTHING_IMAGES)
-        self._allocate(reference)
+        self._allocate()
+        self.adopt(reference)
         on_cuda = self.device.type == "cuda"
-        together = (num_runs if on_cuda else min(num_runs, CPU_BLOCK)) if self.network.at_once else 1
-        self.blocks = self._divide(together)
         self.play: Callable[[], None] = CapturedGraph(self._play) if on_cuda else self._play
         self.measure: Callable[[], Measured] = CapturedGraph(self._measure) if on_cuda else self._measure
 
@@ -147,7 +146,23 @@ class Training:
             )
         return batches - batches % config.batches_per_action  # every action covers the same number
 
-    def _allocate(self, reference: Params | None) -> None:
+    def adopt(self, reference: Params | None) -> None:
+        """Take reference weights; before the first reset.
+
+        Args:
+            reference: see `__init__`.
+        """
+        self.reference: Params | None = None
+        if reference is not None:
+            one = self.network.views(torch.zeros(1, self.network.size(), device=self.device))
+            self.reference = {name: one[name].copy_(reference[name]).expand_as(self.params[name]) for name in one}
+        elif self.config.reference == "previous":
+            self.reference = self.network.views(torch.zeros_like(self.memory))
+        self.has_reference.fill_(reference is not None)
+        together = self.num_runs if self.device.type == "cuda" else min(self.num_runs, CPU_BLOCK)
+        self.blocks = self._divide(together if self.network.at_once else 1)
+
+    def _allocate(self) -> None:
         n, config, device = self.num_runs, self.config, self.device
         self.seeds = np.zeros(n, np.int64)
         self.batch = np.zeros(n, np.int64)  # mini-batches done
@@ -156,13 +171,7 @@ class Training:
         self.evenly = torch.full_like(self.memory[0], 1 / self.network.size())
         self.params = self.network.views(self.memory)
         self.slots = {slot: self.network.views(torch.zeros_like(self.memory)) for slot in self.optimizer.slots}
-        self.reference: Params | None = None
-        if reference is not None:
-            one = self.network.views(torch.zeros(1, self.network.size(), device=device))
-            self.reference = {name: one[name].copy_(reference[name]).expand_as(self.params[name]) for name in one}
-        elif config.reference == "previous":
-            self.reference = self.network.views(torch.zeros_like(self.memory))
-        self.has_reference = torch.full((n,), reference is not None, device=device)
+        self.has_reference = torch.zeros(n, dtype=torch.bool, device=device)
         self.clock = torch.zeros(n, dtype=torch.int64, device=device)  # the device's copy of `batch`
         self.streams = torch.zeros(n, dtype=torch.int64, device=device)  # and of `seeds`
         self.action = torch.zeros(n, dtype=torch.float32 if config.continuous else torch.int64, device=device)

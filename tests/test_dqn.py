@@ -140,3 +140,37 @@ def test_greedy_plays_the_action_of_the_highest_value():
             best = model.q_net(torch.from_numpy(np.asarray(observation))[None]).argmax(dim=1).item()
         assert greedy.act(observation, info) == best
         observation, *_, info = env.step(best)
+
+
+def test_a_played_round_teaches_nothing():
+    """Weights and replay stay as they are; epsilon 0 is greedy, epsilon 1 random, the same seed the same episode."""
+    env, model = make("quick", num_envs=2)
+    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    played = []
+    for epsilon in (0.0, 1.0, 1.0):
+        dqn.play_round(model, epsilon, [5, 6])
+        assert all(episode.over and len(episode.actions) == 20 for episode in env.episodes)
+        played.append(np.array([episode.actions for episode in env.episodes]))
+    assert all(torch.equal(value, before[name]) for name, value in model.policy.state_dict().items())
+    assert model.replay_buffer.pos == 0
+    assert model.num_timesteps == 0
+    assert np.array_equal(played[1], played[2])
+    assert len(np.unique(played[1])) == 3
+    dqn.play_round(model, 0.0, [5, 6])
+    frames = torch.from_numpy(np.stack(env.episodes[1].frames[:-1]))[:, None]  # (T, 1, D)
+    with torch.no_grad():
+        assert played[0][1].tolist() == model.q_net(frames).argmax(dim=1).tolist()
+
+
+@pytest.mark.parametrize("history", [1, 4])
+def test_mean_of_the_highest_values(history):
+    """Against the observations stacked one by one, over more steps than are asked for at once."""
+    _, model = make("quick" if history == 1 else "paper")
+    rng = np.random.default_rng(0)
+    frames = list(rng.normal(size=(dqn.Q_BATCH * 2 + 3, 825)).astype(np.float32))
+    highest = []
+    for step in range(len(frames) - 1):
+        stack = [frames[max(step - back, 0)] for back in range(history - 1, -1, -1)]
+        with torch.no_grad():
+            highest.append(model.q_net(torch.from_numpy(np.stack(stack))[None]).max().item())
+    assert dqn.mean_max_q(model, frames, history) == pytest.approx(np.mean(highest), rel=1e-4)

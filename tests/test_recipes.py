@@ -11,6 +11,7 @@ from qan_agents.cli import app
 from qan_agents.evaluation import SEEDS
 from qan_agents.recipes import RECIPES, TEST_EPSILON, make_plan
 from qan_agents.runs import RunConfig, read_rows
+from qan_agents.train import start_run, train
 from qan_gym.tasks import PRESETS
 
 
@@ -73,10 +74,37 @@ def test_a_recipe_from_beginning_to_end(recipe, settings, npz, tmp_path, monkeyp
     assert (trained["learned"], played["learned"]) == ("1", "0")
     assert float(played["epsilon"]) == TEST_EPSILON
     assert float(trained["mean_max_q"]) != float(played["mean_max_q"])
-    assert [path.name for path in (folder / "replay").iterdir()] == ["000000.safetensors"], "a played episode is learned"
+    assert [path.name for path in (folder / "replay").iterdir()] == ["000000.safetensors"], (
+        "a played episode is learned"
+    )
     with (folder / "evaluation.csv").open() as file:
         policies = [row["policy"] for row in csv.DictReader(file)]
     assert policies == ["dqn", "uniform" if recipe == "mnist-minibatch" else "constant"]
+
+
+def test_a_run_with_played_episodes_resumes(tmp_path):
+    """Stopped after its second episode, which was only played, it ends like one that was not stopped."""
+    short = {"train_size": 200, "epochs": 1, "batches_per_action": 2, "meta_momentum": None, "reference": None}
+    config = RunConfig("QanLR-MNIST5k-v0", short, "dqn", "quick", 4, 0, test_epsilon=0.5)
+
+    def stop_after(count):
+        def finished(number, _episode):
+            if number + 1 == count:
+                raise KeyboardInterrupt
+
+        return finished
+
+    tables = []
+    for name in ("whole", "stopped"):
+        run = start_run(tmp_path / name, config)
+        if name == "stopped":
+            with pytest.raises(KeyboardInterrupt):
+                train(run, lambda _: None, stop_after(2))
+        train(run, lambda _: None, lambda *_: None)
+        rows = read_rows(run.folder / "episodes.csv")
+        tables.append([{key: value for key, value in row.items() if key != "seconds"} for row in rows])
+    assert len(tables[0]) == 4
+    assert tables[0] == tables[1]
 
 
 @pytest.mark.parametrize(

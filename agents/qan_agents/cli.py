@@ -215,6 +215,7 @@ def reference(
     env: EnvArgument,
     settings: SetOption = None,
     out: Annotated[Path | None, typer.Option(help="The folder to write to; default: the user's cache.")] = None,
+    device: Annotated[str, typer.Option(help="To train on: cpu, cuda.")] = "cpu",
 ) -> None:
     """Make the reference weights of an environment and keep them in the cache."""
     import numpy as np
@@ -226,7 +227,7 @@ def reference(
 
     with explained():
         config = make_config(env, parse_settings(settings))
-        weights = make_reference(config, out)
+        weights = make_reference(config, out, device)
         console.print(f"made: {reference_name(config)}", highlight=False)
         shipped = ASSETS / "references" / reference_name(config)
         if shipped.is_file():
