@@ -1,17 +1,15 @@
-"""The kinds of network that are trained, by name; and how a PyTorch module becomes one."""
+"""The kinds of network that are trained, by name."""
 
 from collections import OrderedDict
 from collections.abc import Callable
-from copy import deepcopy
 from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.modules.dropout import _DropoutNd
 
 from qan_gym.layers import ConvMaxPoolTanh, linear
-from qan_gym.optimizee import Network, Params
+from qan_gym.modules import module_network
+from qan_gym.optimizee import Network, Params, leaves
 
 ImageShape = tuple[int, int, int]  # (C, H, W)
 NetworkBuilder = Callable[[ImageShape, int], Network | nn.Module]
@@ -47,25 +45,43 @@ def build_network(name: str, image_shape: ImageShape, n_classes: int) -> Network
     builder = NETWORKS[name]
     with torch.random.fork_rng(devices=[]):  # building draws weights, which is nobody's business
         built = builder(image_shape, n_classes)
-    if isinstance(built, nn.Module):
-        built = module_network(partial(builder, image_shape, n_classes), image_shape)  # type: ignore[arg-type]
-    if not isinstance(built, Network):
-        raise ValueError(
-            f"the builder of network {name!r} gave a {type(built).__name__}, not an nn.Module or a Network"
-        )
-    _require_logits(name, built, n_classes)
+        if isinstance(built, nn.Module):
+            built = module_network(partial(builder, image_shape, n_classes), image_shape)  # type: ignore[arg-type]
+        if not isinstance(built, Network):
+            kind = type(built).__name__
+            raise ValueError(f"the builder of network {name!r} gave a {kind}, not an nn.Module or a Network")
+        _try(name, built, n_classes)
     return built
 
 
-def _require_logits(name: str, network: Network, n_classes: int) -> None:
-    params = network.initial_params(torch.zeros(1, dtype=torch.int64))
-    with torch.no_grad():
+def _try(name: str, network: Network, n_classes: int) -> None:
+    """A forward and a backward pass, before an episode begins.
+
+    Raises:
+        ValueError: the network cannot be trained on such images, or not be replayed from its seed.
+    """
+    images = torch.rand(1, 2, *network.image_shape)
+    outcomes = []
+    for _ in range(2):
+        params = leaves(network, network.initial_params(torch.zeros(1, dtype=torch.int64)))
+        trained = [params[name] for name in network.trained]
         try:
-            found = network.forward(params, torch.zeros(1, 2, *network.image_shape), False).shape
+            logits = network.forward(params, images, True)  # (1, 2, K)
+            gradients = torch.autograd.grad(logits.sum(), trained, allow_unused=True)
         except RuntimeError as error:
             raise ValueError(f"network {name!r} cannot take images of {network.image_shape}: {error}") from error
-    if found != (1, 2, n_classes):
-        raise ValueError(f"network {name!r} gives {tuple(found[1:])} for 2 images of {n_classes} classes, not logits")
+        outcomes.append(logits)
+    found = tuple(logits.shape[1:])
+    if found != (2, n_classes):
+        raise ValueError(f"network {name!r} gives {found} for 2 images of {n_classes} classes, not {(2, n_classes)}")
+    unused = [own for own, gradient in zip(network.trained, gradients, strict=True) if gradient is None]
+    if unused:
+        raise ValueError(f"network {name!r} does not use {', '.join(unused)}: leave it out, or requires_grad_(False)")
+    if not torch.equal(*outcomes):
+        raise ValueError(
+            f"network {name!r} cannot be replayed from its seed: it draws random numbers while it computes, as dropout "
+            "does; build it without"
+        )
 
 
 # --- one that computes N networks at once: the paper's, for MNIST ---------------------------------------------------
@@ -108,81 +124,7 @@ def at_least_32(image_shape: ImageShape) -> ImageShape:
     return channels, max(height, 32), max(width, 32)
 
 
-# --- from a module: N networks one after the other ------------------------------------------------------------------
-
-
-def module_network(
-    make: Callable[[], nn.Module],
-    image_shape: ImageShape,
-    shown: str | None = None,
-    pulled: tuple[str, ...] | None = None,
-    screen: tuple[int, int] | None = None,
-) -> Network:
-    """A network from an ordinary PyTorch module: batch norm and whatever else is deterministic goes.
-
-    The networks are computed one after the other, each by the library's own convolutions, which for a large network
-    is as fast as all at once, and needs the memory of one. Batch norm's running statistics are each network's own,
-    kept while training and used when measuring.
-
-    Args:
-        make: () -> a module with fresh weights, which it draws from PyTorch's default generator. It is called once
-            per episode, with that generator seeded by the episode's seed; the generator's state is restored.
-        image_shape: (C, H, W) of the module's input; smaller images are zero-padded to it.
-        shown: the name of the weight that the agent sees, one row per output channel; None: the first.
-        pulled: the names of the weights that meta-momentum acts on; None: of all convolutions and linear layers.
-        screen: (rows, columns) to lay out the first rows * columns numbers of `shown` in; None: a row per filter.
-
-    Raises:
-        ValueError: the module has dropout (its random numbers would not be the run's own) or not what is to be shown.
-    """
-    template = make().train()
-    if any(isinstance(module, _DropoutNd) for module in template.modules()):
-        raise ValueError("a network with dropout cannot be replayed from its seed: build it without, or with p=0")
-    kept = {name: value for name, value in _tensors(template).items() if value.is_floating_point()}
-    trained = dict(template.named_parameters())
-    weights = [name for name, value in trained.items() if value.dim() > 1]
-    if not weights or (shown is not None and shown not in weights):
-        raise ValueError(f"the network has no weight {shown or ''} to show; it has {', '.join(weights) or 'none'}")
-    shown = shown or weights[0]
-    if screen is not None and screen[0] * screen[1] > trained[shown].numel():
-        raise ValueError(f"a screen of {screen} needs more weights than the {trained[shown].numel()} of {shown}")
-    modules = {True: template, False: deepcopy(template).eval()}
-
-    def forward(params: Params, images: Tensor, training: bool) -> Tensor:
-        logits = []
-        for row, own in enumerate(images):
-            one = {name: value[row] for name, value in params.items()}
-            own = own.contiguous(memory_format=torch.channels_last)  # (B, C, H, W); 1.7 times as fast on CPU
-            logits.append(functional_call(modules[training], one, (own,)))  # (B, K)
-        return torch.stack(logits)  # (N, B, K)
-
-    def initial(seeds: Tensor) -> Params:
-        networks = []
-        with torch.random.fork_rng(devices=[]):
-            for seed in seeds.tolist():
-                torch.default_generator.manual_seed(seed)
-                networks.append(_tensors(make()))
-        stacked = {name: torch.stack([network[name].detach() for network in networks]) for name in kept}
-        return {name: value.to(seeds.device) for name, value in stacked.items()}
-
-    return Network(
-        image_shape=image_shape,
-        shapes={name: tuple(value.shape) for name, value in kept.items()},
-        forward=forward,
-        shown=shown,
-        initial=initial,
-        statistics=tuple(name for name in kept if name not in trained),
-        pulled=pulled,
-        screen=screen,
-        at_once=False,
-    )
-
-
-def _tensors(module: nn.Module) -> Params:
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
-
-
-# --- modules for CIFAR-10 -------------------------------------------------------------------------------------------
+# --- modules, for CIFAR-10 -------------------------------------------------------------------------------------------
 
 
 def nin(image_shape: ImageShape, n_classes: int) -> Network:
@@ -262,7 +204,7 @@ def _deep(make: Callable[[int], nn.Module], image_shape: ImageShape, shown: str)
         return module
 
     convolutions = tuple(name for name, value in make(image_shape[0]).named_parameters() if value.dim() == 4)
-    return module_network(initialised, image_shape, shown, convolutions, SCREEN_OF_DEEP)
+    return module_network(initialised, image_shape, shown, convolutions, SCREEN_OF_DEEP, torch.channels_last)
 
 
 def _named(*layers: tuple[str, nn.Module]) -> "OrderedDict[str, nn.Module]":

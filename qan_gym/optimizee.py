@@ -29,10 +29,11 @@ class Network:
         shown: the name of the weight whose filters the agent sees, one row per output channel.
         initial: (seeds (N,) int64) -> parameters of fresh networks, each from its seed and nothing else; None: every
             weight and bias uniform in +-1/sqrt(fan-in), for names that end in `.weight` and `.bias`.
-        statistics: the names of the parameters that are running statistics.
+        statistics: the names of the parameters that are not trained: running statistics, and what stays as it is.
         pulled: the names of the weights that meta-momentum acts on; None: all with more than one axis.
         screen: (rows, columns) to lay out the first rows * columns numbers of `shown` in; None: a row per filter.
         at_once: `forward` computes N networks in batched products, so that N at once are faster than one after another.
+        memory_format: of the convolutions' weights, where `forward` computes one after another.
     """
 
     image_shape: tuple[int, int, int]
@@ -44,6 +45,7 @@ class Network:
     pulled: tuple[str, ...] | None = None
     screen: tuple[int, int] | None = None
     at_once: bool = True
+    memory_format: torch.memory_format = torch.contiguous_format
 
     @property
     def trained(self) -> list[str]:
@@ -66,18 +68,18 @@ class Network:
     def views(self, memory: Tensor) -> Params:
         """The parameters of N networks as views of (N, size()) memory.
 
-        They lie there as layers want them. For batched products: the outputs of a layer last, before them the input
-        channels. For the library's convolutions: the channels last.
+        They lie there as layers want them; for batched products the outputs of a layer last, before them the input
+        channels.
         """
         params, start = {}, 0
         for name, shape in self.shapes.items():
             value = memory[:, start : start + math.prod(shape)]
-            if len(shape) == 4:
+            if len(shape) == 4 and self.at_once:
                 filters, channels, height, width = shape
-                if self.at_once:
-                    value = value.unflatten(1, (height, width, channels, filters)).permute(0, 4, 3, 1, 2)
-                else:
-                    value = value.unflatten(1, (filters, height, width, channels)).permute(0, 1, 4, 2, 3)
+                value = value.unflatten(1, (height, width, channels, filters)).permute(0, 4, 3, 1, 2)
+            elif len(shape) == 4 and self.memory_format == torch.channels_last:
+                filters, channels, height, width = shape
+                value = value.unflatten(1, (filters, height, width, channels)).permute(0, 1, 4, 2, 3)
             elif len(shape) == 2 and self.at_once:
                 value = value.unflatten(1, shape[::-1]).transpose(1, 2)
             else:

@@ -272,7 +272,8 @@ class Training:
         terminated = (diverged | success) & ~self.over
         self._validate(terminated | budget_spent | whole_epoch)
         if self.config.early_stopping is not None and whole_epoch.any():
-            terminated |= self._stop_early(whole_epoch & ~terminated, self.config.early_stopping)
+            epochs = self.batch // per_epoch - epoch_before
+            terminated |= self._stop_early(whole_epoch & ~terminated, epochs, self.config.early_stopping)
         truncated = budget_spent & ~terminated
         ended = terminated | truncated
         self.over |= ended
@@ -293,12 +294,13 @@ class Training:
         self.clock.copy_(torch.from_numpy(self.batch))
         self.streams.copy_(torch.from_numpy(self.seeds))
 
-    def _stop_early(self, mask: Flags, patience: int) -> Flags:
-        """Which of the runs, after an epoch, have had no lower validation loss for so many epochs."""
+    def _stop_early(self, mask: Flags, epochs: NDArray[np.int64], patience: int) -> Flags:
+        """Which of the runs, so many (N,) epochs after the last measurement, have had no lower loss for `patience`."""
         rows = self._rows(mask)
+        passed = torch.from_numpy(epochs[mask]).to(self.device)
         better = self.validation_loss[rows] < self.best_validation_loss[rows]
         self.best_validation_loss[rows] = torch.minimum(self.best_validation_loss[rows], self.validation_loss[rows])
-        self.epochs_since_best[rows] = torch.where(better, 0, self.epochs_since_best[rows] + 1)
+        self.epochs_since_best[rows] = torch.where(better, 0, self.epochs_since_best[rows] + passed)
         self.early_stopped[rows] = self.epochs_since_best[rows] >= patience
         stopped: Flags = self.early_stopped.cpu().numpy() & mask
         return stopped

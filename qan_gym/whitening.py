@@ -57,7 +57,7 @@ def whitening_of(images: Tensor, folder: Path) -> Whitening:
         folder: of the cache, in which `whitening/<hash of the images>.safetensors` is looked for.
 
     Raises:
-        ValueError: the images are too large for a matrix of all pairs of pixels.
+        ValueError: the images are too large for a matrix of all pairs of pixels, or the file in the cache is damaged.
     """
     values = images[0].numel()
     if values > MAX_VALUES:
@@ -70,6 +70,8 @@ def whitening_of(images: Tensor, folder: Path) -> Whitening:
     path = folder / "whitening" / f"{digest.hexdigest()[:16]}.safetensors"
     if path.is_file():
         arrays, _ = load_arrays(path)
+        if {name: array.shape for name, array in arrays.items()} != {"mean": (values,), "matrix": (values, values)}:
+            raise ValueError(f"{path}: not the whitening of such images: remove it, and it will be computed again")
         return Whitening(torch.from_numpy(arrays["mean"]), torch.from_numpy(arrays["matrix"]))
     whitening = compute_whitening(images)
     save_arrays(path, {"mean": whitening.mean.numpy(), "matrix": whitening.matrix.numpy()}, {"images": len(images)})
