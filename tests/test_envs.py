@@ -22,10 +22,11 @@ from helpers import SHAPES, SHORT, made_arrays, made_npz, play, steps_of
 from qan_gym import register_envs
 from qan_gym.data import DATASETS
 from qan_gym.env import LearningRateEnv, MinibatchEnv, QanEnv
+from qan_gym.files import save_arrays
 from qan_gym.registration import ENTRY_POINTS
 from qan_gym.tasks import PRESETS
 
-LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
+LR, MINIBATCH, CIFAR = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0", "QanLR-CIFAR10-v0"
 RENDER_MODES = [None, *QanEnv.metadata["render_modes"]]
 TEST_KEYS = {"test_loss", "test_accuracy"}
 SECTIONS = (
@@ -45,17 +46,31 @@ def stand_in():
     return made_arrays(n_train=900, n_test=100)
 
 
+def photographs():
+    """In the place of CIFAR-10: 270 images of 32x32 in colour."""
+    return made_arrays(n_train=300, n_test=50, shape=(32, 32, 3))
+
+
 @pytest.fixture(params=list(ENTRY_POINTS))
 def env_id(request, monkeypatch):
-    """Every registered id. Those of the full MNIST play on a stand-in: it need not be there, and takes minutes."""
+    """Every registered id. Those of full data sets play on stand-ins: they need not be there, and take minutes."""
     monkeypatch.setitem(DATASETS, "mnist", stand_in)
+    monkeypatch.setitem(DATASETS, "cifar10", photographs)
     return request.param
 
 
 @pytest.fixture
 def as_registered(env_id, reference_file):
-    """No arguments but those of the id; for the stand-in, reference weights that need not be trained first."""
+    """No arguments but those of the id; for stand-ins, reference weights that need not be trained first (or none)."""
+    if env_id == CIFAR:
+        return {"network": "resnet-8", "batch_size": 16, "reference": None}  # the small one of its networks
     return {} if PRESETS[env_id].dataset == "mnist5k" else {"reference": reference_file}
+
+
+@pytest.fixture
+def short_game(env_id):
+    """Arguments of an episode of 20 mini-batches of any id."""
+    return SHORT | ({"network": "resnet-8"} if env_id == CIFAR else {})
 
 
 @pytest.fixture
@@ -125,9 +140,9 @@ def test_spawned_workers():
         assert rewards[row] == pytest.approx(reward, abs=1e-5)
 
 
-def test_spec_serialises(env_id):
+def test_spec_serialises(env_id, short_game):
     """To JSON and back, with changed arguments: the same game, which plays the same numbers."""
-    arguments = {**SHORT, "observation": "filters", "reward": "inverse-loss"}
+    arguments = {**short_game, "observation": "filters", "reward": "inverse-loss"}
     env = gym.make(env_id, **arguments)
     text = env.spec.to_json()
     again = gym.make(EnvSpec.from_json(text))
@@ -192,18 +207,36 @@ def test_full_mnist_as_registered(mnist_root):
         assert step[4]["batch"] == 1
 
 
+def test_cifar10_as_registered(tmp_path, monkeypatch):
+    """NIN, batches of 128, the pull on its convolutions during 100 mini-batches; all but the data and the reference."""
+    monkeypatch.setitem(DATASETS, "cifar10", photographs)
+    other = gym.make(CIFAR, meta_momentum=None).unwrapped
+    other.reset(seed=1)
+    save_arrays(tmp_path / "reference.safetensors", other.weights(), {})
+    env = gym.make(CIFAR, reference=str(tmp_path / "reference.safetensors"))
+    training = env.unwrapped.training
+    assert training.budget == 5 * (270 // 128)
+    assert training.pulled == [f"conv{number}.weight" for number in range(1, 10)]
+    assert (training.pull, training.pull_batches) == (0.01, 100)
+    (_, info), step = play(env, steps=1)
+    assert env.observation_space.contains(step[0])
+    assert info["validation_loss"] == pytest.approx(math.log(10), abs=0.5)
+    assert step[4]["batch"] == 1
+
+
 # --- an episode -----------------------------------------------------------------------------------------------------
 
 
 def test_spaces(env_id):
+    rows, columns = (192, 192) if env_id == CIFAR else (32, 25)
     env = gym.make(env_id, meta_momentum=None)
     assert env.observation_space.dtype == np.float32
-    assert env.observation_space.shape == (33 * 25,)
-    assert env.unwrapped.screen_shape == (33, 25)
+    assert env.observation_space.shape == ((rows + 1) * columns,)
+    assert env.unwrapped.screen_shape == (rows + 1, columns)
     assert env.action_space == spaces.Discrete(3 if "LR" in env_id else 10)
     filters = gym.make(env_id, observation="filters", meta_momentum=None)
-    assert filters.observation_space.shape == (32 * 25,)
-    assert filters.unwrapped.screen_shape == (32, 25)
+    assert filters.observation_space.shape == (rows * columns,)
+    assert filters.unwrapped.screen_shape == (rows, columns)
 
 
 def test_continuous_space():
@@ -212,9 +245,10 @@ def test_continuous_space():
 
 
 @pytest.mark.parametrize("observation", ["screen", "filters"])
-def test_a_whole_episode(env_id, observation):
+def test_a_whole_episode(env_id, observation, short_game):
     """200 images, one epoch, random actions: everything is of the type, in the range and at the place it belongs."""
-    env = gym.make(env_id, **SHORT, observation=observation)
+    env = gym.make(env_id, **short_game, observation=observation)
+    shown, rows = ("block3.conv2.weight", 192) if env_id == CIFAR else ("conv1.weight", 32)
     _, info = env.reset(seed=1)
     keys = set(info)
     for number, (screen, reward, terminated, truncated, info) in enumerate(steps_of(env), start=1):
@@ -231,18 +265,18 @@ def test_a_whole_episode(env_id, observation):
         assert info["batch"] == number
         assert info["epoch"] == number // 20
         assert reward == pytest.approx(sum(value for name, value in info.items() if name.startswith("reward_")))
-        filters = env.unwrapped.weights()["conv1.weight"].reshape(32, 25)
-        assert np.array_equal(screen.reshape(env.unwrapped.screen_shape)[:32], filters)
+        filters = env.unwrapped.weights()[shown].reshape(rows, -1)
+        assert np.array_equal(screen.reshape(env.unwrapped.screen_shape)[:rows], filters)
     assert number == 20
     assert not any("time" in name or "second" in name for name in info), "info must not hold a wall-clock"
 
 
-def test_info_keys(env_id):
-    env = gym.make(env_id, **SHORT)
+def test_info_keys(env_id, short_game):
+    env = gym.make(env_id, **short_game)
     _, info = env.reset(seed=0)
-    named = {"learning_rate", "loss", "smoothed_loss", "epoch", "batch", "diverged", "is_success"}
+    named = {"learning_rate", "loss", "smoothed_loss", "epoch", "batch", "diverged", "is_success", "early_stopped"}
     assert set(info) == named | {"reward_log_loss", "reward_divergence", "validation_loss", "validation_accuracy"}
-    assert info["learning_rate"] == 0.05
+    assert info["learning_rate"] == (0.1 if env_id == CIFAR else 0.05)
     assert type(info["epoch"]) is type(info["batch"]) is int
     assert type(info["diverged"]) is type(info["is_success"]) is bool
 
@@ -506,14 +540,19 @@ def spoil(value) -> None:
             spoil(part)
 
 
-def test_inspection(env_id):
+def test_inspection(env_id, short_game):
     """Shapes and types as documented; what is given out are copies, so spoiling them does not change the game."""
-    env, witness = (gym.make(env_id, **SHORT | {"batches_per_action": 4}).unwrapped for _ in range(2))
+    env, witness = (gym.make(env_id, **short_game | {"batches_per_action": 4}).unwrapped for _ in range(2))
     assert env.batch_indices.shape == (4, 10)
     for some in (env, witness):
         some.reset(seed=0)
         some.step(1)
-    assert {name: value.shape for name, value in env.weights().items()} == SHAPES
+    shapes = {name: value.shape for name, value in env.weights().items()}
+    if env_id == CIFAR:
+        assert shapes["conv1.weight"] == (16, 3, 3, 3)
+        assert shapes["block3.norm2.running_var"] == (64,)
+    else:
+        assert shapes == SHAPES
     assert all(value.dtype == np.float32 for value in env.weights().values())
     assert env.batch_indices.shape == (4, 10)
     assert env.batch_indices.dtype == np.int64
@@ -521,7 +560,7 @@ def test_inspection(env_id):
     assert 0 <= env.batch_indices.min() <= env.batch_indices.max() < 200
     for name in ("train", "validation", "test"):
         images, labels = env.split(name)
-        assert images.shape == (len(labels), 1, 32, 32)
+        assert images.shape == (len(labels), 3 if env_id == CIFAR else 1, 32, 32)
         assert images.dtype == np.float32
         assert labels.dtype == np.int64
         assert labels.shape == (len(labels),)

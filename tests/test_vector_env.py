@@ -18,12 +18,14 @@ from gymnasium.vector.utils import batch_space
 from gymnasium.wrappers import vector as wrappers
 from helpers import SHAPES, made_npz
 
+from qan_gym.files import save_arrays
+from qan_gym.networks import build_network
 from qan_gym.registration import ENTRY_POINTS
 from qan_gym.reward import DIVERGENCE_PENALTY
 from qan_gym.training import CPU_BLOCK
 from qan_gym.vector_env import QanVectorEnv
 
-LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
+LR, MINIBATCH, CIFAR = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0", "QanLR-CIFAR10-v0"
 IDS = list(ENTRY_POINTS)
 NEXT_STEP, SAME_STEP, DISABLED = AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED
 MODES = [NEXT_STEP, SAME_STEP, DISABLED]
@@ -52,6 +54,24 @@ def small(npz, reference_file):
 def tiny(small):
     """An episode of 2 decisions."""
     return {**small, "epochs": 1, "batches_per_action": 2}
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory):
+    """What else the id for CIFAR-10 takes: images in colour, its small network, and a reference for that."""
+    folder = tmp_path_factory.mktemp("deep")
+    arguments = {"dataset": made_npz(folder / "made.npz", shape=(32, 32, 3)), "network": "resnet-8"}
+    network = build_network("resnet-8", (3, 32, 32), 10)
+    weights = {name: value[0].numpy() for name, value in network.initial_params(torch.tensor([99])).items()}
+    save_arrays(folder / "reference.safetensors", weights, {})
+    return {**arguments, "reference": str(folder / "reference.safetensors")}
+
+
+@pytest.fixture
+def of_id(small, tiny, deep):
+    """(id) -> the arguments of `small` for it, or of `tiny`."""
+    games = {"small": small, "tiny": tiny}
+    return lambda env_id, size="small": games[size] | (deep if env_id == CIFAR else {})
 
 
 @contextmanager
@@ -218,8 +238,18 @@ def assert_rows_are_singles(
             assert_same(mine, theirs, f"reset after step {number}", **close)
     for row, single in enumerate(singles.envs):
         assert_same(rows_of(rows.weights(), row), single.unwrapped.weights(), f"row {row}", **close)
+        assert_same(rows_of(slots_of(rows), row), rows_of(slots_of(single.unwrapped), 0), f"row {row}", **close)
         assert (rows.training.batch_indices[row].numpy() == single.unwrapped.batch_indices).all()
     return np.array(ends)
+
+
+def slots_of(env: Any) -> dict[str, Any]:
+    """The optimizer's buffers of all trained parameters, copies."""
+    training = env.training
+    slots = {
+        slot: {name: buffers[name] for name in training.network.trained} for slot, buffers in training.slots.items()
+    }
+    return deepcopy(slots)
 
 
 def two_episodes(env: VectorEnv) -> int:
@@ -233,9 +263,9 @@ def two_episodes(env: VectorEnv) -> int:
 @pytest.mark.parametrize("num_envs", [1, 5])
 @pytest.mark.parametrize("mode", MODES, ids=str)
 @pytest.mark.parametrize("env_id", IDS)
-def test_rows_are_the_single_environment(env_id, mode, num_envs, small, one_thread):
+def test_rows_are_the_single_environment(env_id, mode, num_envs, of_id, one_thread):
     """Two whole episodes of random actions, bit for bit."""
-    rows, singles = (make_one(env_id, num_envs, mode, **small) for make_one in (make, make_singles))
+    rows, singles = (make_one(env_id, num_envs, mode, **of_id(env_id)) for make_one in (make, make_singles))
     ends = assert_rows_are_singles(rows, singles, two_episodes(rows))
     assert ends.sum(axis=0).tolist() == [2] * num_envs
     assert not ends[-1].any()
@@ -248,7 +278,7 @@ def test_rows_as_registered(env_id, reference_file, one_thread):
     assert_rows_are_singles(rows, singles, 3)
 
 
-@pytest.mark.parametrize("env_id", [name for name in IDS if "5k" not in name])
+@pytest.mark.parametrize("env_id", [name for name in IDS if "MNIST-" in name])
 def test_rows_of_the_full_mnist(env_id, mnist_root, one_thread):
     """Of 5,000 validation images, so only one row is looked at; the other takes part."""
     rows, single = make(env_id, 2), make_singles(env_id, 1)
@@ -300,17 +330,58 @@ GAMES = {
     "previous distilled": (MINIBATCH, {"reference": "previous", "distillation": 0.5}, {}),
     "distilled": (LR, {"distillation": 0.5}, {}),
     "shuffled": (MINIBATCH, {}, {"sampler": "shuffled"}),
+    "adamw": (LR, {"optimizer": "adamw"}, {}),
+    "momentum": (MINIBATCH, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01}, {}),
+    "moved": (LR, {"augment": "reflect"}, {}),
+    "deep adamw": (CIFAR, {"optimizer": "adamw"}, {}),
+    "deep nesterov": (CIFAR, {"nesterov": True, "augment": "reflect"}, {}),
+    "deep distilled": (CIFAR, {"distillation": 0.5, "pull_epochs": 1}, {}),
+    "deep previous": (CIFAR, {"reference": "previous", "meta_momentum": 0.5}, {}),
 }
 
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
 @pytest.mark.parametrize("name", GAMES)
-def test_rows_of_other_games(name, mode, small, one_thread):
+def test_rows_of_other_games(name, mode, of_id, one_thread):
     """Two whole episodes; options hold for the episode of their reset alone."""
     env_id, arguments, options = GAMES[name]
-    rows, singles = (make_one(env_id, 2, mode, **small | arguments) for make_one in (make, make_singles))
+    rows, singles = (make_one(env_id, 2, mode, **of_id(env_id) | arguments) for make_one in (make, make_singles))
     ends = assert_rows_are_singles(rows, singles, two_episodes(rows), options=options)
     assert ends.sum(axis=0).tolist() == [2] * 2
+
+
+@pytest.mark.parametrize("network", ["nin", "wrn-40-4"])
+def test_rows_of_deep_networks(network, of_id, one_thread):
+    """An episode of two steps, and the next one's first."""
+    game = of_id(CIFAR) | {"network": network, "reference": None, "train_size": 8, "epochs": 1, "batches_per_action": 1}
+    rows, singles = (make_one(CIFAR, 2, SAME_STEP, **game) for make_one in (make, make_singles))
+    ends = assert_rows_are_singles(rows, singles, 3)
+    assert ends.tolist() == [[False] * 2, [True] * 2, [False] * 2]
+
+
+def test_rows_of_whitened_images(of_id, one_thread, monkeypatch, tmp_path):
+    monkeypatch.setenv("QAN_GYM_DATA", str(tmp_path))
+    with np.load(of_id(CIFAR)["dataset"]) as arrays:  # a corner of each, because the matrix is the square of an image
+        small = {name: array[:, :8, :8] if name[0] == "x" else array for name, array in arrays.items()}
+    np.savez(tmp_path / "small.npz", **small)
+    game = of_id(CIFAR) | {"dataset": str(tmp_path / "small.npz"), "preprocess": "whiten"}
+    rows, singles = (make_one(CIFAR, 2, **game) for make_one in (make, make_singles))
+    assert_rows_are_singles(rows, singles, rows.decisions + 2)
+
+
+def test_a_reset_leaves_the_other_rows_as_they_are(of_id):
+    """Their running statistics and buffers; those of the row are a new episode's."""
+    env = make(CIFAR, 3, DISABLED, **of_id(CIFAR))
+    env.reset(seed=0)
+    begun = rows_of(env.weights(), 1)
+    env.step(np.array([0, 1, 2]))
+    weights, slots = env.weights(), slots_of(env)
+    env.reset(seed=0, options={"reset_mask": np.array([False, True, False])})
+    for mine, theirs in ((env.weights(), weights), (slots_of(env), slots)):
+        assert_same(rows_of(mine, [0, 2]), rows_of(theirs, [0, 2]))
+    assert_same(rows_of(env.weights(), 1), begun)
+    assert not any(value.any() for value in rows_of(slots_of(env), 1)["momentum"].values())
+    assert all(value.any() for value in rows_of(slots, 1)["momentum"].values())
 
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
@@ -336,14 +407,15 @@ def test_rows_that_end_at_different_times(env_id, arguments, mode, small, one_th
 
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
-def test_a_row_that_diverges(mode, small, one_thread):
+@pytest.mark.parametrize(("env_id", "weight"), [(LR, "conv2.weight"), (CIFAR, "block2.conv1.weight")])
+def test_a_row_that_diverges(env_id, weight, mode, of_id, one_thread):
     """It ends and begins anew, as the single environment does; the others are as without it, bit for bit."""
-    rows, singles, witness = (make_one(LR, 4, mode, **small) for make_one in (make, make_singles, make))
+    rows, singles, witness = (make_one(env_id, 4, mode, **of_id(env_id)) for make_one in (make, make_singles, make))
 
     def before(number: int) -> None:
         if number == 1:
-            rows.training.params["conv2.weight"][2, 0, 0, 0, 0] = np.nan
-            singles.envs[2].unwrapped.training.params["conv2.weight"][0, 0, 0, 0, 0] = np.nan
+            rows.training.params[weight][2, 0, 0, 0, 0] = np.nan
+            singles.envs[2].unwrapped.training.params[weight][0, 0, 0, 0, 0] = np.nan
 
     ends = assert_rows_are_singles(rows, singles, 7, before=before)
     assert ends[1].tolist() == [False, False, True, False]
@@ -477,6 +549,7 @@ def check_returns(env: VectorEnv, played: list[tuple]) -> None:
 BOTH = {"learning_rate", "loss", "smoothed_loss", "epoch", "batch", "validation_loss", "validation_accuracy"} | {
     "diverged",
     "is_success",
+    "early_stopped",
     "reward_divergence",
 }
 INFO_KEYS = {name: BOTH | {f"reward_{name.replace('-', '_')}"} for name in ("log-loss", "inverse-loss", "accuracy")}
@@ -582,8 +655,8 @@ def check_close(env: VectorEnv, action: Any) -> None:
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
 @pytest.mark.parametrize("env_id", IDS)
-def test_check_vector_env(env_id, mode, tiny):
-    env = make(env_id, 3, mode, **tiny)
+def test_check_vector_env(env_id, mode, of_id):
+    env = make(env_id, 3, mode, **of_id(env_id, "tiny"))
     check_vector_env(env)
 
 
@@ -596,10 +669,10 @@ def test_check_vector_env_of_other_arguments(mode, tiny):
     check_vector_env(env)
 
 
-def test_made_by_gymnasium(tiny):
+def test_made_by_gymnasium(tiny, of_id):
     """Every id; one row, numpy and NEXT_STEP if nothing is said; the single environments by their mode."""
     for env_id in IDS:
-        env = gym.make_vec(env_id, **tiny)
+        env = gym.make_vec(env_id, **of_id(env_id, "tiny"))
         assert type(env) is QanVectorEnv
         assert (env.num_envs, env.output, mode_of(env)) == (1, "numpy", NEXT_STEP)
         assert env.metadata["render_modes"] == []
@@ -1056,9 +1129,9 @@ CUDA_CLOSE = {"rtol": 2e-2, "atol": 2e-2}
 
 
 @pytest.fixture
-def on_cuda(small):
-    """Every decision within one epoch, so that each is a replay of the captured graph from the third on."""
-    return {**small, "batches_per_action": 1, "distillation": 0.1, "device": "cuda"}
+def on_cuda(of_id):
+    """(id) -> every decision within one epoch, so that each is a replay of the captured graph from the third on."""
+    return lambda env_id: {**of_id(env_id), "batches_per_action": 1, "distillation": 0.1, "device": "cuda"}
 
 
 @needs_cuda
@@ -1066,7 +1139,7 @@ def on_cuda(small):
 @pytest.mark.parametrize("env_id", [LR, MINIBATCH])
 def test_cuda_rows_are_those_of_the_cpu(env_id, mode, on_cuda):
     """The same data exactly, the numbers as far as the rounding of two devices lets them agree."""
-    gpu, cpu = (make(env_id, 3, mode, **on_cuda | {"device": device}) for device in ("cuda", "cpu"))
+    gpu, cpu = (make(env_id, 3, mode, **on_cuda(env_id) | {"device": device}) for device in ("cuda", "cpu"))
     actions = sample(cpu, cpu.decisions + 2)
     indices: list[list[torch.Tensor]] = [[], []]
     played = [
@@ -1080,18 +1153,18 @@ def test_cuda_rows_are_those_of_the_cpu(env_id, mode, on_cuda):
 
 @needs_cuda
 @pytest.mark.parametrize("mode", MODES, ids=str)
-@pytest.mark.parametrize("env_id", [LR, MINIBATCH])
+@pytest.mark.parametrize("env_id", [LR, MINIBATCH, CIFAR])
 def test_cuda_rows_are_the_single_environment(env_id, mode, on_cuda):
-    rows, singles = (make_one(env_id, 3, mode, **on_cuda) for make_one in (make, make_singles))
+    rows, singles = (make_one(env_id, 3, mode, **on_cuda(env_id)) for make_one in (make, make_singles))
     actions = sample(rows, rows.decisions + 3)
     assert_same(play(rows, actions, seed=7), play(singles, actions, seed=7), rtol=1e-2, atol=1e-2)
 
 
 @needs_cuda
-@pytest.mark.parametrize("env_id", [LR, MINIBATCH])
+@pytest.mark.parametrize("env_id", [LR, MINIBATCH, CIFAR])
 def test_a_captured_graph_plays_what_it_captured(env_id, on_cuda):
     """Two steps as they are, the third captured, then replays; into the next epoch and the next episode."""
-    captured, eager = (make(env_id, 3, **on_cuda) for _ in range(2))
+    captured, eager = (make(env_id, 3, **on_cuda(env_id)) for _ in range(2))
     eager.training.play, eager.training.measure = eager.training._play, eager.training._measure
     assert_same(captured.reset(seed=7), eager.reset(seed=7))
     for number, action in enumerate(sample(captured, captured.decisions + 4), start=1):
@@ -1104,7 +1177,7 @@ def test_a_captured_graph_plays_what_it_captured(env_id, on_cuda):
 @pytest.mark.parametrize("mode", MODES, ids=str)
 def test_tensors_on_cuda(mode, on_cuda):
     """They lie on the device, stay as they were returned, and hold what the arrays hold."""
-    tensors, arrays = (make(LR, 3, mode, output=output, **on_cuda) for output in ("torch", "numpy"))
+    tensors, arrays = (make(LR, 3, mode, output=output, **on_cuda(LR)) for output in ("torch", "numpy"))
     actions = sample(arrays, arrays.decisions + 3)
     returned: list[tuple] = []
     played = play(tensors, [torch.tensor(action, device="cuda") for action in actions], returned.append, seed=7)
@@ -1119,7 +1192,7 @@ def test_tensors_on_cuda(mode, on_cuda):
 @pytest.mark.parametrize("mode", MODES, ids=str)
 @pytest.mark.parametrize("output", ["numpy", "torch"])
 def test_memory_on_cuda_does_not_grow(mode, output, on_cuda):
-    env = make(LR, 4, mode, output=output, **on_cuda)
+    env = make(LR, 4, mode, output=output, **on_cuda(LR))
     actions = sample(env, 40)
     play(env, actions, seed=0)
     gc.collect()
@@ -1132,10 +1205,11 @@ def test_memory_on_cuda_does_not_grow(mode, output, on_cuda):
 
 @needs_cuda
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
-def test_other_precisions_on_cuda(precision, on_cuda):
+@pytest.mark.parametrize("env_id", [LR, CIFAR])
+def test_other_precisions_on_cuda(env_id, precision, on_cuda):
     """Near float32, not equal to it; and the process's own setting is as it was."""
     setting = torch.backends.cuda.matmul.fp32_precision
-    exact, rough = (make(LR, 2, precision=name, **on_cuda) for name in ("float32", precision))
+    exact, rough = (make(env_id, 2, precision=name, **on_cuda(env_id)) for name in ("float32", precision))
     actions = sample(exact, exact.decisions)
     one, other = (play(env, actions, seed=7)[-1] for env in (exact, rough))
     assert torch.backends.cuda.matmul.fp32_precision == setting

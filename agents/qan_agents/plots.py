@@ -95,7 +95,7 @@ def _values(title: str, episodes: Rows) -> Figure:
 
 
 def _episode(title: str, played: Rows, task: dict) -> Figure:
-    """One unseen episode of the agent against the fixed policies: validation per epoch, and what was controlled."""
+    """One unseen episode of the agent against the fixed policies: its losses, and what was controlled."""
     seed = played[0]["seed"]
     figure = Figure(figsize=(8, 8), layout="constrained")
     figure.suptitle(f"{title}\none unseen episode (seed {seed}), played greedily")
@@ -104,17 +104,19 @@ def _episode(title: str, played: Rows, task: dict) -> Figure:
         rows = [row for row in played if row["policy"] == name and row["seed"] == seed]
         ends = [row for before, row in pairwise(rows) if row["epoch"] != before["epoch"]]
         ends = ends or rows[-1:]
-        epoch = _numbers(ends, "epoch")
+        batch, measured = _numbers(rows, "batch"), _numbers(ends, "batch")
         look = {"color": color, "linestyle": style, "label": name}
-        loss.plot(epoch, _numbers(ends, "validation_loss"), marker="o", markersize=4, **look)
-        accuracy.plot(epoch, 100 * _numbers(ends, "validation_accuracy"), marker="o", markersize=4, **look)
+        loss.plot(batch, _numbers(rows, "smoothed_loss"), color=color, linewidth=0.8, alpha=0.5)
+        loss.plot(measured, _numbers(ends, "validation_loss"), marker="o", markersize=4, **look)
+        accuracy.plot(measured, 100 * _numbers(ends, "validation_accuracy"), marker="o", markersize=4, **look)
         if task["game"] == "lr":
-            control.plot(_numbers(rows, "batch"), _numbers(rows, "learning_rate"), drawstyle="steps-pre", **look)
+            control.plot(batch, _numbers(rows, "learning_rate"), drawstyle="steps-pre", **look)
         elif name != "uniform":  # whose actions do nothing
             shares = np.bincount(_numbers(rows, "action").astype(int), minlength=10) / len(rows)
             control.plot(np.arange(len(shares)), 100 * shares, marker="o", markersize=4, **look)
-    loss.set(xlabel="epoch", ylabel="validation loss (nats)", yscale="log")
-    accuracy.set(xlabel="epoch", ylabel="validation accuracy (%)")
+    loss.set(xlabel="mini-batches (thin: running mean of the training loss)", yscale="log")
+    loss.set_ylabel("validation loss (nats)")
+    accuracy.set(xlabel="mini-batches", ylabel="validation accuracy (%)")
     if task["game"] == "lr":
         control.set(xlabel="mini-batches", ylabel="learning rate", yscale="log")
     else:
@@ -122,9 +124,7 @@ def _episode(title: str, played: Rows, task: dict) -> Figure:
     for axes in (loss, accuracy, control):
         _finish(axes)
     figure.align_ylabels()
-    for axes in (loss, accuracy):
-        axes.set_xlim(left=0)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    accuracy.set_xlim(loss.get_xlim())
     return figure
 
 
