@@ -107,7 +107,7 @@ def on_device(
     images["train"], labels["train"] = images["train"][:train_size], labels["train"][:train_size]
     if preprocess == "whiten":
         whiten = whitening.whitening_of(images["train"], data_root())
-        images = {name: whiten(split).to(torch.float16) for name, split in images.items()}
+        images = {name: whiten(split) for name, split in images.items()}
     images = {name: _pad(split, image_shape) for name, split in images.items()}
     channels = image_shape[0]
     mean, std = torch.zeros(channels), torch.ones(channels)

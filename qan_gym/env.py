@@ -231,8 +231,9 @@ class LearningRateEnv(QanEnv):
     Divergence pays -10 instead. The terms stand in `info` as `reward_...`.
 
     ## Starting State
-    Weights and biases uniform in +-1/sqrt(fan-in), for CIFAR-10 convolutions normal with variance 2/fan-in; the seed of
-    an episode decides them, the order of the data, and how images are flipped and cropped.
+    Weights and biases uniform in +-1/sqrt(fan-in); for CIFAR-10 convolutions normal with variance 2/fan-in, batch norm
+    1 and 0, the linear layer's bias 0. The seed of an episode decides them, the order of the data, and how images are
+    flipped and cropped.
 
     ## Episode End
     Truncation: the budget is spent. Termination: the smoothed loss has reached `target_loss`

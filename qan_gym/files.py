@@ -44,7 +44,7 @@ def write_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
 def save_arrays(path: str | os.PathLike[str], arrays: dict[str, NDArray[Any]], metadata: dict[str, Any]) -> None:
     """Write named arrays and JSON-able metadata to one safetensors file, atomically."""
     with write_aside(path) as aside:
-        contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        contiguous = {name: np.require(array, requirements="C") for name, array in arrays.items()}
         save_file(contiguous, aside, metadata={_METADATA: json.dumps(metadata), _CHECKSUM: _checksum(contiguous)})
 
 

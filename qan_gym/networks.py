@@ -21,7 +21,7 @@ def register_network(name: str, builder: NetworkBuilder) -> None:
     """Make a kind of network available under a name.
 
     Args:
-        name: what `network=` will accept.
+        name: what `network=` will accept. Reference weights are found by it: change it when you change the network.
         builder: (image shape (C, H, W), number of classes K) -> an `nn.Module` that takes images (B, C, H, W) and gives
             logits (B, K), with fresh weights at every call (the agent is shown its first convolution or linear layer;
             `module_network` lets you choose); or a `Network` that computes N of them at once.
@@ -63,12 +63,14 @@ def _try(name: str, network: Network, n_classes: int) -> None:
     images = torch.rand(1, 2, *network.image_shape)
     outcomes = []
     for _ in range(2):
-        params = leaves(network, network.initial_params(torch.zeros(1, dtype=torch.int64)))
+        params = leaves(network, network.views(torch.zeros(1, network.size())))  # in one memory, as in training
+        for own, value in network.initial_params(torch.zeros(1, dtype=torch.int64)).items():
+            params[own].data.copy_(value)
         trained = [params[name] for name in network.trained]
         try:
             logits = network.forward(params, images, True)  # (1, 2, K)
             gradients = torch.autograd.grad(logits.sum(), trained, allow_unused=True)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise ValueError(f"network {name!r} cannot take images of {network.image_shape}: {error}") from error
         outcomes.append(logits)
     found = tuple(logits.shape[1:])

@@ -106,8 +106,12 @@ def _uniform(shapes: dict[str, tuple[int, ...]], seeds: Tensor) -> Params:
 
 
 def leaves(network: Network, params: Params) -> Params:
-    """The same parameters, in the same memory; those that are trained as tensors that gradients are taken for."""
-    mine = {name: value.detach() for name, value in params.items()}
+    """The same parameters, in the same memory; those that are trained as tensors that gradients are taken for.
+
+    `.data`, because what `detach` gives shares a count of changes with all of the memory: running statistics that move
+    on in a forward pass would seem to change the weights that the backward pass needs.
+    """
+    mine = {name: value.data for name, value in params.items()}
     return mine | {name: mine[name].requires_grad_() for name in network.trained}
 
 

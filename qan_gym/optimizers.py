@@ -7,6 +7,7 @@ rate: an action changes the rate and leaves them as they are.
 from collections.abc import Callable
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from qan_gym.optimizee import Params, per_run
@@ -15,6 +16,9 @@ from qan_gym.tasks import TaskConfig
 
 class Optimizer(Protocol):
     """What `register_optimizer` wants its factory to make.
+
+    On CUDA an update is captured: it must consist of tensor operations, keep nothing but its slots, and not wait for
+    the device.
 
     Attributes:
         slots: the names of the buffers that each parameter has; they are zero when an episode begins.
@@ -85,9 +89,9 @@ class AdamW:
     ) -> None:
         """See `Optimizer.update`."""
         beta1 = self.config.momentum
-        count = (step + 1).to(learning_rate.dtype)
-        rate = learning_rate / (1 - beta1**count)  # (N,)
-        scale = (1 - self.BETA2**count).sqrt()  # (N,)
+        count = (step + 1).to(torch.float64)  # 1 - 0.999 keeps few digits in float32
+        rate = (learning_rate / (1 - beta1**count)).to(learning_rate.dtype)  # (N,)
+        scale = (1 - self.BETA2**count).sqrt().to(learning_rate.dtype)  # (N,)
         keep = 1 - learning_rate * self.config.weight_decay  # (N,)
         for name, value in params.items():
             gradient = gradients[name]

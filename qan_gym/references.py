@@ -1,8 +1,8 @@
 """Reference weights: what meta-momentum pulls towards and distillation learns from.
 
 `"pretrained"` are the final weights of one baseline run: the game's network, data, optimizer, batch size and epochs,
-the data shuffled, the initial learning rate throughout, no pull. They are found by a hash of everything they depend on,
-first in the package, then in the user's cache; what is in neither is trained and cached.
+the data shuffled, the initial learning rate throughout, no pull. They are found by a hash of the settings and data that
+they depend on, first in the package, then in the user's cache; what is in neither is trained and cached.
 """
 
 import hashlib
@@ -27,6 +27,7 @@ DEPENDS_ON = (
     *("dataset", "train_size", "preprocess", "augment", "network", "batch_size", "epochs"),
     *("optimizer", "learning_rate", "momentum", "nesterov", "weight_decay"),
 )
+NUMBERS = ("learning_rate", "momentum", "weight_decay")
 FORMAT = 1  # to be raised when the same settings come to give other weights
 
 
@@ -65,7 +66,8 @@ def reference_name(config: TaskConfig) -> str:
     """The file name of a game's pretrained weights, with a hash of everything they depend on."""
     settings = {name: getattr(config, name) for name in DEPENDS_ON}
     settings["dataset"] = load_dataset(config.dataset).fingerprint  # what is in it, not what it is called
-    settings |= {"learning_rate": float(config.learning_rate), "seed": SEED, "format": FORMAT}
+    settings |= {name: float(value) for name, value in settings.items() if name in NUMBERS}  # 1 and 1.0 are one
+    settings |= {"seed": SEED, "format": FORMAT}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     return f"{config.network}-{digest}.safetensors"
 

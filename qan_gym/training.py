@@ -29,7 +29,7 @@ from qan_gym.tasks import TaskConfig
 
 SMOOTHING_IMAGES = 500  # the running mean of the losses remembers about so many images
 CPU_BLOCK = 16  # runs that go through a gradient together on CPU: as many as keep near the processor
-EVALUATION_BATCH = 20  # images that networks computed at once are given at once when they are measured
+EVALUATION_BATCH = 20  # images in a pass when networks are measured; at least, where they are computed one by one
 LOSS_LIMIT = 1e6  # stands for a loss that is larger, or not a number
 
 Info = dict[str, Tensor]  # name -> (N,)
@@ -173,7 +173,7 @@ class Training:
         self.slots = {slot: self.network.views(torch.zeros_like(self.memory)) for slot in self.optimizer.slots}
         self.has_reference = torch.zeros(n, dtype=torch.bool, device=device)
         self.clock = torch.zeros(n, dtype=torch.int64, device=device)  # the device's copy of `batch`
-        self.streams = torch.zeros(n, dtype=torch.int64, device=device)  # and of `seeds`
+        self.device_seeds = torch.zeros(n, dtype=torch.int64, device=device)  # and of `seeds`
         self.action = torch.zeros(n, dtype=torch.float32 if config.continuous else torch.int64, device=device)
         self.learning_rate = torch.zeros(n, dtype=torch.float64, device=device)
         self.window = torch.zeros(n, MEMORY, dtype=torch.int64, device=device)  # of the roulette, the newest last
@@ -222,7 +222,7 @@ class Training:
         self.over[mask] = False
         self._copy_clocks()
         rows = self._rows(mask)  # (M,)
-        for name, value in self.network.initial_params(self.streams[rows]).items():
+        for name, value in self.network.initial_params(self.device_seeds[rows]).items():
             self.params[name][rows] = value
         for buffers in self.slots.values():
             for value in buffers.values():
@@ -292,7 +292,7 @@ class Training:
     def _copy_clocks(self) -> None:
         """Tell the device what the host knows."""
         self.clock.copy_(torch.from_numpy(self.batch))
-        self.streams.copy_(torch.from_numpy(self.seeds))
+        self.device_seeds.copy_(torch.from_numpy(self.seeds))
 
     def _stop_early(self, mask: Flags, epochs: NDArray[np.int64], patience: int) -> Flags:
         """Which of the runs, so many (N,) epochs after the last measurement, have had no lower loss for `patience`."""
@@ -373,7 +373,7 @@ class Training:
         images = self.data.images["train"]
         if self.config.augment is None:
             return self.data.normalise(images[indices])
-        moves = augmentation.draw(self.streams[rows], self.clock[rows], self.config.batch_size)
+        moves = augmentation.draw(self.device_seeds[rows], self.clock[rows], self.config.batch_size)
         moved, inside = augmentation.gather(images, indices, moves, self.config.augment)
         return self.data.normalise(moved) * inside
 

@@ -9,6 +9,8 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from qan_gym.files import save_arrays
+from qan_gym.networks import build_network
 from qan_gym.tasks import TaskConfig
 from qan_gym.training import Training
 
@@ -55,6 +57,15 @@ def made_npz(path: Path, **kwargs: Any) -> str:
     """Write `made_arrays` to a file; returns its name, as `dataset=` takes it."""
     np.savez_compressed(path, **made_arrays(**kwargs))
     return str(path)
+
+
+def made_deep_game(folder: Path) -> Arrays:
+    """What the id for CIFAR-10 plays in tests: 80 made images, its small network, and a reference for that."""
+    network = build_network("resnet-8", (3, 32, 32), 10)
+    weights = {name: value[0].numpy() for name, value in network.initial_params(torch.tensor([99])).items()}
+    save_arrays(folder / "reference.safetensors", weights, {})
+    data = made_npz(folder / "made.npz", n_test=10, shape=(32, 32, 3))
+    return {"dataset": data, "network": "resnet-8", "reference": str(folder / "reference.safetensors")}
 
 
 def play(env: gym.Env[Any, Any], seed: int = 0, steps: int | None = None) -> list[tuple[Any, ...]]:

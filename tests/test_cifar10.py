@@ -379,7 +379,7 @@ def test_the_network_is_given_moved_images(padding, npz):
     images, _ = core.split("train")
     for number in range(4):
         core.step(KEEP)
-        moves = augmentation.draw(core.training.streams, torch.tensor([number]), 8)
+        moves = augmentation.draw(core.training.device_seeds, torch.tensor([number]), 8)
         (batch,) = core.batch_indices
         one_by_one = zip(batch, *(value[0].tolist() for value in moves), strict=True)
         wanted = [slowly_moved(images[index], *move, padding) for index, *move in one_by_one]
@@ -794,6 +794,7 @@ def leaking(image_shape, n_classes):
         (idle, r"'own' does not use 0.unused.weight, 0.unused.bias"),
         (doubled, "must be float32"),
         (leaking, "draws random numbers"),
+        (lambda shape, n: nn.Sequential(nn.BatchNorm2d(3, momentum=None), *tiny(shape, n)), "give it a momentum"),
         (lambda image_shape, n_classes: "resnet", "a str, not an nn.Module"),
     ],
 )
@@ -843,6 +844,36 @@ def test_frozen_parameters_stay(npz, registries):
     assert core.training.network.shown == "2.weight"
 
 
+class Averaging(nn.Module):
+    """Moves a buffer on in place while weights of the same memory wait for their gradients; and has a scalar weight."""
+
+    def __init__(self, n_classes):
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(3, 4, 3, stride=4), nn.Linear(256, n_classes)
+        self.scale = nn.Parameter(torch.tensor(1.0))
+        self.register_buffer("average", torch.zeros(256))
+        self.register_buffer("order", torch.arange(256).flip(0))
+
+    def forward(self, images):
+        x = self.conv(images).flatten(1)
+        if self.training:
+            self.average.mul_(0.9).add_(x.detach().mean(dim=0), alpha=0.1)
+        return self.out(self.scale * (x - self.average)[:, self.order])
+
+
+def averaging(image_shape, n_classes):
+    return Averaging(n_classes)
+
+
+def test_a_scalar_weight_survives_the_file_of_a_reference(npz, registries, tmp_path, monkeypatch):
+    monkeypatch.setenv("QAN_GYM_DATA", str(tmp_path))
+    qan_gym.register_network("own", averaging)
+    game = SMALL | {"network": "own", "epochs": 1, "meta_momentum": 0.1, "reference": "pretrained"}
+    made, found = (make(dataset=npz, **game).reference for _ in range(2))
+    assert made["scale"].shape == found["scale"].shape == ()
+    assert all(np.array_equal(value, found[name]) for name, value in made.items())
+
+
 def batch_norm(momentum):
     return lambda image_shape, n_classes: nn.Sequential(
         nn.BatchNorm2d(3, momentum=momentum), *tiny(image_shape, n_classes)
@@ -851,8 +882,8 @@ def batch_norm(momentum):
 
 @pytest.mark.parametrize(
     "builder",
-    [batch_norm(0.1), batch_norm(0.5), batch_norm(None), viewing, without_dropout],
-    ids=["batch norm", "other momentum", "cumulative batch norm", "view", "dropout of 0"],
+    [batch_norm(0.1), batch_norm(0.5), viewing, without_dropout, averaging],
+    ids=["batch norm", "other momentum", "view", "dropout of 0", "own buffers"],
 )
 def test_modules_that_anyone_might_write_are_replayed(builder, npz, registries):
     """Two episodes of the same seed are the same, whatever was played before."""

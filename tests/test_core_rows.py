@@ -11,13 +11,14 @@ from helpers import made_npz, start
 
 from qan_gym import meta_momentum, observation
 from qan_gym.networks import build_network
-from qan_gym.optimizee import evaluate
+from qan_gym.optimizee import Network, evaluate
 from qan_gym.reward import DIVERGENCE_PENALTY, REWARDS, Measurement, reward_terms, safe_log
 from qan_gym.tasks import FILTER_REGRESSION, PRESETS, TaskConfig
 from qan_gym.training import LOSS_LIMIT
 
 SEEDS = [5, 2**62 + 1, 0]
 NETWORK = build_network("mnist-cnn", (1, 28, 28), 10)
+DEEP = build_network("resnet-8", (3, 32, 32), 10)
 
 # Three networks side by side are one grouped convolution and one batched product, which add up in another order than
 # the plain operations: single float32 roundings, a few hundred of them in a row.
@@ -30,25 +31,34 @@ def npz(tmp_path_factory):
     return made_npz(tmp_path_factory.mktemp("data") / "made.npz", n_train=180, n_test=40)
 
 
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """As many images of 32x32 in colour."""
+    return made_npz(tmp_path_factory.mktemp("data") / "photographs.npz", n_train=180, n_test=40, shape=(32, 32, 3))
+
+
 @pytest.fixture
-def games(npz):
+def games(npz, photographs):
     """One small game per kind: 32 mini-batches in 16 actions, over two epochs."""
     common = {"dataset": npz, "train_size": None, "batch_size": 10, "epochs": 2, "batches_per_action": 2}
     lr, minibatch = (replace(PRESETS[f"Qan{kind}-MNIST5k-v0"], **common) for kind in ("LR", "Minibatch"))
+    deep = replace(PRESETS["QanLR-CIFAR10-v0"], **common | {"dataset": photographs}, network="resnet-8")
     return {
         "lr": replace(lr, pull_epochs=1),
         "minibatch": replace(minibatch, pull_epochs=1),
         "continuous": replace(lr, continuous=True, reward="inverse-loss", meta_momentum=None, reference=None),
         "distilled": replace(lr, distillation=0.5, observation="filters", reward="accuracy"),
+        "deep": replace(deep, pull_epochs=1),
     }
 
 
-def some_reference(seed: int = 99) -> dict[str, torch.Tensor]:
-    return {name: value[0] for name, value in NETWORK.initial_params(torch.tensor([seed])).items()}
+def some_reference(network: Network = NETWORK) -> dict[str, torch.Tensor]:
+    return {name: value[0] for name, value in network.initial_params(torch.tensor([99])).items()}
 
 
 def reference_for(config: TaskConfig) -> dict[str, torch.Tensor] | None:
-    return None if config.reference is None else some_reference()
+    network = {"mnist-cnn": NETWORK, "resnet-8": DEEP}[config.network]
+    return None if config.reference is None else some_reference(network)
 
 
 def random_actions(config: TaskConfig, count: int, runs: int, seed: int = 0) -> torch.Tensor:
@@ -65,7 +75,15 @@ def snapshot(training) -> dict[str, torch.Tensor]:
 # --- rows -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["lr", "minibatch", "continuous", "distilled"])
+def assert_others_are_the_same(training, witness, others: list[int]) -> None:
+    """Bit for bit in every tensor of the state: weights, running statistics, the optimizer's buffers."""
+    mine, theirs = training.state(), witness.state()
+    assert mine.keys() == theirs.keys()
+    for name, value in mine.items():
+        assert torch.equal(value[others], theirs[name][others]), name
+
+
+@pytest.mark.parametrize("kind", ["lr", "minibatch", "continuous", "distilled", "deep"])
 def test_row_of_three_equals_the_run_alone(games, kind):
     """Three whole episodes together against three alone; the data, the learning rate and the clock exactly."""
     config = games[kind]
@@ -93,9 +111,11 @@ def test_row_of_three_equals_the_run_alone(games, kind):
             torch.testing.assert_close(many.observation[row], one.observation[0], **CLOSE)
             if config.reward != "accuracy":
                 torch.testing.assert_close(many.reward[row], one.reward[0], rtol=1e-2, atol=1e-3)
-    for name, value in together.params.items():
-        for row, single in enumerate(alone):
-            torch.testing.assert_close(value[row], single.params[name][0], **CLOSE)
+    for row, single in enumerate(alone):
+        theirs = single.state()
+        for name, value in together.state().items():
+            if name.startswith(("params.", "optimizer.")):
+                torch.testing.assert_close(value[row], theirs[name][0], **CLOSE)
     assert not torch.allclose(together.params["conv1.weight"][0], together.params["conv1.weight"][1], **CLOSE)
 
 
@@ -103,12 +123,12 @@ def one_of(transition, name: str) -> torch.Tensor:
     return {**transition.info, **transition.test}[name][0]
 
 
-@pytest.mark.parametrize("kind", ["lr", "minibatch"])
+@pytest.mark.parametrize("kind", ["lr", "minibatch", "deep"])
 def test_reset_of_one_row_leaves_the_others_untouched(games, kind):
     """In the middle of an episode: bit for bit, in every tensor of the state; and afterwards all go on as if alone."""
     config = games[kind]
     actions = random_actions(config, 10, 3)
-    together = start(config, SEEDS, some_reference())
+    together = start(config, SEEDS, reference_for(config))
     for action in actions[:5]:
         together.step(action)
     before = snapshot(together)
@@ -117,13 +137,13 @@ def test_reset_of_one_row_leaves_the_others_untouched(games, kind):
     for name, value in before.items():
         assert torch.equal(value[[0, 2]], after[name][[0, 2]]), name
 
-    fresh = start(config, [33], some_reference())
-    for name in ("seeds", "batch", "learning_rate", "window", "last_action", "batch_indices", "sampler.by_class"):
-        assert torch.equal(after[name][1], snapshot(fresh)[name][0]), name
-    for name, value in fresh.params.items():
-        assert torch.equal(together.params[name][1], value[0])
+    fresh = start(config, [33], reference_for(config))
+    exactly = ("seeds", "batch", "learning_rate", "window", "last_action", "batch_indices", "sampler.by_class")
+    for name, value in fresh.state().items():
+        if name in exactly or name.startswith(("params.", "optimizer.")):
+            assert torch.equal(after[name][1], value[0]), name
 
-    witness = start(config, SEEDS, some_reference())
+    witness = start(config, SEEDS, reference_for(config))
     for action in actions[:5]:
         witness.step(action)
     for action in actions[5:]:
@@ -132,6 +152,7 @@ def test_reset_of_one_row_leaves_the_others_untouched(games, kind):
         assert torch.equal(many.reward[[0, 2]], usual.reward[[0, 2]])
         torch.testing.assert_close(many.observation[1], one.observation[0], **CLOSE)
         assert torch.equal(together.batch_indices[1], fresh.batch_indices[0])
+    assert_others_are_the_same(together, witness, [0, 2])
 
 
 def test_reset_depends_on_the_seed_and_nothing_else(games):
@@ -165,12 +186,14 @@ def test_an_empty_reset_changes_nothing(games):
     assert all(torch.equal(value, before[name]) for name, value in training.state().items())
 
 
-@pytest.mark.parametrize("kind", ["lr", "minibatch"])
-def test_a_row_that_diverges_ends_alone(games, kind):
+@pytest.mark.parametrize(
+    ("kind", "weight"), [("lr", "conv2.weight"), ("minibatch", "conv2.weight"), ("deep", "block2.conv1.weight")]
+)
+def test_a_row_that_diverges_ends_alone(games, kind, weight):
     """One row's weights are spoilt: it is terminated with finite numbers, the others are as without it."""
     config = games[kind]
-    training, witness = (start(config, SEEDS, some_reference()) for _ in range(2))
-    training.params["conv2.weight"][1, 0, 0, 0, 0] = math.nan
+    training, witness = (start(config, SEEDS, reference_for(config)) for _ in range(2))
+    training.params[weight][1, 0, 0, 0, 0] = math.nan
     for number, action in enumerate(random_actions(config, 4, 3)):
         spoilt, usual = training.step(action), witness.step(action)
         assert spoilt.terminated.tolist() == [False, number == 0, False]  # and is over from then on
@@ -182,6 +205,12 @@ def test_a_row_that_diverges_ends_alone(games, kind):
         assert spoilt.test.keys() == ({"test_loss", "test_accuracy"} if number == 0 else set())
         assert torch.equal(spoilt.observation[[0, 2]], usual.observation[[0, 2]])
         assert torch.equal(spoilt.reward[[0, 2]], usual.reward[[0, 2]])
+    assert_others_are_the_same(training, witness, [0, 2])
+    for some in (training, witness):
+        some.reset(np.array([False, True, False]), np.array([0, 8, 0]))
+    spoilt, usual = training.step(action), witness.step(action)
+    assert torch.equal(spoilt.observation, usual.observation)
+    assert_others_are_the_same(training, witness, [0, 1, 2])  # nothing of what was spoilt is left
 
 
 def test_target_reached_by_one_row_ends_that_row(games):

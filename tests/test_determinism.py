@@ -12,23 +12,34 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium.error import ResetNeeded
+from helpers import made_deep_game
 from safetensors.numpy import save_file
 
 from qan_gym.env import QanEnv
 from qan_gym.state import State
 
-LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
+LR, MINIBATCH, CIFAR = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0", "QanLR-CIFAR10-v0"
+IDS = [LR, MINIBATCH, CIFAR]
 
-# Epochs of 100 batches of 10 in the one game, of 40 batches of 20 in the other; 200 steps last 2 and 5 epochs.
+# Epochs of 100 batches of 10, of 40 batches of 20, of 20 batches of 4; 200 steps last 2, 5 and 10 epochs.
 SMALL = {
     LR: {"train_size": 1000, "epochs": 2, "batches_per_action": 1},
     MINIBATCH: {"train_size": 800, "epochs": 5, "batch_size": 20},
+    CIFAR: {"batch_size": 4, "epochs": 10},
 }
 
 
-def make(env_id: str, reference_file: str | None, **kwargs: Any) -> gym.Env:
-    return gym.make(env_id, **SMALL[env_id] | {"reference": reference_file} | kwargs)
+@pytest.fixture(scope="module")
+def of_id(reference_file: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+    """(id) -> its reference, and made data in the place of CIFAR-10: a file, which other processes find too."""
+    deep = made_deep_game(tmp_path_factory.mktemp("deep"))
+    return lambda env_id: deep if env_id == CIFAR else {"reference": reference_file}
+
+
+def make(env_id: str, reference: str | None, **kwargs: Any) -> gym.Env:
+    return gym.make(env_id, **SMALL[env_id] | {"reference": reference} | kwargs)
 
 
 def random_actions(env: gym.Env, number: int, seed: int = 0) -> list[int]:
@@ -46,37 +57,39 @@ def seen(result: tuple) -> tuple:
 
 
 def look_inside(env: gym.Env) -> str:
-    """A digest of the weights and of the last batches."""
+    """A digest of the weights with running statistics, of the optimizer's buffers and of the last batches."""
     digest = hashlib.blake2b()
-    for value in (*env.unwrapped.weights().values(), env.unwrapped.batch_indices):
+    core = env.unwrapped
+    slots = [value.numpy() for buffers in core.training.slots.values() for value in buffers.values()]
+    for value in (*core.weights().values(), *slots, core.batch_indices):
         digest.update(value.tobytes())
     return digest.hexdigest()
 
 
-def episode(env_id: str, reference_file: str, seed: int, steps: int) -> tuple[tuple, list[tuple]]:
+def episode(env_id: str, arguments: dict[str, Any], seed: int, steps: int) -> tuple[tuple, list[tuple]]:
     """Everything there is to see of so many random steps from this seed."""
-    env = make(env_id, reference_file)
+    env = make(env_id, **arguments)
     return seen(env.reset(seed=seed)), play(env, random_actions(env, steps))
 
 
 # --- seeds ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("env_id", [LR, MINIBATCH])
-def test_200_steps_are_the_same_in_another_process(env_id: str, reference_file: str) -> None:
+@pytest.mark.parametrize("env_id", IDS)
+def test_200_steps_are_the_same_in_another_process(env_id: str, of_id: Callable) -> None:
     """Bit by bit, here and in a fresh interpreter; and another seed gives another episode."""
-    here = episode(env_id, reference_file, 7, 200)
+    here = episode(env_id, of_id(env_id), 7, 200)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        there, other = pool.starmap(episode, [(env_id, reference_file, seed, 200) for seed in (7, 8)])
+        there, other = pool.starmap(episode, [(env_id, of_id(env_id), seed, 200) for seed in (7, 8)])
     assert len(here[1]) == 200
     assert here == there
     assert not any(some == others for some, others in zip(here[1], other[1], strict=True))
 
 
-@pytest.mark.parametrize("env_id", [LR, MINIBATCH])
-def test_a_seed_decides_weights_and_order(env_id: str, reference_file: str) -> None:
+@pytest.mark.parametrize("env_id", IDS)
+def test_a_seed_decides_weights_and_order(env_id: str, of_id: Callable) -> None:
     """With another seed, the initial weights are others, tensor by tensor, and so is the order of the data."""
-    env = make(env_id, reference_file)
+    env = make(env_id, **of_id(env_id))
     looks = []
     for seed in (0, 1, 0, 2**31, 2**40):
         first = seen(env.reset(seed=seed))
@@ -84,20 +97,23 @@ def test_a_seed_decides_weights_and_order(env_id: str, reference_file: str) -> N
         env.step(0)
         looks.append((first, weights, env.unwrapped.batch_indices))
     zero, one, again, *large = looks
+    # Batch norm begins with ones and zeros, and the last layer of a deep network without a bias.
+    drawn = [name for name, value in zero[1].items() if env_id != CIFAR or value.ndim > 1]
     assert zero[0] == again[0]
     assert all(np.array_equal(zero[1][name], again[1][name]) for name in zero[1])
     assert np.array_equal(zero[2], again[2])
     for other in (one, *large):
         assert zero[0] != other[0]
-        assert not any(np.array_equal(zero[1][name], other[1][name]) for name in zero[1])
+        assert not any(np.array_equal(zero[1][name], other[1][name]) for name in drawn)
         assert not np.array_equal(zero[2], other[2])
 
 
-def test_an_unseeded_reset_goes_on_from_the_last_seed(reference_file: str) -> None:
+@pytest.mark.parametrize("env_id", [LR, CIFAR])
+def test_an_unseeded_reset_goes_on_from_the_last_seed(env_id: str, of_id: Callable) -> None:
     """reset(seed), reset(), reset() are three different episodes, and the same three every time."""
     runs = []
     for disturbed in (False, True):
-        env = make(LR, reference_file)
+        env = make(env_id, **of_id(env_id))
         starts = [seen(env.reset(seed=5))]
         if disturbed:  # what is played in an episode does not move the seed of the next
             play(env, [0, 1, 2])
@@ -109,25 +125,31 @@ def test_an_unseeded_reset_goes_on_from_the_last_seed(reference_file: str) -> No
     assert seen(env.reset(seed=5)) == starts[0]
 
 
-def test_never_seeded_environments_differ(reference_file: str) -> None:
+@pytest.mark.parametrize("env_id", [LR, CIFAR])
+def test_never_seeded_environments_differ(env_id: str, of_id: Callable) -> None:
     """Two environments that nobody seeded do not play the same episode."""
-    some, other = make(LR, reference_file), make(LR, reference_file)
+    some, other = (make(env_id, **of_id(env_id)) for _ in range(2))
     assert seen(some.reset()) != seen(other.reset())
 
 
-def test_two_environments_do_not_disturb_each_other(reference_file: str) -> None:
-    """Played in turns, they do what they do alone; and numpy's and torch's global generators have no say."""
-    alone = make(LR, reference_file)
-    alone.reset(seed=1)
-    wanted = play(alone, [0, 1, 0, 2])
-    some, other = make(LR, reference_file), make(LR, reference_file)
-    some.reset(seed=1)
+@pytest.mark.parametrize("env_id", [LR, CIFAR])
+def test_two_environments_do_not_disturb_each_other(env_id: str, of_id: Callable) -> None:
+    """Played in turns, they do what they do alone; numpy's and torch's global generators have no say, and are left."""
+    alone = make(env_id, **of_id(env_id))
+    begun = [seen(alone.reset(seed=1))]
+    wanted = begun + play(alone, [0, 1, 0, 2])
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    some, other = (make(env_id, **of_id(env_id)) for _ in range(2))
+    got = [seen(some.reset(seed=1))]
     other.reset(seed=2)
-    got = []
+    assert torch.equal(torch.get_rng_state(), before)
     for action in (0, 1, 0, 2):
         got += play(some, [action])
         other.step(0)
+        assert torch.equal(torch.get_rng_state(), before)
         np.random.seed(action)  # noqa: NPY002 (the global generator is the point)
+        before = torch.manual_seed(action).get_state()
     assert got == wanted
 
 
@@ -197,16 +219,16 @@ WAYS: list[Callable[[gym.Env, Path, gym.Env], gym.Env]] = [
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-@pytest.mark.parametrize(("env_id", "steps"), [(LR, 33), (LR, 100), (MINIBATCH, 33), (MINIBATCH, 20)])
-def test_a_fork_goes_on_bit_for_bit(
-    env_id: str, steps: int, way: Callable, reference_file: str, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(
+    ("env_id", "steps"), [(LR, 33), (LR, 100), (MINIBATCH, 33), (MINIBATCH, 20), (CIFAR, 13), (CIFAR, 20)]
+)
+def test_a_fork_goes_on_bit_for_bit(env_id: str, steps: int, way: Callable, of_id: Callable, tmp_path: Path) -> None:
     """In the middle of an epoch or right at its end: the rest of the episode, and the episode after it."""
-    env = make(env_id, reference_file)
+    env = make(env_id, **of_id(env_id))
     env.reset(seed=4)
     actions = random_actions(env, steps + 30)
     play(env, actions[:steps])
-    fresh = make(env_id, reference_file)
+    fresh = make(env_id, **of_id(env_id))
     fresh.reset(seed=9)  # in the midst of something else
     play(fresh, actions[:5])
     fork = way(env, tmp_path, fresh)
@@ -219,10 +241,11 @@ def test_a_fork_goes_on_bit_for_bit(
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-def test_a_fork_before_the_first_reset(way: Callable, reference_file: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("env_id", [LR, CIFAR])
+def test_a_fork_before_the_first_reset(env_id: str, way: Callable, of_id: Callable, tmp_path: Path) -> None:
     """A fresh environment, also one that nobody has seeded yet: both play the same first episode."""
-    env = make(LR, reference_file)
-    fork = way(env, tmp_path, make(LR, reference_file))
+    env = make(env_id, **of_id(env_id))
+    fork = way(env, tmp_path, make(env_id, **of_id(env_id)))
     with pytest.raises(ResetNeeded):
         fork.unwrapped.step(0)
     assert seen(fork.reset()) == seen(env.reset())
@@ -243,17 +266,20 @@ def test_a_fork_of_an_episode_that_is_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("way", [through_file, through_pickle], ids=lambda way: way.__name__)
-def test_a_fork_keeps_the_previous_reference(way: Callable, tmp_path: Path) -> None:
+@pytest.mark.parametrize("env_id", [LR, CIFAR])
+def test_a_fork_keeps_the_previous_reference(env_id: str, way: Callable, of_id: Callable, tmp_path: Path) -> None:
     """With reference="previous" the last episode's weights travel along."""
-    kwargs = {"reference": "previous", "train_size": 200, "epochs": 1, "meta_momentum": 0.05}
-    env = gym.make(LR, **kwargs)
+    game = of_id(env_id) | {"reference": "previous", "epochs": 1, "meta_momentum": 0.05, "batch_size": 10}
+    kwargs = game | ({"batches_per_action": 4} if env_id == CIFAR else {"train_size": 200})  # 2 actions
+    env = gym.make(env_id, **kwargs)
     env.reset(seed=0)
     for _ in range(2):
-        env.step(0)
+        *_, truncated, _ = env.step(0)
+    assert truncated
     last = env.unwrapped.weights()
     env.reset()
     env.step(0)
-    fork = way(env, tmp_path, gym.make(LR, **kwargs))
+    fork = way(env, tmp_path, gym.make(env_id, **kwargs))
     assert all(np.array_equal(fork.unwrapped.reference[name], last[name]) for name in last)
     forked = play(fork.unwrapped, [1]), seen(fork.reset()), play(fork, [0, 1])
     assert forked == (play(env.unwrapped, [1]), seen(env.reset()), play(env, [0, 1]))

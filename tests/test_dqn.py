@@ -148,7 +148,9 @@ def test_a_played_round_teaches_nothing():
     before = {name: value.clone() for name, value in model.policy.state_dict().items()}
     played = []
     for epsilon in (0.0, 1.0, 1.0):
-        dqn.play_round(model, epsilon, [5, 6])
+        shown = []
+        dqn.play_round(model, epsilon, [5, 6], shown.append)
+        assert len(shown) == 20
         assert all(episode.over and len(episode.actions) == 20 for episode in env.episodes)
         played.append(np.array([episode.actions for episode in env.episodes]))
     assert all(torch.equal(value, before[name]) for name, value in model.policy.state_dict().items())
@@ -156,7 +158,7 @@ def test_a_played_round_teaches_nothing():
     assert model.num_timesteps == 0
     assert np.array_equal(played[1], played[2])
     assert len(np.unique(played[1])) == 3
-    dqn.play_round(model, 0.0, [5, 6])
+    dqn.play_round(model, 0.0, [5, 6], lambda _: None)
     frames = torch.from_numpy(np.stack(env.episodes[1].frames[:-1]))[:, None]  # (T, 1, D)
     with torch.no_grad():
         assert played[0][1].tolist() == model.q_net(frames).argmax(dim=1).tolist()

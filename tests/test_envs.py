@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 import warnings
+from functools import partial
 
 import gymnasium as gym
 import numpy as np
@@ -12,16 +13,16 @@ import pytest
 import stable_baselines3.common.env_checker
 import torch
 from gymnasium import spaces
-from gymnasium.envs.registration import EnvSpec, registry
+from gymnasium.envs.registration import EnvSpec, load_env_creator, registry
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AsyncVectorEnv
 from gymnasium.wrappers import FrameStackObservation, RecordVideo
-from helpers import SHAPES, SHORT, made_arrays, made_npz, play, steps_of
+from helpers import SHAPES, SHORT, made_arrays, made_deep_game, made_npz, play, steps_of
 
 from qan_gym import register_envs
 from qan_gym.data import DATASETS
-from qan_gym.env import LearningRateEnv, MinibatchEnv, QanEnv
+from qan_gym.env import QanEnv
 from qan_gym.files import save_arrays
 from qan_gym.registration import ENTRY_POINTS
 from qan_gym.tasks import PRESETS
@@ -120,12 +121,11 @@ def test_make_with_the_module_in_the_id():
     assert float(run_python(code)) == pytest.approx(env.step(0)[1], abs=1e-6)
 
 
-def make_with_module():
-    return gym.make(f"qan_gym:{LR}")
-
-
-def test_spawned_workers():
+@pytest.mark.parametrize("env_id", [LR, CIFAR])
+def test_spawned_workers(env_id, tmp_path):
     """Two workers that begin from nothing; each plays what the single environment with its seed plays."""
+    arguments = made_deep_game(tmp_path) | {"batch_size": 4} if env_id == CIFAR else {}
+    make_with_module = partial(gym.make, f"qan_gym:{env_id}", **arguments)
     envs = AsyncVectorEnv([make_with_module] * 2, context="spawn")
     try:
         first, _ = envs.reset(seed=3)
@@ -278,7 +278,7 @@ def test_info_keys(env_id, short_game):
     assert set(info) == named | {"reward_log_loss", "reward_divergence", "validation_loss", "validation_accuracy"}
     assert info["learning_rate"] == (0.1 if env_id == CIFAR else 0.05)
     assert type(info["epoch"]) is type(info["batch"]) is int
-    assert type(info["diverged"]) is type(info["is_success"]) is bool
+    assert type(info["diverged"]) is type(info["is_success"]) is type(info["early_stopped"]) is bool
 
 
 def test_the_return_telescopes(short):
@@ -429,10 +429,10 @@ def test_steps_outside_an_episode_are_refused(render_mode, short):
 # --- rendering ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("env_id", [LR, MINIBATCH])
-def test_frames(env_id, short):
+@pytest.mark.parametrize("env_id", [LR, MINIBATCH, CIFAR], indirect=True)
+def test_frames(env_id, short_game):
     """Large enough to read, and every step changes the picture."""
-    env = gym.make(env_id, render_mode="rgb_array", **short)
+    env = gym.make(env_id, render_mode="rgb_array", **short_game)
     env.reset(seed=0)
     frames = [env.render()]
     for _ in range(2):
@@ -452,9 +452,8 @@ def test_frames(env_id, short):
     assert np.array_equal(frames[0], env.render()), "the last episode is still in the picture"
 
 
-@pytest.mark.parametrize("env_id", [LR, MINIBATCH])
-def test_ansi(env_id, short):
-    env = gym.make(env_id, render_mode="ansi", **short)
+def test_ansi(env_id, short_game):
+    env = gym.make(env_id, render_mode="ansi", **short_game)
     _, info = env.reset(seed=0)
     texts = [env.render()]
     for _ in range(2):
@@ -466,12 +465,14 @@ def test_ansi(env_id, short):
     assert f"{info['learning_rate']:.4f}" in texts[-1]
 
 
-def test_a_diverged_episode_can_be_shown(short):
+@pytest.mark.parametrize("env_id", [LR, CIFAR], indirect=True)
+def test_a_diverged_episode_can_be_shown(env_id, short_game):
     """Weights that are not numbers draw a picture and a line, without a warning."""
     for render_mode in ("rgb_array", "ansi"):
-        env = gym.make(LR, render_mode=render_mode, **short)
+        env = gym.make(env_id, render_mode=render_mode, **short_game)
         env.reset(seed=0)
-        env.unwrapped.training.params["conv1.weight"][:] = math.nan
+        training = env.unwrapped.training
+        training.params[training.network.shown][:] = math.nan
         screen, reward, terminated, _, info = env.step(0)
         assert terminated
         assert info["diverged"]
@@ -662,11 +663,13 @@ def test_cuda_agrees_with_cpu(env_id, short, reference_file):
 # --- documentation --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("env_class", [LearningRateEnv, MinibatchEnv])
-def test_docstring_sections(env_class):
-    """Gymnasium's sections, in its order, each named in a heading with text under it."""
+@pytest.mark.parametrize("env_id", list(ENTRY_POINTS))
+def test_docstring_sections(env_id):
+    """Gymnasium's sections, in its order, each named in a heading with text under it; and the id is told of."""
+    page = load_env_creator(ENTRY_POINTS[env_id]).__doc__
+    assert f"`{env_id}`" in page
     named = []
-    for part in env_class.__doc__.split("## ")[1:]:
+    for part in page.split("## ")[1:]:
         heading, _, text = part.partition("\n")
         assert text.strip(), f"nothing under {heading}"
         named += [section.strip() for section in heading.split(",")]

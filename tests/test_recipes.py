@@ -8,8 +8,7 @@ from helpers import made_npz
 from typer.testing import CliRunner
 
 from qan_agents.cli import app
-from qan_agents.evaluation import SEEDS
-from qan_agents.recipes import RECIPES, TEST_EPSILON, make_plan
+from qan_agents.recipes import RECIPES, TEST_EPSILON, recipe_config
 from qan_agents.runs import RunConfig, read_rows
 from qan_agents.train import start_run, train
 from qan_gym.tasks import PRESETS
@@ -23,11 +22,11 @@ def npz(tmp_path_factory) -> str:
 
 @pytest.mark.parametrize("recipe", list(RECIPES))
 def test_at_full_scale_a_recipe_is_the_game_as_registered(recipe):
-    plan = make_plan(recipe, 1.0, 3, {})
-    assert plan.config == RunConfig(RECIPES[recipe], {}, "dqn", "paper", 20, 3, 1, TEST_EPSILON)
-    assert plan.config.env in PRESETS
-    assert plan.seeds == SEEDS
-    assert plan.beside == ({"mnist-minibatch": "uniform"}.get(recipe, "constant"),)
+    beside = ("uniform" if recipe == "mnist-minibatch" else "constant",)
+    config = recipe_config(recipe, 1.0, 3, {"device": "cpu"})
+    wanted = RunConfig(RECIPES[recipe], {"device": "cpu"}, "dqn", "paper", 20, 3, 1, TEST_EPSILON, (0, 1, 2), beside)
+    assert config == wanted
+    assert config.env in PRESETS
 
 
 @pytest.mark.parametrize(
@@ -42,9 +41,10 @@ def test_at_full_scale_a_recipe_is_the_game_as_registered(recipe):
     ],
 )
 def test_a_scaled_recipe_is_shorter_in_proportion(recipe, scale, episodes, shorter, npz):
-    plan = make_plan(recipe, scale, 0, {"dataset": npz})
-    assert plan.config.episodes == episodes
-    assert plan.config.env_kwargs == {"dataset": npz, **shorter}
+    config = recipe_config(recipe, scale, 0, {"dataset": npz})
+    assert config.episodes == episodes
+    assert config.env_kwargs == {"dataset": npz, **shorter}
+    assert len(config.judged_on) == max(1, round(3 * scale))
 
 
 def test_odd_episodes_train_and_even_ones_are_played():
@@ -80,6 +80,9 @@ def test_a_recipe_from_beginning_to_end(recipe, settings, npz, tmp_path, monkeyp
     with (folder / "evaluation.csv").open() as file:
         policies = [row["policy"] for row in csv.DictReader(file)]
     assert policies == ["dqn", "uniform" if recipe == "mnist-minibatch" else "constant"]
+    before = (folder / "evaluation.csv").read_bytes()
+    assert CliRunner().invoke(app, ["evaluate", str(folder)]).exit_code == 0
+    assert (folder / "evaluation.csv").read_bytes() == before, "judged otherwise than the recipe says"
 
 
 def test_a_run_with_played_episodes_resumes(tmp_path):

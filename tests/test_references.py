@@ -19,7 +19,7 @@ from qan_gym.optimizee import evaluate
 from qan_gym.references import SEED, load_reference, make_reference, reference_name, resolve_reference
 from qan_gym.tasks import FILTER_REGRESSION, PRESETS, TaskConfig, make_config
 
-LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
+LR, MINIBATCH, CIFAR = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0", "QanLR-CIFAR10-v0"
 SHIPPED = ASSETS / "references"
 PULLED = SHORT | {"meta_momentum": 0.01}  # 8 mini-batches of 10, on the 80 training images of `made_npz`
 
@@ -162,7 +162,7 @@ def test_a_deep_reference_has_its_running_statistics(tmp_path, cache):
     """The baseline's, with momentum, batch norm and moved images; a second environment finds them."""
     path = made_npz(tmp_path / "deep.npz", shape=(32, 32, 3))
     game = SHORT | {"dataset": path, "network": "resnet-8", "meta_momentum": 0.01}
-    env = gym.make("QanLR-CIFAR10-v0", **game).unwrapped
+    env = gym.make(CIFAR, **game).unwrapped
     (file,) = cache.iterdir()
     assert_equal(env.reference, load_arrays(file)[0])
     alone = start(dataclasses.replace(env.config, meta_momentum=None, reference=None), [SEED])
@@ -171,8 +171,21 @@ def test_a_deep_reference_has_its_running_statistics(tmp_path, cache):
     assert_equal(env.reference, {name: value[0] for name, value in alone.params.items()})
     assert (env.reference["norm1.running_mean"] != 0).all()
     before = file.stat().st_mtime_ns
-    assert_equal(gym.make("QanLR-CIFAR10-v0", **game).unwrapped.reference, env.reference)
+    assert_equal(gym.make(CIFAR, **game).unwrapped.reference, env.reference)
     assert file.stat().st_mtime_ns == before
+
+
+def test_a_deep_reference_without_its_statistics_is_refused(tmp_path):
+    """The trained parameters alone, or another network's weights: the message names the file."""
+    path = made_npz(tmp_path / "deep.npz", shape=(32, 32, 3))
+    game = SHORT | {"dataset": path, "network": "resnet-8", "reference": str(tmp_path / "mine.safetensors")}
+    weights = gym.make(CIFAR, **game | {"reference": None}).unwrapped.weights()
+    parameters = {name: value for name, value in weights.items() if "running" not in name}
+    for some in (parameters, gym.make(LR, dataset=path, **SHORT).unwrapped.weights()):
+        save_arrays(tmp_path / "mine.safetensors", some, {})
+        with pytest.raises(ValueError, match="resnet-8") as caught:
+            gym.make(CIFAR, **game)
+        assert str(tmp_path / "mine.safetensors") in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -260,6 +273,8 @@ def test_the_name_follows_the_network(npz, monkeypatch):
 def test_a_whole_number_is_the_same_learning_rate(npz):
     """1 and 1.0 are one learning rate, and one reference."""
     assert reference_name(config_of(npz, learning_rate=1)) == reference_name(config_of(npz, learning_rate=1.0))
+    same = config_of(npz, momentum=0, weight_decay=0)
+    assert reference_name(same) == reference_name(config_of(npz))
 
 
 @pytest.mark.parametrize(
@@ -431,6 +446,23 @@ def test_previous_reference_pulls(npz):
         env.step(0)
         for name, value in env.weights().items():
             assert np.array_equal(value, last[name]) == name.endswith(".weight")
+
+
+def test_previous_reference_pulls_the_convolutions_of_a_deep_network(tmp_path):
+    """With a pull of 1 they are the first episode's last ones; running statistics and the rest are the run's own."""
+    data = made_npz(tmp_path / "deep.npz", shape=(32, 32, 3))
+    arguments = PULLED | {"dataset": data, "network": "resnet-8", "reference": "previous", "meta_momentum": 1.0}
+    env, alone = (gym.make(CIFAR, **arguments | {"meta_momentum": pull}).unwrapped for pull in (1.0, None))
+    play(env, seed=1)
+    last = env.weights()
+    assert_equal(env.reference, last)
+    for some in (env, alone):
+        some.reset(seed=2)
+        some.step(0)
+    for name, value in env.weights().items():
+        wanted = last if value.ndim == 4 else alone.weights()
+        assert np.array_equal(value, wanted[name]), name
+        assert not np.array_equal(last[name], alone.weights()[name]), name
 
 
 def test_previous_reference_is_not_spoilt_by_an_episode_that_diverged(npz):

@@ -16,9 +16,8 @@ from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from gymnasium.wrappers import vector as wrappers
-from helpers import SHAPES, made_npz
+from helpers import SHAPES, made_deep_game, made_npz
 
-from qan_gym.files import save_arrays
 from qan_gym.networks import build_network
 from qan_gym.registration import ENTRY_POINTS
 from qan_gym.reward import DIVERGENCE_PENALTY
@@ -59,12 +58,7 @@ def tiny(small):
 @pytest.fixture(scope="module")
 def deep(tmp_path_factory):
     """What else the id for CIFAR-10 takes: images in colour, its small network, and a reference for that."""
-    folder = tmp_path_factory.mktemp("deep")
-    arguments = {"dataset": made_npz(folder / "made.npz", shape=(32, 32, 3)), "network": "resnet-8"}
-    network = build_network("resnet-8", (3, 32, 32), 10)
-    weights = {name: value[0].numpy() for name, value in network.initial_params(torch.tensor([99])).items()}
-    save_arrays(folder / "reference.safetensors", weights, {})
-    return {**arguments, "reference": str(folder / "reference.safetensors")}
+    return made_deep_game(tmp_path_factory.mktemp("deep"))
 
 
 @pytest.fixture
@@ -252,6 +246,11 @@ def slots_of(env: Any) -> dict[str, Any]:
     return deepcopy(slots)
 
 
+def inside(env: VectorEnv) -> list[dict[str, Any]]:
+    """Weights with running statistics, and the optimizer's buffers, copies."""
+    return [env.weights(), slots_of(env)]
+
+
 def two_episodes(env: VectorEnv) -> int:
     """Steps of two whole episodes, and one more to see the third begin."""
     return 2 * env.unwrapped.decisions + (3 if mode_of(env) == NEXT_STEP else 1)
@@ -285,6 +284,16 @@ def test_rows_of_the_full_mnist(env_id, mnist_root, one_thread):
     assert_same(rows_of(rows.reset(seed=7), [1]), list(single.reset(seed=8)))
     for action in sample(rows, 3):
         assert_same(rows_of(rows.step(action), [1]), list(single.step(action[1:])))
+
+
+def test_rows_of_cifar10_as_registered(one_thread, tmp_path):
+    """NIN and batches of 128, on made data and without a reference; one row is looked at, the other takes part."""
+    path = made_npz(tmp_path / "made.npz", n_train=150, n_test=10, shape=(32, 32, 3))
+    rows, single = (make_one(CIFAR, n, dataset=path, reference=None) for make_one, n in ((make, 2), (make_singles, 1)))
+    assert_same(rows_of(rows.reset(seed=7), [1]), list(single.reset(seed=8)))
+    for action in sample(rows, 1):
+        assert_same(rows_of(rows.step(action), [1]), list(single.step(action[1:])))
+    assert_same(rows_of(rows.weights(), 1), single.envs[0].unwrapped.weights())
 
 
 @pytest.mark.parametrize("env_id", [LR, MINIBATCH])
@@ -369,19 +378,43 @@ def test_rows_of_whitened_images(of_id, one_thread, monkeypatch, tmp_path):
     assert_rows_are_singles(rows, singles, rows.decisions + 2)
 
 
-def test_a_reset_leaves_the_other_rows_as_they_are(of_id):
-    """Their running statistics and buffers; those of the row are a new episode's."""
-    env = make(CIFAR, 3, DISABLED, **of_id(CIFAR))
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_a_reset_leaves_the_other_rows_as_they_are(mode, of_id, one_thread):
+    """Their running statistics and buffers, then and a step later; those of the row are a new episode's."""
+    env, witness = (make(CIFAR, 3, mode, **of_id(CIFAR)) for _ in range(2))
     env.reset(seed=0)
+    witness.reset(seed=0)
     begun = rows_of(env.weights(), 1)
-    env.step(np.array([0, 1, 2]))
-    weights, slots = env.weights(), slots_of(env)
-    env.reset(seed=0, options={"reset_mask": np.array([False, True, False])})
-    for mine, theirs in ((env.weights(), weights), (slots_of(env), slots)):
+    for number, actions in enumerate(np.array([[0, 1, 2], [1, 0, 0]])):
+        mine, theirs = env.step(actions), witness.step(actions)
         assert_same(rows_of(mine, [0, 2]), rows_of(theirs, [0, 2]))
-    assert_same(rows_of(env.weights(), 1), begun)
-    assert not any(value.any() for value in rows_of(slots_of(env), 1)["momentum"].values())
-    assert all(value.any() for value in rows_of(slots, 1)["momentum"].values())
+        if number == 0:
+            assert all(value.any() for value in rows_of(slots_of(env), 1)["momentum"].values())
+            env.reset(seed=0, options={"reset_mask": np.array([False, True, False])})
+            assert_same(rows_of(env.weights(), 1), begun)
+            assert not any(value.any() for value in rows_of(slots_of(env), 1)["momentum"].values())
+        assert_same(rows_of(inside(env), [0, 2]), rows_of(inside(witness), [0, 2]))
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_a_row_that_takes_too_long_a_step(mode, of_id, one_thread):
+    """A learning rate of 1e38 in one row only: it diverges, and the others keep their numbers to the bit."""
+    rates = {"learning_rate_step": 1e38, "learning_rate_max": 1e38, "batches_per_action": 1}
+    env, witness = (make(CIFAR, 3, mode, **of_id(CIFAR) | rates) for _ in range(2))
+    env.reset(seed=0)
+    witness.reset(seed=0)
+    diverged = []
+    for _ in range(3):
+        mine, theirs = env.step(np.array([2, 0, 2])), witness.step(np.array([2, 2, 2]))
+        diverged.append(mine[2].tolist())
+        assert np.isfinite(mine[0]).all()
+        assert np.isfinite(mine[1]).all()
+        assert_same(rows_of(mine[:-1], [0, 2]), rows_of(theirs[:-1], [0, 2]))
+        if mode == DISABLED and mine[2].any():
+            env.reset(options={"reset_mask": mine[2].copy()})
+        assert_same(rows_of(inside(env), [0, 2]), rows_of(inside(witness), [0, 2]))
+    assert [False, True, False] in diverged
+    assert not any(some[0] or some[2] for some in diverged)
 
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
@@ -406,8 +439,11 @@ def test_rows_that_end_at_different_times(env_id, arguments, mode, small, one_th
     assert (some[1:] & some[:-1]).any()
 
 
-@pytest.mark.parametrize("mode", MODES, ids=str)
-@pytest.mark.parametrize(("env_id", "weight"), [(LR, "conv2.weight"), (CIFAR, "block2.conv1.weight")])
+@pytest.mark.parametrize(
+    ("env_id", "weight", "mode"),
+    [*((LR, "conv2.weight", mode) for mode in MODES), (CIFAR, "block2.conv1.weight", SAME_STEP)],
+    ids=str,
+)
 def test_a_row_that_diverges(env_id, weight, mode, of_id, one_thread):
     """It ends and begins anew, as the single environment does; the others are as without it, bit for bit."""
     rows, singles, witness = (make_one(env_id, 4, mode, **of_id(env_id)) for make_one in (make, make_singles, make))
@@ -425,6 +461,7 @@ def test_a_row_that_diverges(env_id, weight, mode, of_id, one_thread):
     again = [rows.reset(seed=7), *play_steps(rows, sample(rows, 7), before)]
     for mine, theirs in zip(again, expected, strict=True):
         assert_same(rows_of(mine[:-1], others), rows_of(theirs[:-1], others))
+    assert_same(rows_of(inside(rows), others), rows_of(inside(witness), others))
     _, reward, terminated, truncated, infos = again[2]
     assert (reward[2], terminated[2], truncated[2]) == (DIVERGENCE_PENALTY, True, False)
     last = infos["final_info"] if mode == SAME_STEP else infos
@@ -924,11 +961,14 @@ def test_cuda_without_a_gpu(tiny):
 # --- output="torch" -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", MODES, ids=str)
-@pytest.mark.parametrize("env_id", [LR, MINIBATCH])
-def test_tensors(env_id, mode, small):
+@pytest.mark.parametrize(
+    ("env_id", "target", "mode"),
+    [*((env_id, 2.3, mode) for env_id in (LR, MINIBATCH) for mode in MODES), (CIFAR, 2.45, SAME_STEP)],
+    ids=str,
+)
+def test_tensors(env_id, target, mode, of_id):
     """The numbers of the arrays, in tensors that stay as they were returned and belong to the caller."""
-    arguments = small | {"target_loss": 2.3}
+    arguments = of_id(env_id) | {"target_loss": target}
     tensors, arrays = make(env_id, 4, mode, output="torch", **arguments), make(env_id, 4, mode, **arguments)
     actions = sample(arrays, 9)
     returned: list[tuple] = []
@@ -1014,14 +1054,16 @@ def test_infos_as_a_list(tiny):
 
 
 @pytest.mark.parametrize("output", ["numpy", "torch"])
-def test_weights_are_copies(output, tiny):
+@pytest.mark.parametrize("env_id", [LR, CIFAR])
+def test_weights_are_copies(env_id, output, of_id):
     """Of the documented shapes; spoiling them changes nothing, and a later step does not change them."""
-    env, witness = (make(LR, 3, output=output, **tiny) for _ in range(2))
+    env, witness = (make(env_id, 3, output=output, **of_id(env_id, "tiny")) for _ in range(2))
     env.reset(seed=0)
     witness.reset(seed=0)
     weights = env.weights()
+    shapes = SHAPES if env_id == LR else build_network("resnet-8", (3, 32, 32), 10).shapes
     assert {name: tuple(value.shape) for name, value in weights.items()} == {
-        name: (3, *shape) for name, shape in SHAPES.items()
+        name: (3, *shape) for name, shape in shapes.items()
     }
     assert all(str(value.dtype).endswith("float32") for value in weights.values())
     kept = deepcopy(weights)

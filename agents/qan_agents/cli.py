@@ -87,12 +87,11 @@ def reproduce(
     settings: SetOption = None,
 ) -> None:
     """Reproduce an experiment of the paper: baseline and reference, the paper's DQN, the pictures."""
-    from qan_agents.recipes import make_plan
+    from qan_agents.recipes import recipe_config
 
     with explained():
-        plan = make_plan(recipe, scale, seed, parse_settings(settings))
-        run = _start(plan.config, out, f"reproduce-{recipe}-scale{scale:g}-seed{seed}")
-        _play_through(run, seeds=plan.seeds, beside=plan.beside)
+        config = recipe_config(recipe, scale, seed, parse_settings(settings))
+        _play_through(_start(config, out, f"reproduce-{recipe}-scale{scale:g}-seed{seed}"))
 
 
 def _start(config: Any, out: Path | None, name: str) -> Any:
@@ -103,13 +102,13 @@ def _start(config: Any, out: Path | None, name: str) -> Any:
     return training.start_run(out or free_folder(Path("runs"), name.replace(":", "-")), config)
 
 
-def _play_through(run: Any, **judged: Any) -> None:
-    """Train, evaluate (as `judged` says), draw."""
+def _play_through(run: Any) -> None:
+    """Train, evaluate, draw."""
     config = run.config()
     console.print(f"{config.agent} ({config.preset}) plays {config.env}: {run.folder}", highlight=False)
     try:
         _train(run, config)
-        _evaluate(run, **judged)
+        _evaluate(run)
         _plot(run)
     except KeyboardInterrupt:
         console.print(f"interrupted; go on with: qan train --resume {run.folder}", highlight=False)
@@ -176,12 +175,11 @@ def evaluate(run: RunArgument) -> None:
         _plot(Run(run))
 
 
-def _evaluate(run: Any, **judged: Any) -> None:
+def _evaluate(run: Any) -> None:
     from qan_agents import evaluation
 
     with console.status("evaluating") as status:
-        show = lambda name, seed: status.update(f"evaluating {name}, seed {seed}")  # noqa: E731
-        standings = evaluation.evaluate(run, show, **judged)
+        standings = evaluation.evaluate(run, lambda name, seed: status.update(f"evaluating {name}, seed {seed}"))
     baseline = standings[1].policy
     table = Table(title=f"unseen seeds: {len(standings[0].test_loss)}; mean (lowest-highest)")
     for name in ("policy", "test loss", "test accuracy (%)", f"actions to {baseline}'s loss"):

@@ -188,13 +188,14 @@ def train_round(model: DQN, preset: Preset, seeds: Sequence[int], callback: Base
             model.train(updates * model.gradient_steps, model.batch_size)
 
 
-def play_round(model: DQN, epsilon: float, seeds: Sequence[int]) -> None:
+def play_round(model: DQN, epsilon: float, seeds: Sequence[int], played: Callable[[list[dict]], None]) -> None:
     """One whole episode of every row, from which nothing is learned.
 
     Args:
         model: on a `RoundRecorder`.
         epsilon: share of random actions.
         seeds: one per row.
+        played: called after every action with the infos.
     """
     rng = np.random.default_rng(seeds[0])
     model.env.seed_rows(seeds)
@@ -202,7 +203,8 @@ def play_round(model: DQN, epsilon: float, seeds: Sequence[int]) -> None:
     while not all(episode.over for episode in model.env.episodes):
         actions, _ = model.predict(observations, deterministic=True)  # (N,)
         chance = rng.integers(model.action_space.n, size=len(actions))
-        observations, *_ = model.env.step(np.where(rng.random(len(actions)) < epsilon, chance, actions))
+        observations, _, _, infos = model.env.step(np.where(rng.random(len(actions)) < epsilon, chance, actions))
+        played(infos)
 
 
 @torch.no_grad()

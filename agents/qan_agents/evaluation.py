@@ -13,7 +13,6 @@ from qan_agents.policies import Policy, make_policy
 from qan_agents.runs import Run, read_rows, write_rows
 from qan_agents.train import make_env, preset_of
 
-SEEDS = (0, 1, 2)
 BESIDE = {"lr": ("constant", "cosine"), "minibatch": ("uniform", "random")}  # by game; the first is the baseline
 SCORES = ("test_loss", "test_accuracy", "validation_loss", "validation_accuracy")
 COLUMNS = ("policy", "seed", *SCORES, "return", "steps", "diverged", "steps_to_baseline")
@@ -35,16 +34,12 @@ class Standing:
     steps_to_baseline: list[int | None]
 
 
-def evaluate(
-    run: Run, played: Callable[[str, int], None], seeds: Sequence[int] = SEEDS, beside: Sequence[str] | None = None
-) -> list[Standing]:
-    """Play the agent of a run greedily and the fixed policies, on the same seeds; write both tables.
+def evaluate(run: Run, played: Callable[[str, int], None]) -> list[Standing]:
+    """Play the agent of a run greedily and the fixed policies, on the run's seeds for it; write both tables.
 
     Args:
         run: with a saved agent.
         played: called before every episode, with the policy's name and the seed.
-        seeds: of the episodes.
-        beside: the fixed policies, the baseline first; None: those of the game, see BESIDE.
 
     Raises:
         ValueError: the run has no agent yet, or a file of it is damaged.
@@ -56,11 +51,11 @@ def evaluate(
     model = dqn.make_dqn(DummyVecEnv([lambda: env]), preset_of(config), steps=1, seed=config.seed)
     dqn.load_weights(model, run.model_file)
     policies: dict[str, Policy] = {config.agent: dqn.Greedy(model)}
-    beside = beside or BESIDE[env.unwrapped.config.game]
+    beside = config.beside or BESIDE[env.unwrapped.config.game]
     policies |= {name: make_policy(name) for name in beside}
     episodes: dict[tuple[str, int], Episode] = {}
     for name, policy in policies.items():
-        for seed in seeds:
+        for seed in config.judged_on:
             played(name, seed)
             episodes[name, seed] = play(env, policy, seed)
     env.close()

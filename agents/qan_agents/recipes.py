@@ -5,16 +5,16 @@ odd episodes train it, even ones are only played, with epsilon 0.05. At the end 
 """
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
-from qan_agents.evaluation import BESIDE, SEEDS
+from qan_agents.evaluation import BESIDE
 from qan_agents.runs import RunConfig
 from qan_gym.data import load_dataset
 from qan_gym.tasks import TaskConfig, make_config
 
 EPISODES = 20  # of the paper
 TEST_EPSILON = 0.05
+JUDGED = 3  # greedy episodes in the end
 LEAST_BATCHES = 10  # of a scaled-down episode
 
 RECIPES = {
@@ -24,22 +24,7 @@ RECIPES = {
 }
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A run, and how it is judged.
-
-    Attributes:
-        config: of the run.
-        seeds: of the episodes that are played greedily in the end.
-        beside: the fixed policy that they are compared with.
-    """
-
-    config: RunConfig
-    seeds: tuple[int, ...]
-    beside: tuple[str, ...]
-
-
-def make_plan(recipe: str, scale: float, seed: int, settings: dict[str, Any]) -> Plan:
+def recipe_config(recipe: str, scale: float, seed: int, settings: dict[str, Any]) -> RunConfig:
     """The run of a recipe.
 
     Args:
@@ -57,9 +42,9 @@ def make_plan(recipe: str, scale: float, seed: int, settings: dict[str, Any]) ->
         raise ValueError(f"unknown recipe {recipe!r}; there are {', '.join(RECIPES)}")
     if not 0 < scale <= 1:
         raise ValueError(f"scale must be above 0 and at most 1, not {scale}")
-    task = make_config(RECIPES[recipe], settings)
+    task = make_config(RECIPES[recipe], {name: value for name, value in settings.items() if name != "device"})
     arguments = {**_shorter(task, scale), **settings} if scale < 1 else settings
-    config = RunConfig(
+    return RunConfig(
         env=RECIPES[recipe],
         env_kwargs=arguments,
         agent="dqn",
@@ -67,8 +52,9 @@ def make_plan(recipe: str, scale: float, seed: int, settings: dict[str, Any]) ->
         episodes=2 * max(1, round(EPISODES * scale / 2)),
         seed=seed,
         test_epsilon=TEST_EPSILON,
+        judged_on=tuple(range(max(1, round(JUDGED * scale)))),
+        beside=BESIDE[task.game][:1],
     )
-    return Plan(config, SEEDS[: max(1, round(len(SEEDS) * scale))], BESIDE[task.game][:1])
 
 
 def _shorter(task: TaskConfig, scale: float) -> dict[str, Any]:

@@ -45,6 +45,8 @@ class RunConfig:
         seed: of the agent and its episodes.
         num_envs: trainings in lock-step, that is episodes of a round.
         test_epsilon: every second round only plays, with so much exploration, as the paper's; None: every round trains.
+        judged_on: the seeds of the episodes that are played greedily in the end.
+        beside: the fixed policies that these are compared with, the baseline first; None: those of the game.
     """
 
     env: str
@@ -55,6 +57,8 @@ class RunConfig:
     seed: int
     num_envs: int = 1
     test_epsilon: float | None = None
+    judged_on: Sequence[int] = (0, 1, 2)
+    beside: Sequence[str] | None = None
 
     def trains(self, episode: int) -> bool:
         """Whether the agent learns from an episode, counted from 0."""

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,19 @@ class _Report(BaseCallback):
         self.show = show
 
     def _on_step(self) -> bool:
-        accuracy = float(np.mean([info["validation_accuracy"] for info in self.locals["infos"]]))
+        accuracy = _accuracy(self.locals["infos"])
         self.show(Progress(self.model._episode_num, self.num_timesteps, self.model.exploration_rate, accuracy))
         return True
+
+
+def _show_played(
+    show: Callable[[Progress], None], episode: int, step: int, epsilon: float, infos: list[dict[str, Any]]
+) -> None:
+    show(Progress(episode, step, epsilon, _accuracy(infos)))
+
+
+def _accuracy(infos: list[dict[str, Any]]) -> float:
+    return float(np.mean([info["validation_accuracy"] for info in infos]))
 
 
 def make_env(config: RunConfig) -> gym.Env:
@@ -150,7 +161,8 @@ def train(run: Run, show: Callable[[Progress], None], finished: Callable[[int, E
         if config.trains(first):
             dqn.train_round(model, preset, seeds, callback)
         else:
-            dqn.play_round(model, config.test_epsilon, seeds)
+            played = partial(_show_played, show, first, model.num_timesteps, config.test_epsilon)
+            dqn.play_round(model, config.test_epsilon, seeds, played)
         _save(run, model, first, env.episodes, time.perf_counter() - started)
         for number, episode in zip(numbers, env.episodes, strict=True):
             finished(number, episode)
@@ -188,7 +200,7 @@ def _save(run: Run, model: dqn.DQN, first: int, episodes: Sequence[Episode], sec
         if learned:
             save_arrays(run.replay_file(number), episode_arrays(episode), {"episode": number})
         for name in ("return", *EPISODE_COLUMNS, "epsilon", "mean_max_q"):
-            model.logger.record(f"episode/{name}", row[name])
+            model.logger.record(f"{'episode' if learned else 'played'}/{name}", row[name])
         model.logger.dump(step=model.num_timesteps - len(episodes) + 1 + number - first)
     for row, episode in zip(rows, episodes, strict=True):
         run.append("steps.csv.gz", [{"episode": row["episode"], **step} for step in episode.steps])
