@@ -41,6 +41,17 @@ def write_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
+def require_writable(folder: Path) -> None:
+    """Find out before the work is done whether its result can be kept.
+
+    Raises:
+        ValueError: files cannot be written to the folder, or the folder cannot be made.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{folder} cannot be written to, because {there} is read-only or not a folder")
+
+
 def save_arrays(path: str | os.PathLike[str], arrays: dict[str, NDArray[Any]], metadata: dict[str, Any]) -> None:
     """Write named arrays and JSON-able metadata to one safetensors file, atomically."""
     with write_aside(path) as aside:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from qan_gym.actions import KEEP
 from qan_gym.data import ASSETS, data_root, load_dataset
-from qan_gym.files import load_arrays, save_arrays
+from qan_gym.files import load_arrays, require_writable, save_arrays
 from qan_gym.networks import build_network
 from qan_gym.optimizee import Params
 from qan_gym.tasks import TaskConfig
@@ -79,7 +79,12 @@ def make_reference(config: TaskConfig, folder: Path | None = None, device: str =
         config: the game.
         folder: where to write the file `reference_name(config)`; None: in the user's cache.
         device: to train on.
+
+    Raises:
+        ValueError: the folder cannot be written to, or the baseline diverges.
     """
+    path = (folder or data_root() / "references") / reference_name(config)
+    require_writable(path.parent)
     baseline = baseline_config(config)
     training = Training(baseline, reference=None, device=device)
     training.reset(np.ones(1, np.bool_), np.array([SEED]))
@@ -90,7 +95,6 @@ def make_reference(config: TaskConfig, folder: Path | None = None, device: str =
             raise ValueError(
                 f"the baseline run of {config.dataset} diverged: lower learning_rate or set reference=None"
             )
-    path = (folder or data_root() / "references") / reference_name(config)
     weights = {name: value[0].cpu() for name, value in training.params.items()}
     scores = {name: float(value[0]) for name, value in {**transition.info, **transition.test}.items()}
     save_arrays(path, {name: value.numpy() for name, value in weights.items()}, scores)

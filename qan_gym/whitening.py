@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from qan_gym.files import load_arrays, save_arrays
+from qan_gym.files import load_arrays, require_writable, save_arrays
 
 CONTRAST = 55.0  # the length of an image after contrast normalisation
 LEAST_LENGTH = 1e-8  # before it; of a constant image 0 is left
@@ -57,7 +58,8 @@ def whitening_of(images: Tensor, folder: Path) -> Whitening:
         folder: of the cache, in which `whitening/<hash of the images>.safetensors` is looked for.
 
     Raises:
-        ValueError: the images are too large for a matrix of all pairs of pixels, or the file in the cache is damaged.
+        ValueError: the images are too large for a matrix of all pairs of pixels, or the file in the cache is damaged
+            or cannot be written.
     """
     values = images[0].numel()
     if values > MAX_VALUES:
@@ -73,6 +75,7 @@ def whitening_of(images: Tensor, folder: Path) -> Whitening:
         if {name: array.shape for name, array in arrays.items()} != {"mean": (values,), "matrix": (values, values)}:
             raise ValueError(f"{path}: not the whitening of such images: remove it, and it will be computed again")
         return Whitening(torch.from_numpy(arrays["mean"]), torch.from_numpy(arrays["matrix"]))
+    require_writable(path.parent)
     whitening = compute_whitening(images)
     save_arrays(path, {"mean": whitening.mean.numpy(), "matrix": whitening.matrix.numpy()}, {"images": len(images)})
     return whitening
@@ -83,7 +86,7 @@ def compute_whitening(images: Tensor) -> Whitening:
     total = sum(normalise_contrast(some, torch.float64).sum(dim=0) for some in images.split(CHUNK))
     mean = torch.as_tensor(total) / len(images)  # (D,)
     covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64)
-    for some in images.split(CHUNK):
+    for some in tqdm(images.split(CHUNK), desc="whitening", unit="chunk", dynamic_ncols=True):
         centred = normalise_contrast(some, torch.float64) - mean
         covariance.addmm_(centred.T, centred, alpha=1 / len(images))
     variances, directions = torch.linalg.eigh(covariance)  # (D,), (D, D) in columns

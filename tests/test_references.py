@@ -298,6 +298,18 @@ def test_a_baseline_that_diverges_is_said(npz, cache):
     assert not cache.exists()
 
 
+def test_a_cache_that_cannot_be_written_is_found_before_the_training(npz, tmp_path, monkeypatch):
+    """A file where the folder should be; and a folder without the right to write."""
+    monkeypatch.setattr(references, "Training", lambda *_args, **_kwargs: pytest.fail("trained for nothing"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"cannot be written to.*file is"):
+        make_reference(config_of(npz), folder=tmp_path / "file" / "references")
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write everywhere
+    with pytest.raises(ValueError, match="read-only"):
+        make_reference(config_of(npz), folder=tmp_path / "new" / "references")
+    assert not (tmp_path / "new").exists()
+
+
 def test_an_interrupted_making_leaves_nothing(npz, cache, monkeypatch):
     """Ctrl-C while the file is written: no file under its name, no part of one beside it; the next try makes it."""
 
