@@ -1,6 +1,7 @@
 """What the test files share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # One thread: two threads that share their cores with anything else spend their time waiting for each other.
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import qan_gym  # noqa: F401 (registers the ids)
+from qan_gym import data, networks, optimizers, reward
 from qan_gym.data import ASSETS
 from qan_gym.references import reference_name
 from qan_gym.tasks import make_config
@@ -21,6 +23,17 @@ torch.set_num_threads(1)
 def reference_file() -> str:
     """The path of reference weights that ship with the package, so that a smaller game need not train its own."""
     return str(ASSETS / "references" / reference_name(make_config("QanLR-MNIST5k-v0", {})))
+
+
+@pytest.fixture
+def registries() -> Iterator[None]:
+    """What a test registers is forgotten after it."""
+    dicts = (data.DATASETS, networks.NETWORKS, optimizers.OPTIMIZERS, reward.REWARDS)
+    before = [dict(registry) for registry in dicts]
+    yield
+    for registry, content in zip(dicts, before, strict=True):
+        registry.clear()
+        registry.update(content)
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ from slow_cifar import KEEP, LOWER, RAISE, SlowCIFAR, network_of
 from torch import nn
 
 import qan_gym
-from qan_gym import augmentation, data, downloads, networks, optimizers, reward, whitening
+from qan_gym import augmentation, data, downloads, whitening
 from qan_gym.data import load_dataset
 from qan_gym.files import save_arrays
 from qan_gym.state import State
@@ -54,17 +54,6 @@ KINK = 5e-2  # the same, where a ReLU flips
 def npz(tmp_path_factory):
     """80 training images of 32x32x3 in 10 classes, 10 for validation, 10 test images."""
     return made_npz(tmp_path_factory.mktemp("data") / "made.npz", n_train=90, n_test=10, shape=(32, 32, 3))
-
-
-@pytest.fixture
-def registries():
-    """What a test registers is forgotten after it."""
-    dicts = (data.DATASETS, networks.NETWORKS, optimizers.OPTIMIZERS, reward.REWARDS)
-    before = [dict(registry) for registry in dicts]
-    yield
-    for registry, content in zip(dicts, before, strict=True):
-        registry.clear()
-        registry.update(content)
 
 
 def make(**kwargs):

@@ -21,24 +21,13 @@ import pytest
 import torch
 from helpers import TINY, made_arrays, made_npz, play
 
-from qan_gym import data, downloads, networks, optimizers, reward
+from qan_gym import data, downloads, networks, reward
 from qan_gym.data import load_dataset, make_dataset
 from qan_gym.optimizee import Network
 from qan_gym.tasks import TaskConfig, make_config
 from qan_gym.training import Training
 
 LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
-
-
-@pytest.fixture
-def registries():
-    """What a test registers is forgotten after it."""
-    dicts = (data.DATASETS, networks.NETWORKS, optimizers.OPTIMIZERS, reward.REWARDS)
-    before = [dict(registry) for registry in dicts]
-    yield
-    for registry, content in zip(dicts, before, strict=True):
-        registry.clear()
-        registry.update(content)
 
 
 @pytest.fixture
