@@ -18,9 +18,10 @@ class CapturedGraph(Generic[Result]):
     device. The first calls count like any other, so nothing has to be undone before the capture.
     """
 
-    def __init__(self, function: Callable[[], Result]) -> None:
-        """function: what to capture; see the class."""
+    def __init__(self, function: Callable[[], Result], generator: torch.Generator | None = None) -> None:
+        """function: what to capture; see the class; generator: of the device, that it draws from."""
         self._function = function
+        self._generator = generator
         self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._result: Any = None
@@ -32,6 +33,8 @@ class CapturedGraph(Generic[Result]):
             return self._beside()
         if self._graph is None:
             graph = torch.cuda.CUDAGraph()
+            if self._generator is not None:
+                graph.register_generator_state(self._generator)
             with torch.cuda.graph(graph):
                 self._result = self._function()
             self._graph = graph

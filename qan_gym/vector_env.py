@@ -231,6 +231,11 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
         return {name: self._out(value.clone()) for name, value in self.training.params.items()}
 
     @property
+    def over(self) -> Flags:
+        """(N,) bool, the rows whose episode has ended and not begun again; known without asking the device."""
+        return self.training.over.copy()
+
+    @property
     def decisions(self) -> int:
         """Actions of an episode that spends its budget."""
         return self.training.budget // self.config.batches_per_action

@@ -46,7 +46,7 @@ def parse_settings(settings: list[str] | None) -> dict[str, Any]:
     for setting in settings or []:
         name, equals, value = setting.partition("=")
         if not equals or not name:
-            raise ValueError(f"--set takes NAME=VALUE, not {setting!r}")
+            raise ValueError(f"settings are NAME=VALUE, not {setting!r}")
         try:
             parsed[name] = json.loads(value)
         except json.JSONDecodeError:
@@ -57,13 +57,18 @@ def parse_settings(settings: list[str] | None) -> dict[str, Any]:
 @app.command()
 def train(
     env: EnvArgument = "QanLR-MNIST5k-v0",
-    agent: Annotated[str, typer.Option(help="dqn: Stable-Baselines3's DQN.")] = "dqn",
-    preset: Annotated[str, typer.Option(help="The hyperparameters: quick or paper.")] = "quick",
+    agent: Annotated[
+        str, typer.Option(help="dqn: Stable-Baselines3's DQN; dqn-gpu: the bundled one, on the environment's device.")
+    ] = "dqn",
+    preset: Annotated[str, typer.Option(help="The hyperparameters: quick, paper, or today (dqn-gpu).")] = "quick",
     episodes: Annotated[int, typer.Option(help="How many trainings of the CNN to play.")] = 20,
     seed: Annotated[int, typer.Option(help="Of the agent and its episodes.")] = 0,
     num_envs: Annotated[int, typer.Option(help="How many of the trainings to play at once; divides the episodes.")] = 1,
     out: Annotated[Path | None, typer.Option(help="The run folder; default: a new one in runs/.")] = None,
     settings: SetOption = None,
+    agent_settings: Annotated[
+        list[str] | None, typer.Option("--agent-set", metavar="NAME=VALUE", help="A hyperparameter; see config.json.")
+    ] = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with a run; it keeps its settings.")] = None,
 ) -> None:
     """Train an agent, draw the pictures, and compare it with fixed policies on unseen seeds."""
@@ -73,7 +78,16 @@ def train(
         if resume is not None:
             run = Run(resume)
         else:
-            config = RunConfig(env, parse_settings(settings), agent, preset, episodes, seed, num_envs)
+            config = RunConfig(
+                env,
+                parse_settings(settings),
+                agent,
+                preset,
+                episodes,
+                seed,
+                num_envs,
+                agent_kwargs=parse_settings(agent_settings),
+            )
             run = _start(config, out, f"{env}-{agent}-{preset}-seed{seed}")
         _play_through(run)
 
@@ -133,8 +147,8 @@ def _train(run: Any, config: Any) -> None:
         bar = bars.add_task(
             "",
             total=total,
-            completed=done["num_timesteps"],
-            episode=min(done["_episode_num"] + 1, config.episodes),
+            completed=done["steps"],
+            episode=min(done["episodes"] + 1, config.episodes),
             episodes=config.episodes,
             rate="-",
             accuracy=0.0,
@@ -146,7 +160,6 @@ def _train(run: Any, config: Any) -> None:
             bars.update(
                 bar,
                 completed=now.step,
-                episode=min(now.episode + 1, config.episodes),
                 rate=f"{speed:.0f}" if speed else "-",
                 accuracy=now.validation_accuracy,
                 epsilon=now.epsilon,
@@ -154,6 +167,7 @@ def _train(run: Any, config: Any) -> None:
 
         def finished(number: int, episode: Any) -> None:
             final = episode.final
+            bars.update(bar, episode=min(number + 2, config.episodes))
             bars.console.print(
                 f"episode {number + 1:2d}  return {episode.total_reward:6.3f}  validation loss "
                 f"{final['validation_loss']:.4f}, accuracy {final['validation_accuracy']:.1%}"
@@ -275,7 +289,7 @@ def list_environments() -> None:
         numbers = (str(value) for value in (task.batch_size, task.epochs, task.batches_per_action))
         table.add_row(env_id, controls[task.game], task.dataset, *numbers)
     console.print(table)
-    console.print("agents: dqn (presets quick, paper)")
+    console.print("agents: dqn (presets quick, paper), dqn-gpu (presets quick, paper, today)")
     console.print(f"fixed policies: {', '.join(FIXED_POLICIES)}")
 
 

@@ -1,17 +1,18 @@
 """The trained agent beside fixed policies, on seeds that it was not trained on."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
-from stable_baselines3.common.vec_env import DummyVecEnv
+from gymnasium.wrappers import FrameStackObservation
 
-from qan_agents import dqn
-from qan_agents.play import Episode, play
+from qan_agents.learner import Greedy
+from qan_agents.play import Episode, Recorder, play
 from qan_agents.policies import Policy, make_policy
 from qan_agents.runs import Run, read_rows, write_rows
-from qan_agents.train import make_env, preset_of
+from qan_agents.train import make_learner
 
 BESIDE = {"lr": ("constant", "cosine"), "minibatch": ("uniform", "random")}  # by game; the first is the baseline
 SCORES = ("test_loss", "test_accuracy", "validation_loss", "validation_accuracy")
@@ -47,10 +48,11 @@ def evaluate(run: Run, played: Callable[[str, int], None]) -> list[Standing]:
     config = run.config()
     if not run.model_file.is_file():
         raise ValueError(f"{run.folder} has no finished episode yet: continue it with qan train --resume {run.folder}")
-    env = make_env(config)
-    model = dqn.make_dqn(DummyVecEnv([lambda: env]), preset_of(config), steps=1, seed=config.seed)
-    dqn.load_weights(model, run.model_file)
-    policies: dict[str, Policy] = {config.agent: dqn.Greedy(model)}
+    # No replay is needed, and one environment.
+    learner = make_learner(replace(config, num_envs=1, agent_kwargs={**config.agent_kwargs, "buffer_size": 1}))
+    learner.load(run.model_file)
+    env = FrameStackObservation(Recorder(gym.make(config.env, **config.env_kwargs)), learner.config.history)
+    policies: dict[str, Policy] = {config.agent: Greedy(learner)}
     beside = config.beside or BESIDE[env.unwrapped.config.game]
     policies |= {name: make_policy(name) for name in beside}
     episodes: dict[tuple[str, int], Episode] = {}
@@ -59,6 +61,7 @@ def evaluate(run: Run, played: Callable[[str, int], None]) -> list[Standing]:
             played(name, seed)
             episodes[name, seed] = play(env, policy, seed)
     env.close()
+    learner.close()
     _write(run, episodes, beside[0])
     return standings(run)
 

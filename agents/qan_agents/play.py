@@ -56,6 +56,15 @@ class Episode:
             self.frames.append(frame)
             self.actions.append(action)
 
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What a replay needs of an episode of T steps: single frames (T + 1, D), not stacked ones."""
+        return {
+            "frames": np.stack(self.frames),
+            "actions": np.asarray(self.actions, dtype=np.int64).reshape(-1),
+            "rewards": np.asarray([row["reward"] for row in self.steps], dtype=np.float32),
+            "terminated": np.asarray(self.terminated),
+        }
+
     def end(self, info: dict[str, Any], terminated: bool) -> None:
         """Close the record with the last step's info."""
         self.final, self.over, self.terminated = info, True, terminated

@@ -4,12 +4,13 @@
     episodes.csv            a row per finished episode
     steps.csv.gz            a row per action of the finished episodes
     replay/NNNNNN.safetensors   the transitions of a finished episode
-    model.zip               the agent after the last finished episode, as SB3 saves it
+    model.zip               the agent after the last finished episode, as SB3 saves it; of the bundled DQN,
+    model.safetensors
     tensorboard/            the same curves for TensorBoard
     evaluation.csv.gz, evaluation.csv   the agent and the fixed policies on unseen seeds: per action, per episode
     *.png                   pictures of all that
 
-After each round of episodes its files are written, every one aside and then renamed, `model.zip` last: it says how many
+After each round of episodes its files are written, every one aside and then renamed, the agent last: it says how many
 episodes count. What a kill left of a later round is dropped on resuming, and that round is played again.
 """
 
@@ -20,14 +21,16 @@ import json
 import platform
 import zipfile
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from qan_gym.files import write_aside
+from qan_gym.files import load_arrays, write_aside
 
 Row = dict[str, Any]
+
+MODEL_FILES = {"dqn": "model.zip", "dqn-gpu": "model.safetensors"}  # by agent
 
 PACKAGES = ("qan-gym", "gymnasium", "torch", "stable-baselines3", "numpy")
 
@@ -39,7 +42,7 @@ class RunConfig:
     Attributes:
         env: the id.
         env_kwargs: of `gym.make`.
-        agent: "dqn".
+        agent: one of MODEL_FILES: "dqn", Stable-Baselines3's, or "dqn-gpu", the bundled one.
         preset: of the agent's hyperparameters.
         episodes: to train for.
         seed: of the agent and its episodes.
@@ -47,6 +50,7 @@ class RunConfig:
         test_epsilon: every second round only plays, with so much exploration, as the paper's; None: every round trains.
         judged_on: the seeds of the episodes that are played greedily in the end.
         beside: the fixed policies that these are compared with, the baseline first; None: those of the game.
+        agent_kwargs: hyperparameters that differ from the preset's.
     """
 
     env: str
@@ -59,6 +63,7 @@ class RunConfig:
     test_epsilon: float | None = None
     judged_on: Sequence[int] = (0, 1, 2)
     beside: Sequence[str] | None = None
+    agent_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def trains(self, episode: int) -> bool:
         """Whether the agent learns from an episode, counted from 0."""
@@ -76,7 +81,6 @@ class Run:
     def __init__(self, folder: Path) -> None:
         """folder: of the run; need not exist."""
         self.folder = folder
-        self.model_file = folder / "model.zip"
 
     # --- settings ---------------------------------------------------------------------------------------------------
 
@@ -124,16 +128,32 @@ class Run:
 
     # --- episodes ---------------------------------------------------------------------------------------------------
 
+    @property
+    def model_file(self) -> Path:
+        """Where the agent is saved.
+
+        Raises:
+            ValueError: see `config`, or the agent is unknown.
+        """
+        agent = self.config().agent
+        if agent not in MODEL_FILES:
+            raise ValueError(f"unknown agent {agent!r}; there are {', '.join(MODEL_FILES)}")
+        return self.folder / MODEL_FILES[agent]
+
     def progress(self) -> dict[str, int]:
-        """How far the saved agent has come: episodes, steps and updates; read from model.zip as plain JSON."""
-        if not self.model_file.is_file():
-            return {"_episode_num": 0, "num_timesteps": 0, "_n_updates": 0, "_n_calls": 0}
+        """How far the saved agent has come: finished `episodes`, and `steps` of them that it learned from."""
+        path = self.model_file
+        if not path.is_file():
+            return {"episodes": 0, "steps": 0}
         try:
-            with zipfile.ZipFile(self.model_file) as archive:
-                data = json.loads(archive.read("data"))
-            return {name: int(data[name]) for name in ("_episode_num", "num_timesteps", "_n_updates", "_n_calls")}
+            if path.suffix == ".zip":
+                with zipfile.ZipFile(path) as archive:
+                    data = json.loads(archive.read("data"))  # plain JSON
+                return {"episodes": int(data["_episode_num"]), "steps": int(data["num_timesteps"])}
+            about = load_arrays(path)[1]
+            return {"episodes": int(about["facts"]["episodes"]), "steps": int(about["steps"])}
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{self.model_file}: damaged, or not saved by qan ({error})") from error
+            raise ValueError(f"{path}: damaged, or not saved by qan ({error})") from error
 
     def replay_file(self, episode: int) -> Path:
         """Where the transitions of an episode are."""

@@ -1,89 +1,47 @@
 """Train an agent, a round of episodes at a time, in a run folder that a kill cannot spoil."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import configure
+import torch
+from numpy.typing import NDArray
+from stable_baselines3.common.logger import Logger, configure
 
-import qan_gym  # noqa: F401 (registers the environments)
-from qan_agents import dqn
-from qan_agents.play import Episode, Recorder
-from qan_agents.replay import add_round, episode_arrays
-from qan_agents.runs import Run, RunConfig
-from qan_agents.sb3 import RoundRecorder, StackHistory, vec_env
-from qan_gym.files import load_arrays, save_arrays, write_aside
+from qan_agents.learner import Learner, Progress, episode_values
+from qan_agents.play import Episode
+from qan_agents.presets import make_config
+from qan_agents.runs import MODEL_FILES, Run, RunConfig
+from qan_gym.files import load_arrays, save_arrays
 
 EPISODE_COLUMNS = ("validation_loss", "validation_accuracy", "test_loss", "test_accuracy", "learning_rate")
 UNSEEN_BELOW = 2**31  # seeds below are never trained on: evaluation takes its own from there
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Where a training stands, for whoever shows it.
-
-    Attributes:
-        episode: the one being played, from 0; with several at once, about.
-        step: actions done, of all episodes.
-        epsilon: of the exploration now.
-        validation_accuracy: last measured, mean over the environments.
-    """
-
-    episode: int
-    step: int
-    epsilon: float
-    validation_accuracy: float
-
-
-class _Report(BaseCallback):
-    def __init__(self, show: Callable[[Progress], None]) -> None:
-        super().__init__()
-        self.show = show
-
-    def _on_step(self) -> bool:
-        accuracy = _accuracy(self.locals["infos"])
-        self.show(Progress(self.model._episode_num, self.num_timesteps, self.model.exploration_rate, accuracy))
-        return True
-
-
-def _show_played(
-    show: Callable[[Progress], None], episode: int, step: int, epsilon: float, infos: list[dict[str, Any]]
-) -> None:
-    show(Progress(episode, step, epsilon, _accuracy(infos)))
-
-
-def _accuracy(infos: list[dict[str, Any]]) -> float:
-    return float(np.mean([info["validation_accuracy"] for info in infos]))
-
-
-def make_env(config: RunConfig) -> gym.Env:
-    """The environment of a run, as its agent sees it, recorded."""
-    return dqn.stack_history(Recorder(gym.make(config.env, **config.env_kwargs)), preset_of(config))
-
-
-def make_vec_env(config: RunConfig) -> StackHistory:
-    """The same, `num_envs` of them in lock-step, to be trained on."""
-    recorder = RoundRecorder(vec_env(config.env, config.num_envs, **config.env_kwargs))
-    return StackHistory(recorder, preset_of(config).history)
-
-
-def preset_of(config: RunConfig) -> dqn.Preset:
-    """The hyperparameters of a run.
+def make_learner(config: RunConfig) -> Learner:
+    """A fresh agent of a run, with its environments.
 
     Raises:
-        ValueError: agent or preset is unknown.
+        ValueError: agent, preset, or a setting is wrong; the message says which.
     """
-    if config.agent != "dqn":
-        raise ValueError(f"unknown agent {config.agent!r}; there is dqn")
-    if config.preset not in dqn.PRESETS:
-        raise ValueError(f"unknown preset {config.preset!r}; there are {', '.join(dqn.PRESETS)}")
-    return dqn.PRESETS[config.preset]
+    if config.agent not in MODEL_FILES:
+        raise ValueError(f"unknown agent {config.agent!r}; there are {', '.join(MODEL_FILES)}")
+    episodes = config.training_episodes
+
+    def configure_agent(decisions: int) -> Any:
+        return make_config(config.preset, episodes * decisions, config.agent_kwargs)
+
+    arguments = (config.env, config.env_kwargs, config.num_envs, config.seed, configure_agent)
+    if config.agent == "dqn":
+        from qan_agents.sb3_dqn import SB3Learner
+
+        return SB3Learner(*arguments, training_episodes=episodes)
+    from qan_agents.bundled import BundledLearner
+
+    return BundledLearner(*arguments)
 
 
 def start_run(folder: Path, config: RunConfig) -> Run:
@@ -101,31 +59,18 @@ def start_run(folder: Path, config: RunConfig) -> Run:
         )
     if config.seed < 0:
         raise ValueError(f"seed must be at least 0, not {config.seed}")
-    preset = preset_of(config)
-    env = make_vec_env(config)
-    game = env.unwrapped.env
-    steps = config.training_episodes * game.decisions
-    dqn.make_dqn(env, preset, steps, config.seed)
+    make_config(config.preset, 1, config.agent_kwargs)  # before data are loaded and references trained
+    learner = make_learner(config)
     facts = {
-        "task": asdict(game.config),
-        "dataset_fingerprint": game.training.fingerprint,
-        "decisions_per_episode": game.decisions,
-        "hyperparameters": {
-            "history": preset.history,
-            "update_every": preset.update_every,
-            "features_extractor": preset.extractor.__name__,
-            **{name: _plain(value) for name, value in preset.settings(steps).items()},
-        },
+        "task": asdict(learner.facts.task),
+        "dataset_fingerprint": learner.facts.fingerprint,
+        "decisions_per_episode": learner.facts.decisions,
+        "hyperparameters": asdict(learner.config),
     }
+    learner.close()
     run = Run(folder)
     run.create(config, facts)
     return run
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    return value.__name__ if isinstance(value, type) else value
 
 
 def episode_seed(config: RunConfig, episode: int) -> int:
@@ -133,84 +78,76 @@ def episode_seed(config: RunConfig, episode: int) -> int:
     return UNSEEN_BELOW + int(np.random.SeedSequence([config.seed, episode]).generate_state(1)[0]) % UNSEEN_BELOW
 
 
-def train(run: Run, show: Callable[[Progress], None], finished: Callable[[int, Episode], None]) -> dqn.DQN:
+def train(run: Run, show: Callable[[Progress], None], finished: Callable[[int, Episode], None]) -> Learner:
     """Train the agent of a run from where it stands to its last episode.
 
     Args:
         run: created by `start_run`, begun or not.
-        show: called after every action.
+        show: called now and then.
         finished: called after every episode, with its number, once it is on disk.
 
     Returns:
-        The trained agent.
+        The trained agent; its environments are closed.
     """
     config = run.config()
-    preset = preset_of(config)
-    env = make_vec_env(config)
-    steps = config.training_episodes * env.unwrapped.env.decisions
-    model = dqn.make_dqn(env, preset, steps, config.seed)
-    done = _restore(run, model, preset, config)
-    if done == config.episodes:
-        return model
-    model.set_logger(configure(str(run.folder / "tensorboard"), ["tensorboard"]))
-    callback = dqn.begin(model, steps, _Report(show))
+    learner = make_learner(config)
+    done = _restore(run, learner, config)
+    logger = configure(str(run.folder / "tensorboard"), ["tensorboard"]) if done < config.episodes else None
     for first in range(done, config.episodes, config.num_envs):
         started = time.perf_counter()
         numbers = range(first, first + config.num_envs)
-        seeds = [episode_seed(config, number) for number in numbers]
-        if config.trains(first):
-            dqn.train_round(model, preset, seeds, callback)
-        else:
-            played = partial(_show_played, show, first, model.num_timesteps, config.test_epsilon)
-            dqn.play_round(model, config.test_epsilon, seeds, played)
-        _save(run, model, first, env.episodes, time.perf_counter() - started)
-        for number, episode in zip(numbers, env.episodes, strict=True):
+        epsilon = None if config.trains(first) else config.test_epsilon
+        episodes = learner.play_round([episode_seed(config, number) for number in numbers], epsilon, show)
+        _save(run, learner, logger, first, episodes, time.perf_counter() - started)
+        for number, episode in zip(numbers, episodes, strict=True):
             finished(number, episode)
-    model.logger.close()
-    env.close()
-    return model
+    if logger is not None:
+        logger.close()
+    learner.close()
+    return learner
 
 
-def _restore(run: Run, model: dqn.DQN, preset: dqn.Preset, config: RunConfig) -> int:
+def _restore(run: Run, learner: Learner, config: RunConfig) -> int:
     """Bring a fresh agent to where the run stands; returns the number of finished episodes."""
-    progress = run.progress()
-    done = progress["_episode_num"]
+    done = run.progress()["episodes"]
     run.keep_only(done)
     if done > 0:
-        dqn.load_weights(model, run.model_file)
-        vars(model).update(progress)
-        for first in filter(config.trains, range(0, done, config.num_envs)):
-            arrays = [load_arrays(run.replay_file(first + row))[0] for row in range(config.num_envs)]
-            add_round(model.replay_buffer, arrays, preset.history)
+        learner.load(run.model_file)
+        learner.put_back(_learned_rounds(run, config, done))
     return done
 
 
-def _save(run: Run, model: dqn.DQN, first: int, episodes: Sequence[Episode], seconds: float) -> None:
+def _learned_rounds(run: Run, config: RunConfig, done: int) -> Iterator[list[dict[str, NDArray[Any]]]]:
+    for first in filter(config.trains, range(0, done, config.num_envs)):
+        yield [load_arrays(run.replay_file(first + row))[0] for row in range(config.num_envs)]
+
+
+def _save(run: Run, learner: Learner, logger: Logger, first: int, episodes: Sequence[Episode], seconds: float) -> None:
     """Write down a round; `first` is the number of its first episode."""
     config = run.config()
     learned = config.trains(first)
-    facts = {"learned": int(learned), "epsilon": model.exploration_rate if learned else config.test_epsilon}
-    history = preset_of(config).history
+    facts = {"learned": int(learned), "epsilon": learner.exploration if learned else config.test_epsilon}
     rows = []
     for number, episode in enumerate(episodes, start=first):
-        value = dqn.mean_max_q(model, episode.frames, history)
-        rows.append(_row(number, episode, {**facts, "mean_max_q": value, "seconds": round(seconds, 3)}))
-    for row, episode in zip(rows, episodes, strict=True):
-        number = row["episode"]
+        arrays = episode.arrays()
+        counts = np.bincount(arrays["actions"], minlength=learner.actions)
+        judged = episode_values(learner, arrays)
+        row = {**_row(number, episode), **facts, **judged, "seconds": round(seconds, 3)}
+        rows.append(row | {f"action_{action}": int(count) for action, count in enumerate(counts)})
         if learned:
-            save_arrays(run.replay_file(number), episode_arrays(episode), {"episode": number})
-        for name in ("return", *EPISODE_COLUMNS, "epsilon", "mean_max_q"):
-            model.logger.record(f"{'episode' if learned else 'played'}/{name}", row[name])
-        model.logger.dump(step=model.num_timesteps - len(episodes) + 1 + number - first)
+            save_arrays(run.replay_file(number), arrays, {"episode": number})
+        kind = "episode" if learned else "played"
+        for name in ("return", *EPISODE_COLUMNS, "epsilon", *judged):
+            logger.record(f"{kind}/{name}", row[name])
+        logger.record(f"{kind}/actions", torch.from_numpy(arrays["actions"]))  # a histogram
+        logger.dump(step=learner.steps - len(episodes) + 1 + number - first)
     for row, episode in zip(rows, episodes, strict=True):
         run.append("steps.csv.gz", [{"episode": row["episode"], **step} for step in episode.steps])
     run.append("episodes.csv", rows)
-    model._episode_num = first + len(episodes)  # what rows played while they waited for the others does not count
-    with write_aside(run.model_file) as aside:
-        model.save(aside)  # the last: from here on the episodes count
+    learner.save(run.model_file, first + len(episodes))  # the last: from here on the episodes count
 
 
-def _row(number: int, episode: Episode, facts: dict[str, Any]) -> dict[str, Any]:
+def _row(number: int, episode: Episode) -> dict[str, Any]:
     return {
         "episode": number,
         "steps": len(episode.steps),
@@ -218,5 +155,4 @@ def _row(number: int, episode: Episode, facts: dict[str, Any]) -> dict[str, Any]
         **{name: episode.final[name] for name in EPISODE_COLUMNS},
         "diverged": int(episode.final["diverged"]),
         "is_success": int(episode.final["is_success"]),
-        **facts,
     }

@@ -1,4 +1,6 @@
-"""The DQN of the runs: its presets, its episodes, its replay."""
+"""Stable-Baselines3's DQN in a run: its hyperparameters, its episodes, its replay."""
+
+import math
 
 import numpy as np
 import pytest
@@ -6,77 +8,104 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 
-import qan_gym  # noqa: F401
-from qan_agents import dqn
-from qan_agents.replay import ScreenReplayBuffer, add_round, episode_arrays
-from qan_agents.runs import RunConfig
-from qan_agents.train import UNSEEN_BELOW, _Report, episode_seed, make_env, make_vec_env, preset_of
+from qan_agents.features import Filters, ScoreLine
+from qan_agents.presets import PRESETS, make_config
+from qan_agents.rmsprop import DeepMindRMSprop
+from qan_agents.sb3_dqn import MISSING, SB3Learner, sb3_arguments
+from qan_agents.sb3_replay import ScreenReplayBuffer, add_round
 
 SHORT = {"epochs": 1, "meta_momentum": None, "reference": None, "batches_per_action": 20}  # 20 actions
 
 
-def make(preset: str, num_envs: int = 1, **kwargs: object):
-    settings = {"env_kwargs": {**SHORT, **kwargs}, "agent": "dqn", "preset": preset}
-    env = make_vec_env(RunConfig("QanLR-MNIST5k-v0", episodes=4, seed=0, num_envs=num_envs, **settings))
-    return env, dqn.make_dqn(env, dqn.PRESETS[preset], steps=100, seed=0)
+def make(preset: str, num_envs: int = 1, **kwargs: object) -> SB3Learner:
+    settings = {**SHORT, **kwargs}
+    return SB3Learner("QanLR-MNIST5k-v0", settings, num_envs, 0, lambda _: make_config(preset, 100, {}), 5)
 
 
 def test_the_paper_preset_is_the_papers():
-    settings = dqn.PRESETS["paper"].settings(2_200_000)
+    config = PRESETS["paper"](2_200_000)
+    assert (config.history, config.update_every, config.gradient_steps) == (4, 4, 1)
+    settings = sb3_arguments(config, 2_200_000)
     assert settings["buffer_size"] == 1_000_000
     assert (settings["batch_size"], settings["gamma"], settings["learning_rate"]) == (32, 0.99, 2.5e-4)
-    assert settings["policy_kwargs"]["optimizer_class"] is torch.optim.RMSprop
+    assert settings["policy_kwargs"]["optimizer_class"] is DeepMindRMSprop
+    assert settings["policy_kwargs"]["optimizer_kwargs"]["eps"] * 32**2 == pytest.approx(0.01)
+    assert settings["max_grad_norm"] == math.inf
     assert settings["target_update_interval"] == 10_000
     assert (settings["exploration_initial_eps"], settings["exploration_final_eps"]) == (1.0, 0.1)
-    assert dqn.PRESETS["paper"].update_every == 4
-    env, model = make("paper")
-    assert env.observation_space.shape == (4, 825)
-    convolution = next(module for module in model.q_net.modules() if isinstance(module, torch.nn.Conv2d))
+    assert settings["exploration_fraction"] * 2_200_000 == pytest.approx(1_000_000)
+    learner = make("paper")
+    assert learner.env.observation_space.shape == (4, 825)
+    convolution = next(module for module in learner.model.q_net.modules() if isinstance(module, torch.nn.Conv2d))
     assert (convolution.in_channels, convolution.out_channels) == (4, 32)
     assert (convolution.kernel_size, convolution.stride, convolution.padding) == ((8, 8), (4, 4), (1, 1))
-    layers = [module for module in model.q_net.modules() if isinstance(module, torch.nn.Linear)]
+    layers = [module for module in learner.model.q_net.modules() if isinstance(module, torch.nn.Linear)]
     assert [layer.out_features for layer in layers] == [512, 3]
+    assert type(learner.model.policy.optimizer) is DeepMindRMSprop
 
 
 def test_the_paper_network_sees_rows_and_columns_as_they_are():
     """A filter's row moves the convolution's window down, a column right."""
-    extractor = dqn.Filters(spaces.Box(-10, 10, (4, 33 * 25), np.float32), rows=33, columns=25)
+    layers = Filters(history=4, rows=33, columns=25).layers
     screen = torch.zeros(1, 4, 33, 25)
     screen[0, 0, 12, 6] = 1.0
-    out = extractor.layers[0][:2](screen.flatten(2))[0]  # (32, 7, 5)
-    changed = (out - extractor.layers[0][:2](torch.zeros(1, 4, 825))[0]).abs().sum(dim=0)  # (7, 5)
+    out = layers[:2](screen.flatten(2))[0]  # (32, 7, 5)
+    changed = (out - layers[:2](torch.zeros(1, 4, 825))[0]).abs().sum(dim=0)  # (7, 5)
     rows = [r for r in range(7) if 4 * r - 1 <= 12 < 4 * r + 7]
     columns = [c for c in range(5) if 4 * c - 1 <= 6 < 4 * c + 7]
     assert set(zip(*np.nonzero(changed.detach().numpy()), strict=True)) == {(r, c) for r in rows for c in columns}
 
 
 def test_the_score_line_is_what_quick_reads():
-    env, _ = make("quick")
-    observation, info = env.reset(), env.unwrapped.reset_infos[0]
-    rows, columns = env.get_attr("screen_shape")[0]
-    extractor = dqn.ScoreLine(env.observation_space, rows, columns)
-    features = extractor(torch.from_numpy(observation))[0]
+    learner = make("quick")
+    observation, info = learner.env.reset(), learner.env.unwrapped.reset_infos[0]
+    game = learner.env.unwrapped.env.unwrapped
+    features = ScoreLine(1, *game.screen_shape)(torch.from_numpy(observation))[0]
     assert features[0] == pytest.approx(np.log(info["learning_rate"]))
     assert features[1] == 0
     assert features[2] == pytest.approx(np.log(info["smoothed_loss"]), rel=1e-5)
-    filters = env.unwrapped.env.weights()["conv1.weight"][0]
+    filters = game.weights()["conv1.weight"][0]
     assert features[5] == pytest.approx(np.sqrt((filters**2).mean()), rel=1e-5)
     with pytest.raises(ValueError, match="score line"):
         make("quick", observation="filters")
 
 
+OTHERS = {"layer_norm": True, "dueling": True, "quantiles": 5, "double": True, "n_step": 3, "clip_td_error": None}
+OTHERS |= {"storage": "float16", "priority_exponent": 0.5, "importance_initial": 0.5}
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_what_sb3_does_not_have_is_refused(name):
+    with pytest.raises(ValueError, match=f"{name}.*dqn-gpu"):
+        sb3_arguments(make_config("quick", 100, {name: OTHERS[name]}), 100)
+
+
+def test_every_other_hyperparameter_reaches_sb3():
+    """Whatever is changed changes something, in the arguments or in the learner itself."""
+    changes = {
+        **{"gamma": 0.5, "optimizer": "rmsprop", "learning_rate": 0.1, "optimizer_epsilon": 0.2, "max_grad_norm": 1.0},
+        **{"hidden": (3,), "batch_size": 3, "gradient_steps": 3, "learning_starts": 3, "target_update_interval": 3},
+        **{"tau": 0.3, "buffer_size": 33, "exploration_initial": 0.9, "exploration_final": 0.3},
+        "exploration_steps": 33,
+    }
+    base = sb3_arguments(make_config("quick", 100, {}), 100)
+    for name, value in changes.items():
+        assert sb3_arguments(make_config("quick", 100, {name: value}), 100) != base, name
+    elsewhere = {"history", "features", "update_every", "importance_steps"}
+    assert changes.keys() | elsewhere | set(MISSING) == make_config("quick", 100, {}).__dict__.keys()
+
+
 @pytest.mark.parametrize(("preset", "num_envs", "target"), [("quick", 1, None), ("paper", 1, None), ("paper", 3, 1.9)])
 def test_rounds_put_back_into_the_replay_equal_those_played(preset, num_envs, target):
     """Also where the rows of a round end at different times, and wait for the last."""
-    env, model = make(preset, num_envs, target_loss=target)
-    _, other = make(preset, num_envs)
-    callback = dqn.begin(model, 100, _Report(lambda progress: None))
-    lengths = []
+    learner, other = make(preset, num_envs, target_loss=target), make(preset, num_envs)
+    rounds = []
     for seeds in ([7, 8, 9], [17, 18, 19]):
-        dqn.train_round(model, dqn.PRESETS[preset], seeds[:num_envs], callback)
-        add_round(other.replay_buffer, [episode_arrays(e) for e in env.episodes], dqn.PRESETS[preset].history)
-        lengths.append([len(episode.steps) for episode in env.episodes])
-    played, restored = model.replay_buffer, other.replay_buffer
+        episodes = learner.play_round(seeds[:num_envs], None, lambda progress: None)
+        rounds.append([episode.arrays() for episode in episodes])
+    other.put_back(rounds)
+    lengths = [[len(arrays["actions"]) for arrays in some] for some in rounds]
+    played, restored = learner.model.replay_buffer, other.model.replay_buffer
     assert played.pos == restored.pos == sum(map(max, lengths))
     np.testing.assert_array_equal(played.valid, restored.valid)
     assert played.valid.sum() == sum(map(sum, lengths))
@@ -116,63 +145,23 @@ def test_the_replay_stacks_what_sb3s_buffer_holds_stacked(size):
     assert set(drawn.tolist()) == set(plain.rewards[kept, 0].tolist())
 
 
-def test_training_seeds_are_never_evaluated():
-    seeds = [episode_seed(RunConfig("x", {}, "dqn", "quick", 20, run), k) for run in range(20) for k in range(20)]
-    assert len(set(seeds)) == len(seeds)
-    assert min(seeds) >= UNSEEN_BELOW
-    assert max(seeds) < 2**32
-
-
-def test_unknown_agent_and_preset():
-    with pytest.raises(ValueError, match="dnq"):
-        preset_of(RunConfig("x", {}, "dnq", "quick", 1, 0))
-    with pytest.raises(ValueError, match=r"fast.*quick"):
-        preset_of(RunConfig("x", {}, "dqn", "fast", 1, 0))
-
-
-def test_greedy_plays_the_action_of_the_highest_value():
-    _, model = make("quick")
-    env = make_env(RunConfig("QanLR-MNIST5k-v0", SHORT, "dqn", "quick", 1, 0))
-    greedy = dqn.Greedy(model)
-    observation, info = env.reset(seed=0)
-    for _ in range(5):
-        with torch.no_grad():
-            best = model.q_net(torch.from_numpy(np.asarray(observation))[None]).argmax(dim=1).item()
-        assert greedy.act(observation, info) == best
-        observation, *_, info = env.step(best)
-
-
 def test_a_played_round_teaches_nothing():
     """Weights and replay stay as they are; epsilon 0 is greedy, epsilon 1 random, the same seed the same episode."""
-    env, model = make("quick", num_envs=2)
+    learner = make("quick", num_envs=2)
+    model = learner.model
     before = {name: value.clone() for name, value in model.policy.state_dict().items()}
     played = []
     for epsilon in (0.0, 1.0, 1.0):
         shown = []
-        dqn.play_round(model, epsilon, [5, 6], shown.append)
+        episodes = learner.play_round([5, 6], epsilon, shown.append)
         assert len(shown) == 20
-        assert all(episode.over and len(episode.actions) == 20 for episode in env.episodes)
-        played.append(np.array([episode.actions for episode in env.episodes]))
+        assert all(episode.over and len(episode.actions) == 20 for episode in episodes)
+        played.append(np.array([episode.actions for episode in episodes]))
     assert all(torch.equal(value, before[name]) for name, value in model.policy.state_dict().items())
     assert model.replay_buffer.pos == 0
     assert model.num_timesteps == 0
     assert np.array_equal(played[1], played[2])
     assert len(np.unique(played[1])) == 3
-    dqn.play_round(model, 0.0, [5, 6], lambda _: None)
-    frames = torch.from_numpy(np.stack(env.episodes[1].frames[:-1]))[:, None]  # (T, 1, D)
-    with torch.no_grad():
-        assert played[0][1].tolist() == model.q_net(frames).argmax(dim=1).tolist()
-
-
-@pytest.mark.parametrize("history", [1, 4])
-def test_mean_of_the_highest_values(history):
-    """Against the observations stacked one by one, over more steps than are asked for at once."""
-    _, model = make("quick" if history == 1 else "paper")
-    rng = np.random.default_rng(0)
-    frames = list(rng.normal(size=(dqn.Q_BATCH * 2 + 3, 825)).astype(np.float32))
-    highest = []
-    for step in range(len(frames) - 1):
-        stack = [frames[max(step - back, 0)] for back in range(history - 1, -1, -1)]
-        with torch.no_grad():
-            highest.append(model.q_net(torch.from_numpy(np.stack(stack))[None]).max().item())
-    assert dqn.mean_max_q(model, frames, history) == pytest.approx(np.mean(highest), rel=1e-4)
+    episodes = learner.play_round([5, 6], 0.0, lambda _: None)
+    frames = torch.from_numpy(np.stack(episodes[1].frames[:-1]))[:, None]  # (T, 1, D)
+    assert played[0][1].tolist() == learner.values(frames).argmax(dim=1).tolist()

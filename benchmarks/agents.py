@@ -1,0 +1,166 @@
+"""How fast an agent learns: the bundled DQN beside Stable-Baselines3's, on the same vector environment.
+
+    python benchmarks/agents.py [--device cpu|cuda] [--rounds 10] [--json FILE]
+
+Environment steps per second while learning, with the same hyperparameters, networks and number of updates. The agents
+and the environment alone (random actions) take turns within each round; a ratio is the median over the rounds of the
+ratio within a round. What a step takes beyond the environment's own time is the agent's share.
+
+The games: CartPole-v1 of Gymnasium, whose step costs next to nothing (CPU only), and QanLR-MNIST5k-v0 with one
+mini-batch of 10 per action. `per step` are the updates per environment step: 1/4 as in the paper, 2 as in the preset
+quick, 8 for those who have few episodes.
+"""
+
+import argparse
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from throughput import Contest, hardware
+
+from qan_agents.dqn import DQN, DQNConfig, Game, Stream
+from qan_agents.presets import PRESETS
+from qan_agents.sb3 import GymnasiumVecEnv
+from qan_agents.sb3_dqn import Extractor, sb3_arguments
+
+MANY = {"cpu": 16, "cuda": 1024}
+LONG = 10_000_000  # steps: exploration goes on as long as it is measured
+BUFFER = 50_000
+RATES = {"1/4": (4, 1), "2": (1, 2), "8": (1, 8)}  # updates per step: update_every, gradient_steps
+
+
+def cartpole(num_envs: int, device: str, output: str) -> VectorEnv:
+    """Gymnasium's CartPole, N in one process."""
+    mode = {"autoreset_mode": AutoresetMode.SAME_STEP}
+    return gym.make_vec("CartPole-v1", num_envs=num_envs, vectorization_mode="sync", vector_kwargs=mode)
+
+
+def mnist5k(num_envs: int, device: str, output: str) -> VectorEnv:
+    """N CNNs in training."""
+    return gym.make_vec(
+        "QanLR-MNIST5k-v0",
+        num_envs=num_envs,
+        device=device,
+        output=output,
+        autoreset_mode=AutoresetMode.SAME_STEP,
+        batches_per_action=1,
+    )
+
+
+GAMES: dict[str, Callable[[int, str, str], VectorEnv]] = {"CartPole-v1": cartpole, "QanLR-MNIST5k-v0": mnist5k}
+
+
+def settings(game: str, preset: str, rate: str) -> DQNConfig:
+    """The hyperparameters that both agents have."""
+    every, updates = RATES[rate]
+    config = DQNConfig() if game == "CartPole-v1" else PRESETS[preset](LONG)
+    own = {"buffer_size": BUFFER, "learning_starts": 0, "exploration_steps": LONG}
+    return replace(config, update_every=every, gradient_steps=updates, **own)
+
+
+def bundled(env: VectorEnv, config: DQNConfig, device: str) -> Callable[[], None]:
+    """A step of every environment, and the updates that are due."""
+    agent = DQN(config, Game.of(env), device)
+    stream = Stream(env, agent.device)
+    agent.begin(stream.reset(0))
+
+    def step() -> None:
+        agent.remember(stream.step(agent.act()))
+        agent.learn()
+
+    return step
+
+
+def sb3(env: VectorEnv, config: DQNConfig, device: str) -> Callable[[int], None]:
+    """So many steps of every environment, and the updates that are due."""
+    from stable_baselines3 import DQN as SB3DQN
+
+    vec = GymnasiumVecEnv(env)
+    arguments = sb3_arguments(config, LONG)
+    updates = env.num_envs * config.gradient_steps // config.update_every
+    screen = getattr(env.unwrapped, "screen_shape", None)
+    if screen is not None:
+        own = {"features": config.features, "rows": screen[0], "columns": screen[1]}
+        arguments["policy_kwargs"] |= {"features_extractor_class": _Stacked, "features_extractor_kwargs": own}
+    arguments |= {"gradient_steps": updates, "train_freq": (1, "step"), "seed": 0, "device": device}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = SB3DQN("MlpPolicy", vec, **arguments)
+    return lambda steps: model.learn(steps * env.num_envs, reset_num_timesteps=False)
+
+
+class _Stacked(Extractor):
+    """For single frames, which SB3 gets here as they are."""
+
+    def __init__(self, space: gym.spaces.Box, **kwargs: Any) -> None:
+        stacked = gym.spaces.Box(space.low[None], space.high[None], dtype=space.dtype)
+        super().__init__(stacked, **kwargs)
+
+    def forward(self, observations: torch.Tensor) -> torch.Tensor:
+        return super().forward(observations[:, None])
+
+
+def compare(game: str, preset: str, rate: str, device: str, rounds: int) -> dict[str, Any]:
+    """The agents and the environment alone."""
+    num_envs = MANY[device]
+    config = settings(game, preset, rate)
+    make = GAMES[game]
+    alone = make(num_envs, device, "torch")
+    stream = Stream(alone, torch.device(device))
+    stream.reset(0)
+    actions = torch.randint(int(alone.single_action_space.n), (num_envs,), device=device)
+    calls = 60 if game == "CartPole-v1" else 10
+    threads = torch.get_num_threads()
+    contest = Contest(device)
+    contest.enter("environment", lambda: stream.step(actions), num_envs, threads, calls)
+    contest.enter("bundled", bundled(make(num_envs, device, "torch"), config, device), num_envs, threads, calls)
+    learn = sb3(make(num_envs, device, "numpy"), config, device)
+    contest.enter("SB3", lambda: learn(calls), num_envs * calls, threads, 1)
+    contest.play(rounds)
+    times = {name: contest.median(name) for name in contest.times}
+    return {
+        "game": game,
+        "preset": preset,
+        "updates_per_step": rate,
+        "num_envs": num_envs,
+        "steps_per_second": {name: 1e3 / value for name, value in times.items()},
+        "sb3_over_bundled": contest.ratio("SB3", "bundled"),
+        "agent_share": {name: 1 - times["environment"] / times[name] for name in ("bundled", "SB3")},
+        "at_best": contest.ratio("SB3", "environment"),
+    }
+
+
+def main() -> None:
+    """Measure, print, write down."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=MANY, default="cpu")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    arguments = parser.parse_args()
+    games = [("CartPole-v1", "quick")] if arguments.device == "cpu" else []
+    rows = []
+    print(f"{hardware(arguments.device)}, N = {MANY[arguments.device]}")
+    for game, preset in (*games, ("QanLR-MNIST5k-v0", "quick")):
+        for rate in RATES:
+            row = compare(game, preset, rate, arguments.device, arguments.rounds)
+            rows.append(row)
+            ratio, share, speed = row["sb3_over_bundled"], row["agent_share"], row["steps_per_second"]
+            print(
+                f"{game}, {rate} updates per step: {speed['SB3']:.0f} and {speed['bundled']:.0f} steps/s (environment "
+                f"alone {speed['environment']:.0f}), {ratio['median']:.2f} times (quartiles {ratio['low']:.2f} to "
+                f"{ratio['high']:.2f}; {row['at_best']['median']:.1f} if the agent took no time); the agent's share "
+                f"{share['SB3']:.0%} and {share['bundled']:.0%}",
+                flush=True,
+            )
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps({"hardware": hardware(arguments.device), "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
