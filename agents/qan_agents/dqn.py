@@ -22,19 +22,19 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 import torch
-import torch.nn.functional as F
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.optim.adam import adam
 
 from qan_agents.features import FEATURES
 from qan_agents.perceptron import Perceptron
 from qan_agents.replay import Batch, Replay, as_floats
-from qan_agents.rmsprop import DeepMindRMSprop
+from qan_agents.rmsprop import rmsprop_
 from qan_gym.cuda_graph import CapturedGraph
 from qan_gym.files import load_arrays, save_arrays
 
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "rmsprop": DeepMindRMSprop}
+MOMENTS = {"adam": ("exp_avg", "exp_avg_sq"), "rmsprop": ("mean", "mean_square")}  # by optimizer, one of each weight
 STORAGE = {"float32": torch.float32, "float16": torch.float16, "uint8": torch.uint8}
 GROUP = 16  # updates whose transitions are drawn together, at most
 SHOW_EVERY = 0.1  # seconds: showing progress makes the host wait for the device
@@ -95,7 +95,7 @@ class DQNConfig:
         for name in ("layer_norm", "dueling", "double"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}")
-        for name, known in {"features": FEATURES, "optimizer": OPTIMIZERS, "storage": STORAGE}.items():
+        for name, known in {"features": FEATURES, "optimizer": MOMENTS, "storage": STORAGE}.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; there are {', '.join(known)}")
         object.__setattr__(self, "hidden", tuple(self.hidden))  # JSON has lists
@@ -362,25 +362,18 @@ class DQN:
         self.target = QNetwork(config, game).to(self.device).requires_grad_(False)
         self.weights, self.target_weights = _as_vector(self.network), _as_vector(self.target)
         self.target_weights.copy_(self.weights)
-        self.parameter = nn.Parameter(self.weights)  # one for all, so that an update is a few operations, not hundreds
-        self.parameter.grad = self.gradient = torch.zeros_like(self.weights)
+        self.gradient = torch.zeros_like(self.weights)  # as one vector: an update is a few operations, not hundreds
         offset = 0
         for parameter in self.network.parameters():
             parameter.grad = self.gradient[offset : offset + parameter.numel()].view_as(parameter)
             offset += parameter.numel()
-        self.optimizer = self._make_optimizer()
+        self.moments = {name: torch.zeros_like(self.weights) for name in MOMENTS[config.optimizer]}
+        self.optimizer_steps = torch.zeros((), device=self.device)
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.epsilon = torch.ones((), device=self.device)
         self.importance = torch.ones((), device=self.device)
         levels = torch.arange(config.quantiles, device=self.device)
         self.levels = (levels + 0.5) / config.quantiles  # (quantiles,) of the distribution, their midpoints
-
-    def _make_optimizer(self) -> torch.optim.Optimizer:
-        config = self.config
-        own: dict[str, Any] = {"lr": config.learning_rate, "eps": config.optimizer_epsilon}
-        if config.optimizer == "adam":
-            own |= {"fused": True, "capturable": self.device.type == "cuda"}
-        return OPTIMIZERS[config.optimizer]([self.parameter], **own)
 
     # --- acting -----------------------------------------------------------------------------------------------------
 
@@ -506,16 +499,15 @@ class DQN:
             self._update(group)()
             count -= group
 
+    @torch.no_grad()
     def _learn_group(self, count: int) -> None:
         """Updates whose transitions are drawn together, and valued together where nothing changes in between."""
         config = self.config
         drawn = self.replay.sample(count * config.batch_size, self.importance, self.generator)
         wanted = None if config.double else self._targets(drawn)
-        errors = []
-        for start in range(0, len(drawn.rewards), config.batch_size):
-            some = slice(start, start + config.batch_size)
-            batch = Batch(*(values[some] for values in drawn))
-            errors.append(self.learn_from(batch, None if wanted is None else wanted[some]).td_errors)
+        batches = map(Batch, *(values.split(config.batch_size) for values in drawn))
+        targets = [None] * count if wanted is None else wanted.split(config.batch_size)
+        errors = [self.learn_from(batch, those).td_errors for batch, those in zip(batches, targets, strict=True)]
         if config.priority_exponent > 0:
             self.replay.set_priorities(drawn.places, torch.cat(errors))
 
@@ -535,13 +527,27 @@ class DQN:
         index = batch.actions[:, None, None].expand(-1, 1, config.quantiles)
         mine = values.gather(1, index).squeeze(1)  # (B, quantiles)
         # The loss's slope is written out: that is less work than having it derived.
-        losses, slopes = self._quantile_loss(mine, wanted) if config.quantiles > 1 else self._loss(mine, wanted)
-        weights = batch.weights / len(batch.weights)  # (B,)
-        back(torch.zeros_like(values).scatter_(1, index, (slopes * weights[:, None])[:, None]))
+        error = wanted - mine
+        losses, slopes = self._quantile_loss(mine, wanted) if config.quantiles > 1 else self._loss(error)
+        if config.priority_exponent > 0:
+            losses, slopes = losses * batch.weights[:, None], slopes * batch.weights[:, None]
+        back(torch.zeros_like(values).scatter_(1, index, slopes.div_(len(slopes))[:, None]))
         if config.max_grad_norm is not None:
             self.gradient.mul_(config.max_grad_norm / self.gradient.norm().clamp_(min=config.max_grad_norm))
-        self.optimizer.step()
-        return Learned(losses @ weights, (wanted - mine).mean(dim=1))
+        self._change_weights()
+        return Learned(losses.mean(), error.squeeze(1) if config.quantiles == 1 else error.mean(dim=1))
+
+    def _change_weights(self) -> None:
+        config, rate = self.config, {"lr": self.config.learning_rate, "eps": self.config.optimizer_epsilon}
+        if config.optimizer == "rmsprop":
+            rmsprop_(self.weights, self.gradient, **self.moments, **rate)
+            return
+        # Torch's, without its class, which takes longer than the step itself.
+        moments = ([moment] for moment in self.moments.values())
+        capturable = self.device.type == "cuda"
+        options = {"amsgrad": False, "maximize": False, "weight_decay": 0.0, "fused": True, "capturable": capturable}
+        steps = [self.optimizer_steps]
+        adam([self.weights], [self.gradient], *moments, [], steps, beta1=0.9, beta2=0.999, **rate, **options)
 
     @torch.no_grad()
     def _targets(self, batch: Batch) -> Tensor:
@@ -552,16 +558,14 @@ class DQN:
         value = following.gather(1, best[:, None, None].expand(-1, 1, self.config.quantiles))[:, 0]  # (B, quantiles)
         return batch.rewards[:, None] + batch.discounts[:, None] * value
 
-    def _loss(self, values: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """Huber's loss (B,), or half the squared TD error, and its slope (B, 1): minus the TD error, clipped."""
+    def _loss(self, error: Tensor) -> tuple[Tensor, Tensor]:
+        """Huber's loss (B, 1), or half the squared TD error, and its slope (B, 1): minus the TD error, clipped."""
         limit = self.config.clip_td_error
-        if limit is None:
-            return 0.5 * F.mse_loss(values, wanted, reduction="none").squeeze(1), values - wanted
-        losses = F.huber_loss(values, wanted, reduction="none", delta=limit).squeeze(1)
-        return losses, (values - wanted).clamp_(-limit, limit)
+        clipped = error if limit is None else error.clamp(-limit, limit)
+        return clipped * (error - 0.5 * clipped), -clipped
 
     def _quantile_loss(self, values: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """Equation 10 of arXiv:1710.10044, (B,), and its slope (B, quantiles).
+        """Equation 10 of arXiv:1710.10044, (B, 1), and its slope (B, quantiles).
 
         Summed over the learned quantiles, mean over the wanted ones.
         """
@@ -569,7 +573,7 @@ class DQN:
         error = wanted[:, None, :] - values[:, :, None]  # (B, learned, wanted)
         clipped = error.clamp(-limit, limit)
         share = (self.levels[:, None] - (error < 0).float()).abs() / limit
-        losses = (share * clipped * (error - 0.5 * clipped)).mean(dim=2).sum(dim=1)
+        losses = (share * clipped * (error - 0.5 * clipped)).mean(dim=2).sum(dim=1, keepdim=True)
         return losses, -(share * clipped).mean(dim=2)
 
     # --- files ------------------------------------------------------------------------------------------------------
@@ -583,7 +587,8 @@ class DQN:
         """
         arrays = {f"network/{name}": value for name, value in self.network.state_dict().items()}
         arrays |= {f"target/{name}": value for name, value in self.target.state_dict().items()}
-        arrays |= {f"optimizer/{name}": value for name, value in self.optimizer.state[self.parameter].items()}
+        arrays |= {f"optimizer/{name}": value for name, value in self.moments.items()}
+        arrays["optimizer_steps"] = self.optimizer_steps
         arrays["generator"] = self.generator.get_state()
         if self.replay is not None and self.config.priority_exponent > 0:
             arrays |= {"priorities": self.replay.priorities, "highest_priority": self.replay.highest}
@@ -629,10 +634,9 @@ class DQN:
 
         self.network.load_state_dict(part("network"))
         self.target.load_state_dict(part("target"))
-        for name, value in part("optimizer").items():
-            # Adam's count of steps stays where its other tensors are only if it is to be captured.
-            kept = value if value.dim() == 0 and self.device.type == "cpu" else value.to(self.device)
-            self.optimizer.state[self.parameter][name] = kept
+        for name, moment in self.moments.items():
+            moment.copy_(tensors[f"optimizer/{name}"])
+        self.optimizer_steps.copy_(tensors["optimizer_steps"])
         self.generator.set_state(tensors["generator"])
         if num_envs is not None and self.config.priority_exponent > 0:
             self._reserve(num_envs)

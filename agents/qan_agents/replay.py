@@ -185,27 +185,36 @@ class Replay:
         return place, (weights / weights.max()).float()
 
     def _batch(self, place: Tensor, weights: Tensor) -> Batch:
-        row = place % self.num_envs  # (B,)
-        slot = place // self.num_envs
-        newer = (self.cursor[row] - 1 - slot) % self.slots  # transitions after it in the ring
-        walk = (slot[:, None] + self.forth) % self.slots * self.num_envs + row[:, None]  # (B, n_step)
-        goes_on = (~self.ended[walk] & (newer[:, None] > self.forth))[:, :-1].cumprod(dim=1)  # (B, n_step - 1)
-        steps = 1 + goes_on.sum(dim=1)  # (B,)
-        taken = self.forth < steps[:, None]  # (B, n_step)
-        rewards = (self.rewards[walk] * self.discount[:-1] * taken).sum(dim=1)
-        last = walk.gather(1, steps[:, None] - 1)[:, 0]
+        last, rewards, discounts = self._look_ahead(place)
+        following = as_floats(self.next_frames[last])[:, None]  # (B, 1, D)
+        if self.history > 1:
+            following = torch.cat([self._stack(last, self.history - 1), following], dim=1)
         return Batch(
             observations=self._stack(place, self.history),
             actions=self.actions[place],
             rewards=rewards,
-            discounts=self.discount[steps] * ~self.terminated[last],
-            following=torch.cat([self._stack(last, self.history - 1), as_floats(self.next_frames[last])[:, None]], 1),
+            discounts=discounts.mul_(~self.terminated[last]),
+            following=following,
             weights=weights,
             places=place,
         )
 
+    def _look_ahead(self, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Where the n steps from each place end, their rewards' sum, and the discount of what follows, (B,) each."""
+        if self.n_step == 1:
+            return place, self.rewards[place], self.discount[1].repeat(len(place))
+        row, slot = place % self.num_envs, place // self.num_envs  # (B,)
+        newer = (self.cursor[row] - 1 - slot) % self.slots  # transitions after it in the ring
+        walk = (slot[:, None] + self.forth) % self.slots * self.num_envs + row[:, None]  # (B, n_step)
+        goes_on = (~self.ended[walk] & (newer[:, None] > self.forth))[:, :-1].cumprod(dim=1)  # (B, n_step - 1)
+        steps = 1 + goes_on.sum(dim=1)  # (B,)
+        rewards = (self.rewards[walk] * self.discount[:-1] * (self.forth < steps[:, None])).sum(dim=1)
+        return walk.gather(1, steps[:, None] - 1)[:, 0], rewards, self.discount[steps]
+
     def _stack(self, place: Tensor, count: int) -> Tensor:
         """The last `count` frames at each place, (B, count, D); before an episode's first, the first, again."""
+        if self.history == 1:
+            return as_floats(self.frames[place])[:, None]
         back = torch.minimum(self.back[self.history - count :], self.age[place][:, None]) * self.num_envs  # (B, count)
         return as_floats(self.frames[(place[:, None] - back) % len(self.frames)])
 

@@ -24,17 +24,20 @@ class DeepMindRMSprop(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Change the parameters; waits for no device, so a CUDA graph can hold it."""
+        """Change the parameters."""
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._change(parameter, parameter.grad, group["lr"], group["eps"])
+                if parameter.grad is None:
+                    continue
+                state: dict[str, Any] = self.state[parameter]
+                if not state:
+                    state["mean"], state["mean_square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+                rmsprop_(parameter, parameter.grad, state["mean"], state["mean_square"], group["lr"], group["eps"])
 
-    def _change(self, parameter: Tensor, gradient: Tensor, lr: float, eps: float) -> None:
-        state: dict[str, Any] = self.state[parameter]
-        if not state:
-            state["mean"], state["mean_square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-        state["mean"].lerp_(gradient, 1 - DECAY)
-        state["mean_square"].mul_(DECAY).addcmul_(gradient, gradient, value=1 - DECAY)
-        root = state["mean_square"].addcmul(state["mean"], state["mean"], value=-1).add_(eps).sqrt_()
-        parameter.addcdiv_(gradient, root, value=-lr)
+
+def rmsprop_(weights: Tensor, gradient: Tensor, mean: Tensor, mean_square: Tensor, lr: float, eps: float) -> None:
+    """One step, in place; all tensors have the shape of the weights."""
+    mean.lerp_(gradient, 1 - DECAY)
+    mean_square.mul_(DECAY).addcmul_(gradient, gradient, value=1 - DECAY)
+    root = mean_square.addcmul(mean, mean, value=-1).add_(eps).sqrt_()
+    weights.addcdiv_(gradient, root, value=-lr)

@@ -19,14 +19,16 @@ from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.utils import set_random_seed
 from torch import Tensor
 
-from qan_agents.dqn import OPTIMIZERS, DQNConfig, Game
+from qan_agents.dqn import DQNConfig, Game
 from qan_agents.features import FEATURES
 from qan_agents.learner import GameFacts, Progress
 from qan_agents.play import Episode
+from qan_agents.rmsprop import DeepMindRMSprop
 from qan_agents.sb3 import RoundRecorder, StackHistory, vec_env
 from qan_agents.sb3_replay import ScreenReplayBuffer, add_round
 from qan_gym.files import write_aside
 
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "rmsprop": DeepMindRMSprop}
 EVERY_STEP = TrainFreq(1, TrainFrequencyUnit.STEP)
 MISSING = (  # in SB3's DQN
     *("layer_norm", "dueling", "quantiles", "double", "n_step", "clip_td_error", "storage"),
