@@ -130,7 +130,7 @@ class SlowDQN:
         self.steps += 1
         for name, gradient in gradients.items():
             self.change(name, gradient * scale)
-        return float(total), errors
+        return float(total.detach()), errors
 
     def change(self, name: str, gradient: Tensor) -> None:
         lr, eps = self.config.learning_rate, self.config.optimizer_epsilon

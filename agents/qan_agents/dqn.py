@@ -36,7 +36,7 @@ from qan_gym.files import load_arrays, save_arrays
 
 MOMENTS = {"adam": ("exp_avg", "exp_avg_sq"), "rmsprop": ("mean", "mean_square")}  # by optimizer, one of each weight
 STORAGE = {"float32": torch.float32, "float16": torch.float16, "uint8": torch.uint8}
-GROUP = 16  # updates whose transitions are drawn together, at most
+GROUP = 32  # updates whose transitions are drawn together, at most
 SHOW_EVERY = 0.1  # seconds: showing progress makes the host wait for the device
 
 
@@ -524,7 +524,7 @@ class DQN:
             wanted = self._targets(batch)
         self.gradient.zero_()
         values, back = self.network.forward_and_back(batch.observations)  # (B, actions, quantiles)
-        index = batch.actions[:, None, None].expand(-1, 1, config.quantiles)
+        index = batch.actions.view(-1, 1, 1).expand(-1, 1, config.quantiles)
         mine = values.gather(1, index).squeeze(1)  # (B, quantiles)
         # The loss's slope is written out: that is less work than having it derived.
         error = wanted - mine

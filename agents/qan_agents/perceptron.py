@@ -20,9 +20,9 @@ class Perceptron(nn.Sequential):
 
     @cached_property
     def _parts(self) -> list[tuple[Tensor, ...]]:
-        """Weight, bias, and the gradients of both, of each layer; looked up once, which is what takes the time."""
-        linear = [layer for layer in self if isinstance(layer, nn.Linear)]
-        return [(one.weight.detach(), one.bias.detach(), one.weight.grad, one.bias.grad) for one in linear]
+        """Bias, weight, its transpose, and the gradients of weight and bias, of each layer: views, made once."""
+        linear = [(layer.weight.detach(), layer) for layer in self if isinstance(layer, nn.Linear)]
+        return [(one.bias.detach(), weight, weight.t(), one.weight.grad, one.bias.grad) for weight, one in linear]
 
     def forward_and_back(self, inputs: Tensor) -> tuple[Tensor, Callable[[Tensor], None]]:
         """The output (B, sizes[-1]) of (B, sizes[0]), and what takes its slope and writes the parameters' gradients.
@@ -31,14 +31,14 @@ class Perceptron(nn.Sequential):
         once every parameter has its `grad`; parameters and gradients must stay where they are.
         """
         seen = [inputs]  # by each layer, (B, units)
-        for weight, bias, *_ in self._parts[:-1]:
-            seen.append(torch.addmm(bias, seen[-1], weight.t()).relu_())
-        weight, bias, *_ = self._parts[-1]
-        return torch.addmm(bias, seen[-1], weight.t()), lambda slope: self._write_gradients(seen, slope)
+        for bias, _, transposed, *_ in self._parts[:-1]:
+            seen.append(torch.addmm(bias, seen[-1], transposed).relu_())
+        bias, _, transposed, *_ = self._parts[-1]
+        return torch.addmm(bias, seen[-1], transposed), lambda slope: self._write_gradients(seen, slope)
 
     def _write_gradients(self, seen: list[Tensor], slope: Tensor) -> None:
         for layer in reversed(range(len(seen))):
-            weight, _, weight_slope, bias_slope = self._parts[layer]
+            _, weight, _, weight_slope, bias_slope = self._parts[layer]
             torch.mm(slope.t(), seen[layer], out=weight_slope)
             torch.sum(slope, dim=0, out=bias_slope)
             if layer > 0:
