@@ -142,6 +142,8 @@ def test_progress_is_shown():
     assert agent.steps == 30
     train(agent, Identity(2), 30, seed=1)
     assert agent.steps == 60
+    with pytest.raises(ValueError, match="2 environments, not of 3"):
+        train(agent, Identity(3), 30)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

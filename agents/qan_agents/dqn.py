@@ -45,7 +45,11 @@ SHOW_EVERY = 0.1  # seconds: showing progress makes the host wait for the device
 
 @dataclass(frozen=True)
 class DQNConfig:
-    """The hyperparameters. "Steps" are steps of single environments: a vector environment of N makes N at once."""
+    """The hyperparameters.
+
+    "Steps" are steps of single environments: a vector environment of N makes N at once. The updates that are due after
+    one draw their transitions together, up to GROUP updates at a time, and their priorities change together.
+    """
 
     history: int = 1  # last frames of an observation
     features: str = "flat"  # what reads them: flat, filters (the paper's convolution), score-line
@@ -382,10 +386,15 @@ class DQN:
 
         Args:
             frames: (N, D) the first.
+
+        Raises:
+            ValueError: N is another than when it began to play.
         """
         config = self.config
         if self.replay is None:
             self._reserve(len(frames))
+        if len(frames) != self.replay.num_envs:
+            raise ValueError(f"the agent's replay is of {self.replay.num_envs} environments, not of {len(frames)}")
         self.replay.cut()
         self.stack.copy_(frames[:, None].expand(-1, config.history, -1))
         self.age.zero_()

@@ -4,8 +4,8 @@
     episodes.csv            a row per finished episode
     steps.csv.gz            a row per action of the finished episodes
     replay/NNNNNN.safetensors   the transitions of a finished episode
-    model.zip               the agent after the last finished episode, as SB3 saves it; of the bundled DQN,
-    model.safetensors
+    model.zip               the agent after the last finished episode, as SB3 saves it;
+    model.safetensors       the same of the bundled DQN
     tensorboard/            the same curves for TensorBoard
     evaluation.csv.gz, evaluation.csv   the agent and the fixed policies on unseen seeds: per action, per episode
     *.png                   pictures of all that
