@@ -228,6 +228,9 @@ def test_every_setting_out_of_its_range_is_refused_by_name():
             DQNConfig(**{name: value})
     with pytest.raises(ValueError, match="clip_td_error"):
         DQNConfig(quantiles=2, clip_td_error=None)
+    for name, value in (("hidden", 64), ("hidden", [True]), ("features", ["flat"]), ("gamma", "high")):
+        with pytest.raises(ValueError, match=name):
+            DQNConfig(**{name: value})
 
 
 @pytest.mark.parametrize(

@@ -100,13 +100,17 @@ class DQNConfig:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}")
         for name, known in {"features": FEATURES, "optimizer": MOMENTS, "storage": STORAGE}.items():
-            if getattr(self, name) not in known:
+            if str(getattr(self, name)) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; there are {', '.join(known)}")
+        if not isinstance(self.hidden, list | tuple) or not all(_is_count(units) for units in self.hidden):
+            raise ValueError(f"hidden must be a list of numbers of units, not {self.hidden!r}")
         object.__setattr__(self, "hidden", tuple(self.hidden))  # JSON has lists
-        if not all(isinstance(units, int) and units > 0 for units in self.hidden):
-            raise ValueError(f"hidden must be numbers of units, not {self.hidden!r}")
         if self.quantiles > 1 and self.clip_td_error is None:
             raise ValueError("quantiles need clip_td_error: it is the threshold of their Huber loss")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 _LEAST = {
