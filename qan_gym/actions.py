@@ -1,4 +1,4 @@
-"""What an action does to the learning rate."""
+"""What an action does to the learning rate, and what the schedule does that it plays on top of."""
 
 import math
 
@@ -12,13 +12,14 @@ MULTIPLICATIVE_FACTOR = 1.25  # of one discrete action on the multiplicative sca
 CONTINUOUS_FACTOR = 2.0  # of a continuous action of 1; its inverse, of -1
 
 
-def next_learning_rate(learning_rate: Tensor, action: Tensor, config: TaskConfig) -> Tensor:
-    """The learning rate after an action of the learning-rate game, kept within the game's range.
+def next_level(level: Tensor, action: Tensor, config: TaskConfig) -> Tensor:
+    """The level of the learning rate after an action, kept within the game's range.
 
-    additive: lr +- learning_rate_step (the paper); multiplicative: lr * or / 1.25; continuous: lr * 2**action.
+    additive: +- learning_rate_step (the paper); multiplicative: * or / 1.25; continuous: * 2**action, or, with
+    action_scale "absolute", min * (max / min)**((action + 1) / 2).
 
     Args:
-        learning_rate: (N,) float64.
+        level: (N,) float64, the learning rate before what the schedule makes of it (see `scheduled`).
         action: (N,) int64 of RAISE, LOWER, KEEP; or (N,) float in [-1, 1], clipped, where `config.continuous`.
         config: the game.
 
@@ -26,11 +27,34 @@ def next_learning_rate(learning_rate: Tensor, action: Tensor, config: TaskConfig
         (N,) float64 in [learning_rate_min, learning_rate_max].
     """
     if config.continuous:
-        changed = learning_rate * torch.exp(action.to(torch.float64).clamp(-1, 1) * math.log(CONTINUOUS_FACTOR))
+        place = action.to(torch.float64).clamp(-1, 1)
+        if config.action_scale == "absolute":
+            low, high = math.log(config.learning_rate_min), math.log(config.learning_rate_max)
+            changed = torch.exp(low + (high - low) * (place + 1) / 2)
+        else:
+            changed = level * torch.exp(place * math.log(CONTINUOUS_FACTOR))
     else:
         direction = (action == RAISE).to(torch.float64) - (action == LOWER).to(torch.float64)  # 1, -1 or 0
         if config.action_scale == "additive":
-            changed = learning_rate + direction * config.learning_rate_step
+            changed = level + direction * config.learning_rate_step
         else:
-            changed = learning_rate * MULTIPLICATIVE_FACTOR**direction
+            changed = level * MULTIPLICATIVE_FACTOR**direction
     return changed.clamp(config.learning_rate_min, config.learning_rate_max)
+
+
+def scheduled(level: Tensor, share: Tensor, schedule: str) -> Tensor:
+    """The learning rate that a schedule makes of its level: level * (1 - share), or level * (1 + cos(pi share)) / 2.
+
+    Args:
+        level: (N,) float64.
+        share: (N,) of the budget that is used, in [0, 1).
+        schedule: "constant", "linear" or "cosine".
+
+    Returns:
+        (N,) float64 in (0, level].
+    """
+    if schedule == "linear":
+        return level * (1 - share)
+    if schedule == "cosine":
+        return level * (1 + torch.cos(math.pi * share)) / 2
+    return level

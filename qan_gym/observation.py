@@ -2,7 +2,8 @@
 
 The screen has one row per filter and one column per weight (of the networks for CIFAR-10, 192 rows of 192 weights of
 the last convolution), and a last row, the score line: ln(learning rate), share of the budget used, ln(smoothed loss),
-its change since the last action, the last action (-1 before the first), zeros.
+its change since the last action, the last action (-1 before the first); with `validate_every` ln(validation loss)
+and its change; zeros.
 """
 
 import torch
@@ -12,14 +13,15 @@ from torch import Tensor
 from qan_gym.optimizee import Network, Params
 
 LIMIT = 10.0  # every value is kept within +-LIMIT
-SCORES = 5
+SCORES = 5  # places on the score line that every game uses
+ALL_SCORES = 7  # and with the validation loss and its change, where it is measured every few mini-batches
 NO_ACTION = -1.0  # on the score line, before the first action
 
 
 def screen_shape(network: Network, observation: str) -> tuple[int, int]:
     """(rows, columns) of the screen; with `"screen"` the last row is the score line."""
     rows, columns = _weights_shape(network)
-    return rows + (observation == "screen"), max(columns, SCORES)
+    return rows + (observation == "screen"), max(columns, ALL_SCORES)
 
 
 def shown_weights(network: Network, params: Params) -> Tensor:
@@ -42,7 +44,7 @@ def observe(rows: Tensor, scores: Tensor | None, columns: int) -> Tensor:
 
     Args:
         rows: (N, F, W), see `shown_weights`.
-        scores: (N, SCORES), or None to leave the score line out.
+        scores: (N, SCORES or ALL_SCORES), or None to leave the score line out.
         columns: of the screen.
 
     Returns:

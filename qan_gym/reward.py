@@ -19,7 +19,9 @@ class Measurement:
         smoothed_before: running mean of the mini-batch losses before this action (at first: the loss on the
             validation split at the initial weights).
         smoothed: the same after it.
-        validation_loss: on the whole validation split, as of the last epoch end or the end of the episode.
+        validation_before: the loss on the validation split, as it was known before this action.
+        validation_loss: on the whole validation split, as last measured: at the end of an epoch or of the episode, or as
+            `validate_every` says.
         validation_accuracy: the same, in [0, 1].
         ended: bool, the episode is over.
     """
@@ -27,6 +29,7 @@ class Measurement:
     loss: Tensor
     smoothed_before: Tensor
     smoothed: Tensor
+    validation_before: Tensor
     validation_loss: Tensor
     validation_accuracy: Tensor
     ended: Tensor
@@ -44,6 +47,14 @@ def log_loss(m: Measurement) -> Tensor:
     return safe_log(m.smoothed_before) - safe_log(level)
 
 
+def validation_loss(m: Measurement) -> Tensor:
+    """ln(v[t-1]) - ln(v[t]), v the loss on the validation split as it is known.
+
+    The return of an episode is that of `log_loss`; there is less noise in what it is made of.
+    """
+    return safe_log(m.validation_before) - safe_log(m.validation_loss)
+
+
 def inverse_loss(m: Measurement) -> Tensor:
     """1 / |loss - 1e-4| (the paper), at most 1e4."""
     return 1 / (m.loss - FINAL_LOSS).abs().clamp(min=FINAL_LOSS)
@@ -54,7 +65,12 @@ def accuracy(m: Measurement) -> Tensor:
     return torch.where(m.ended, m.validation_accuracy, 0.0)
 
 
-REWARDS: dict[str, Reward] = {"log-loss": log_loss, "inverse-loss": inverse_loss, "accuracy": accuracy}
+REWARDS: dict[str, Reward] = {
+    "log-loss": log_loss,
+    "validation-loss": validation_loss,
+    "inverse-loss": inverse_loss,
+    "accuracy": accuracy,
+}
 
 
 def register_reward(name: str, function: Reward) -> None:

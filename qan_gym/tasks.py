@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 FILTER_REGRESSION = "filter-regression"
+SCHEDULES = ("constant", "linear", "cosine")
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ class TaskConfig:
     # The actions.
     batches_per_action: int = 1
     continuous: bool = False  # learning-rate game only: Box(-1, 1) instead of raise, lower, keep
-    action_scale: str = "additive"  # of raise and lower: "additive" (the paper) or "multiplicative"
+    action_scale: str = "additive"  # of raise and lower: "additive" (the paper) or "multiplicative"; "absolute" where
+    # continuous: the action is the learning rate itself, -1 the least, 1 the most, in the logarithm
+    schedule: str = "constant"  # what the actions change the level of: "constant", "linear" or "cosine" (down to 0)
     learning_rate_step: float = 0.005  # of one additive action
     learning_rate_min: float = 0.005
     learning_rate_max: float = 1.0
@@ -43,6 +46,7 @@ class TaskConfig:
     observation: str = "screen"  # "screen" (filters and score line) or "filters" (the paper)
     reward: str = "log-loss"  # a registered name
     target_loss: float | None = None  # smoothed training loss at which the episode is won; None: no such end
+    validate_every: int | None = None  # mini-batches between which the validation loss is measured; None: an epoch
     early_stopping: int | None = None  # epochs without a lower validation loss that end the episode; None: no such end
 
     # The help of a reference network.
@@ -56,14 +60,15 @@ class TaskConfig:
             _check(self, name, isinstance(getattr(self, name), str), "text")
         _check(self, "reference", self.reference is None or isinstance(self.reference, str), "text or None")
         _require(self, "game", ("lr", "minibatch"))
-        _require(self, "action_scale", ("additive", "multiplicative"))
+        _require(self, "action_scale", ("additive", "multiplicative", "absolute"))
+        _require(self, "schedule", SCHEDULES)
         _require(self, "observation", ("screen", "filters"))
         _require(self, "precision", ("float32", "tf32", "bf16"))
         _require(self, "preprocess", ("normalise", "whiten"))
         _require(self, "augment", (None, "zero", "reflect"))
         for name in ("batch_size", "epochs", "batches_per_action"):
             _check(self, name, _is_int(getattr(self, name)) and getattr(self, name) >= 1, "an integer of at least 1")
-        for name, least in (("pull_epochs", 0), ("train_size", 1), ("early_stopping", 1)):
+        for name, least in (("pull_epochs", 0), ("train_size", 1), ("early_stopping", 1), ("validate_every", 1)):
             value = getattr(self, name)
             valid = value is None or (_is_int(value) and value >= least)
             _check(self, name, valid, f"None or an integer of at least {least}")
@@ -92,6 +97,8 @@ class TaskConfig:
             _check(self, name, isinstance(getattr(self, name), bool), "True or False")
         if self.continuous and self.game != "lr":
             raise ValueError("continuous=True needs the learning-rate game; the mini-batch game chooses among classes")
+        if self.action_scale == "absolute" and not self.continuous:
+            raise ValueError("action_scale='absolute' needs continuous=True: the action is the learning rate itself")
         if self.distillation > 0 and self.reference is None:
             raise ValueError("distillation needs soft targets: give a reference, or leave distillation at 0")
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qan_gym import augmentation, meta_momentum, observation
-from qan_gym.actions import next_learning_rate
+from qan_gym.actions import next_level, scheduled
 from qan_gym.cuda_graph import CapturedGraph
 from qan_gym.data import load_dataset, on_device
 from qan_gym.networks import build_network
@@ -175,12 +175,16 @@ class Training:
         self.clock = torch.zeros(n, dtype=torch.int64, device=device)  # the device's copy of `batch`
         self.device_seeds = torch.zeros(n, dtype=torch.int64, device=device)  # and of `seeds`
         self.action = torch.zeros(n, dtype=torch.float32 if config.continuous else torch.int64, device=device)
-        self.learning_rate = torch.zeros(n, dtype=torch.float64, device=device)
+        self.level = torch.zeros(
+            n, dtype=torch.float64, device=device
+        )  # of the learning rate, which the actions change
+        self.learning_rate = torch.zeros(n, dtype=torch.float64, device=device)  # what the schedule makes of it
         self.window = torch.zeros(n, MEMORY, dtype=torch.int64, device=device)  # of the roulette, the newest last
         self.last_action = torch.zeros(n, device=device)
         self.smoothed_before = torch.zeros(n, device=device)  # the last action
         self.levels = torch.zeros(2, n, device=device)
         self.loss, self.smoothed = self.levels
+        self.validation_before = torch.zeros(n, device=device)  # the last action
         self.validation_loss = torch.zeros(n, device=device)
         self.validation_accuracy = torch.zeros(n, device=device)
         self.best_validation_loss = torch.zeros(n, device=device)
@@ -227,14 +231,14 @@ class Training:
         for buffers in self.slots.values():
             for value in buffers.values():
                 value[rows] = 0
-        self.learning_rate[rows] = self.config.learning_rate
+        self.level[rows] = self.learning_rate[rows] = self.config.learning_rate
         self.window[rows] = 0
         self.last_action[rows] = observation.NO_ACTION
         self.batch_indices[rows] = 0
         self.sampler.by_class[rows] = self.config.game == "minibatch" and not shuffled
         self._validate(mask)
-        for level in (self.loss, self.smoothed_before, self.smoothed):
-            level[rows] = self.validation_loss[rows]
+        for loss in (self.loss, self.smoothed_before, self.smoothed, self.validation_before):
+            loss[rows] = self.validation_loss[rows]
         self.best_validation_loss[rows] = self.validation_loss[rows]
         self.epochs_since_best[rows] = 0
         for flag in (self.diverged, self.success, self.early_stopped, self.ended):
@@ -270,7 +274,9 @@ class Training:
         whole_epoch = (self.batch // per_epoch > epoch_before) & ~self.over
         budget_spent = (self.batch >= self.budget) & ~self.over
         terminated = (diverged | success) & ~self.over
-        self._validate(terminated | budget_spent | whole_epoch)
+        every = self.config.validate_every or per_epoch
+        due = (self.batch // every > (self.batch - count) // every) & ~self.over
+        self._validate(terminated | budget_spent | whole_epoch | due)
         if self.config.early_stopping is not None and whole_epoch.any():
             epochs = self.batch // per_epoch - epoch_before
             terminated |= self._stop_early(whole_epoch & ~terminated, epochs, self.config.early_stopping)
@@ -319,8 +325,9 @@ class Training:
     def _play(self, begins: Flags | None = None) -> None:
         """The action and its mini-batches; begins: (batches_per_action, N), where epochs begin, unless that is done."""
         self.smoothed_before.copy_(self.smoothed)
+        self.validation_before.copy_(self.validation_loss)
         if self.config.game == "lr":
-            self.learning_rate.copy_(next_learning_rate(self.learning_rate, self.action, self.config))
+            self.level.copy_(next_level(self.level, self.action, self.config))
         else:
             self.window.copy_(torch.cat([self.window[:, 1:], self.action[:, None]], dim=1))
         self.last_action.copy_(self.action)
@@ -342,6 +349,7 @@ class Training:
         window = self.window if self.config.game == "minibatch" else None
         indices = self.sampler.draw(self.clock % per_epoch, window)  # (N, B)
         self.batch_indices[:, number] = indices
+        self.learning_rate.copy_(scheduled(self.level, self.clock / self.budget, self.config.schedule))
         acts = self.has_reference & (self.clock < self.pull_batches)
         strength, rate = acts * self.pull, self.learning_rate.to(torch.float32)
         loss = torch.cat([self._update(block, indices[block.rows], rate, strength) for block in self.blocks])
@@ -420,6 +428,7 @@ class Training:
             loss=self.loss,
             smoothed_before=self.smoothed_before,
             smoothed=self.smoothed,
+            validation_before=self.validation_before,
             validation_loss=self.validation_loss,
             validation_accuracy=self.validation_accuracy,
             ended=self.ended,
@@ -430,6 +439,9 @@ class Training:
             share = self.clock / self.budget
             rate = self.learning_rate.log().to(torch.float32)
             scores = torch.stack([rate, share, level, level - before, self.last_action], dim=1)  # (N, 5)
+            if self.config.validate_every is not None:
+                level, before = safe_log(self.validation_loss), safe_log(self.validation_before)
+                scores = torch.cat([scores, level[:, None], (level - before)[:, None]], dim=1)  # (N, 7)
         weights = observation.shown_weights(self.network, self.params)  # (N, F, W)
         screen = observation.observe(weights, scores, self.screen_shape[1])
         return Measured(screen, reward_terms(self.config.reward, measurement, self.diverged))
@@ -457,12 +469,14 @@ class Training:
             "seeds": torch.from_numpy(self.seeds),
             "batch": torch.from_numpy(self.batch),
             "over": torch.from_numpy(self.over),
+            "level": self.level,
             "learning_rate": self.learning_rate,
             "window": self.window,
             "last_action": self.last_action,
             "loss": self.loss,
             "smoothed_before": self.smoothed_before,
             "smoothed": self.smoothed,
+            "validation_before": self.validation_before,
             "validation_loss": self.validation_loss,
             "validation_accuracy": self.validation_accuracy,
             "best_validation_loss": self.best_validation_loss,

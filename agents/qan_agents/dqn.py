@@ -52,7 +52,7 @@ class DQNConfig:
     """
 
     history: int = 1  # last frames of an observation
-    features: str = "flat"  # what reads them: flat, filters (the paper's convolution), score-line
+    features: str = "flat"  # what reads them: flat, filters (the paper's convolution), score-line, scores
     hidden: tuple[int, ...] = (64, 64)  # units of the layers that follow
     layer_norm: bool = False  # after each of them
     dueling: bool = False  # the last of them and the output twice: for the state's value, and the actions' advantages
@@ -173,8 +173,10 @@ class Game:
         Raises:
             ValueError: which, and why.
         """
-        if config.features == "score-line" and not self.score_line:
-            raise ValueError("the features score-line read the score line: use observation='screen', or other features")
+        if config.features in ("score-line", "scores") and not self.score_line:
+            raise ValueError(
+                f"the features {config.features} read the score line: use observation='screen', or other features"
+            )
         if config.features == "filters" and min(self.screen) < 6:
             raise ValueError(f"the features filters need a screen of at least 6 x 6, not {self.screen}: use flat")
         if (config.storage == "uint8") != (self.dtype == "uint8"):

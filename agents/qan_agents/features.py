@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from qan_gym.observation import SCORES
+from qan_gym.observation import ALL_SCORES, SCORES
 
 
 class Filters(nn.Module):
@@ -42,6 +42,20 @@ class ScoreLine(nn.Module):
         return torch.cat([screens[:, :, -1, :SCORES], size], dim=2).flatten(1)
 
 
+class Scores(nn.Module):
+    """The score line of the last screens, with the validation loss where that is measured more often than every epoch."""
+
+    def __init__(self, history: int, rows: int, columns: int) -> None:
+        """The score line is the last of the rows."""
+        super().__init__()
+        self.start = (rows - 1) * columns
+        self.size = history * ALL_SCORES
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """(B, history, rows * columns) -> (B, history * 7)."""
+        return observations[:, :, self.start : self.start + ALL_SCORES].flatten(1)
+
+
 class Flat(nn.Module):
     """The last frames as they are."""
 
@@ -55,8 +69,9 @@ class Flat(nn.Module):
         return observations.flatten(1)
 
 
-FEATURES: dict[str, type[Filters] | type[ScoreLine] | type[Flat]] = {
+FEATURES: dict[str, type[Filters] | type[ScoreLine] | type[Scores] | type[Flat]] = {
     "flat": Flat,
     "filters": Filters,
     "score-line": ScoreLine,
+    "scores": Scores,
 }

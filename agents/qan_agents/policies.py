@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.optim import lr_scheduler
 
-from qan_gym.actions import CONTINUOUS_FACTOR, KEEP, next_learning_rate
+from qan_gym.actions import CONTINUOUS_FACTOR, KEEP, next_level
 from qan_gym.tasks import TaskConfig
 
 ONE_CYCLE_PEAK = 5  # of the one-cycle schedule, in initial learning rates
@@ -59,7 +59,7 @@ class Scheduled:
         if self.config.continuous:
             step = math.log(target / rate) / math.log(CONTINUOUS_FACTOR)
             return np.clip([step], -1, 1).astype(np.float32)
-        options = next_learning_rate(torch.full((KEEP + 1,), rate).double(), torch.arange(KEEP + 1), self.config)
+        options = next_level(torch.full((KEEP + 1,), rate).double(), torch.arange(KEEP + 1), self.config)
         distance = (options.log() - math.log(target)).abs()
         return KEEP if distance[KEEP] <= distance.min() else int(distance.argmin())
 

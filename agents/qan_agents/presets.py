@@ -61,7 +61,29 @@ def _today(steps: int) -> DQNConfig:
     )
 
 
-PRESETS: dict[str, Callable[[int], DQNConfig]] = {"paper": _paper, "quick": _quick, "today": _today}
+def _control(steps: int) -> DQNConfig:
+    return DQNConfig(
+        features="scores",
+        hidden=(64, 64),
+        layer_norm=True,
+        double=True,
+        gamma=0.995,
+        n_step=3,
+        gradient_steps=8,
+        learning_starts=min(200, steps // 5),
+        target_update_interval=1,
+        tau=0.005,
+        buffer_size=min(100_000, steps),
+        exploration_steps=max(1, round(0.7 * steps)),
+    )
+
+
+PRESETS: dict[str, Callable[[int], DQNConfig]] = {
+    "paper": _paper,
+    "quick": _quick,
+    "today": _today,
+    "control": _control,
+}
 
 
 def make_config(preset: str, steps: int, overrides: dict[str, Any]) -> DQNConfig:

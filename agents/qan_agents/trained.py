@@ -1,0 +1,156 @@
+"""Agents as the controllers of a bench: trained on so many trainings, then played greedily."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import gymnasium as gym
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from numpy.typing import NDArray
+
+from qan_agents.controllers import Infos, Prepared, Problem, Settings, batches_of, looking_every
+from qan_agents.dqn import DQN, Game, train
+from qan_agents.presets import make_config
+
+DECISIONS = 50  # of an episode, unless the settings say otherwise
+
+
+def playing(problem: Problem, wanted: Settings, continuous: bool) -> Settings:
+    """How an agent plays the learning-rate game: few long actions that multiply the learning rate, on top of a linear
+    decay, paid by the drop in the validation loss; the mini-batch game it plays as it is.
+
+    Args:
+        problem: what it plays.
+        wanted: keyword arguments that differ.
+        continuous: the agent's actions are.
+    """
+    every = looking_every(problem)
+    if problem.task.game != "lr":
+        return {"validate_every": every, "reward": "validation-loss", **wanted}
+    own = {
+        "batches_per_action": max(1, batches_of(problem) // DECISIONS),
+        "validate_every": every,
+        "reward": "validation-loss",
+        "schedule": "linear",
+        **({"continuous": True} if continuous else {"action_scale": "multiplicative"}),
+    }
+    return {**own, **wanted}
+
+
+class Agent:
+    """A trained agent as a `Player`."""
+
+    def __init__(self, choose: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
+        """choose: (N, D) observations -> the actions, (N,) or (N, 1)."""
+        self.choose = choose
+
+    def start(self, env: VectorEnv) -> None:
+        """See `Player.start`."""
+
+    def act(self, observations: NDArray[Any], infos: Infos) -> NDArray[Any]:
+        """See `Player.act`."""
+        return self.choose(observations)
+
+
+def train_agent(name: str, problem: Problem, settings: Settings) -> Prepared:
+    """Train an agent on the problem's budget, in waves of `at_once` trainings.
+
+    Args:
+        name: "dqn-gpu", "dqn", "qr-dqn", "ppo", "sac" or "td3".
+        problem: what it is to control.
+        settings: `env`, see `playing`; all others are hyperparameters.
+
+    Raises:
+        ValueError: a setting is wrong, or the budget is no whole number of waves.
+    """
+    rows = min(problem.at_once, problem.runs)
+    if rows < 1 or problem.runs % rows:
+        raise ValueError(
+            f"an agent is trained in waves of {problem.at_once}: {problem.runs} runs are no number of them"
+        )
+    hyperparameters = {key: value for key, value in settings.items() if key != "env"}
+    arguments = playing(problem, settings.get("env", {}), continuous=name in ("sac", "td3"))
+    return (_bundled if name == "dqn-gpu" else _sb3)(name, problem, arguments, hyperparameters, rows)
+
+
+def _bundled(name: str, problem: Problem, arguments: Settings, wanted: Settings, rows: int) -> Prepared:
+    env = gym.make_vec(
+        problem.env,
+        num_envs=rows,
+        output="torch",
+        autoreset_mode=AutoresetMode.SAME_STEP,
+        **{**problem.env_kwargs, **arguments},
+    )
+    steps = problem.runs * env.unwrapped.decisions
+    config = make_config("control", steps, wanted)
+    if config.history != 1:
+        raise ValueError("a bench plays agents without a history of frames: history must be 1")
+    agent = DQN(config, Game.of(env), device=str(env.unwrapped.training.device), seed=problem.seed)
+    finished = train(agent, env, steps, seed=problem.tuning_seed(0))
+
+    @torch.no_grad()
+    def choose(observations: NDArray[Any]) -> NDArray[Any]:
+        seen = torch.as_tensor(observations, device=agent.device)[:, None]  # (N, 1, D)
+        # The target network: the mean of the last weights, steadier than the weights themselves.
+        return agent.target(seen).mean(dim=2).argmax(dim=1).cpu().numpy()
+
+    batches = steps * env.unwrapped.config.batches_per_action
+    return Prepared(Agent(choose), arguments, _consumed(len(finished), problem), batches, asdict(config))
+
+
+def _consumed(finished: int, problem: Problem) -> int:
+    """Trainings begun: of those that diverged there may be more than was allowed, in as many mini-batches."""
+    return max(finished, problem.runs)
+
+
+def _sb3(name: str, problem: Problem, arguments: Settings, wanted: Settings, rows: int) -> Prepared:
+    from stable_baselines3 import DQN as SB3DQN
+    from stable_baselines3 import PPO, SAC, TD3
+
+    from qan_agents.sb3 import StackHistory, vec_env
+    from qan_agents.sb3_dqn import Extractor
+
+    algorithms: dict[str, Any] = {"dqn": SB3DQN, "ppo": PPO, "sac": SAC, "td3": TD3}
+    if name == "qr-dqn":
+        from sb3_contrib import QRDQN
+
+        algorithms[name] = QRDQN
+    env = StackHistory(vec_env(problem.env, rows, **{**problem.env_kwargs, **arguments}), 1)
+    decisions, batches_per_action = env.get_attr("decisions")[0], env.get_attr("config")[0].batches_per_action
+    screen_rows, columns = env.get_attr("screen_shape")[0]
+    steps = problem.runs * decisions
+    extractor = {"features": "scores", "rows": screen_rows, "columns": columns}
+    defaults = {
+        "policy_kwargs": {
+            "net_arch": [64, 64],
+            "features_extractor_class": Extractor,
+            "features_extractor_kwargs": extractor,
+        },
+        "gamma": 0.995,
+        **_own(name, rows, decisions, steps),
+    }
+    try:
+        model = algorithms[name]("MlpPolicy", env, seed=problem.seed, device="cpu", **{**defaults, **wanted})
+    except TypeError as error:
+        raise ValueError(f"settings of {name}: {error}") from error
+    env.seed(problem.tuning_seed(0))
+    model.learn(steps)
+
+    def choose(observations: NDArray[Any]) -> NDArray[Any]:
+        return model.predict(observations[:, None], deterministic=True)[0]
+
+    done = -(-model.num_timesteps // decisions)
+    shown = {key: value for key, value in {**defaults, **wanted}.items() if key != "policy_kwargs"}
+    return Prepared(Agent(choose), arguments, done, model.num_timesteps * batches_per_action, shown)
+
+
+def _own(name: str, rows: int, decisions: int, steps: int) -> Settings:
+    """Hyperparameters of SB3's algorithms for a few hundred to a few thousand steps."""
+    if name == "ppo":
+        return {"n_steps": decisions, "batch_size": decisions, "n_epochs": 10, "learning_rate": 1e-3}
+    early = {"learning_starts": min(200, steps // 5), "buffer_size": max(steps, 1), "train_freq": 1}
+    off_policy = {**early, "gradient_steps": 8 * rows}
+    if name in ("dqn", "qr-dqn"):
+        return {**off_policy, "learning_rate": 1e-3, "batch_size": 64, "target_update_interval": 200}
+    return {**off_policy, "learning_rate": 1e-3, "batch_size": 64}
