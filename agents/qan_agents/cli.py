@@ -36,6 +36,15 @@ def explained() -> Iterator[None]:
         raise typer.Exit(2) from error
 
 
+@contextmanager
+def needed(extra: str) -> Iterator[None]:
+    """A library of an extra that is not installed is asked for."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error.name} is missing: python -m pip install 'qan-gym[{extra}]'") from error
+
+
 def parse_settings(settings: list[str] | None) -> dict[str, Any]:
     """NAME=VALUE pairs, values as JSON where they are, else as text.
 
@@ -60,7 +69,7 @@ def train(
     agent: Annotated[
         str, typer.Option(help="dqn: Stable-Baselines3's DQN; dqn-gpu: the bundled one, on the environment's device.")
     ] = "dqn",
-    preset: Annotated[str, typer.Option(help="The hyperparameters: quick, paper, or today (dqn-gpu).")] = "quick",
+    preset: Annotated[str, typer.Option(help="The hyperparameters: quick, paper; dqn-gpu: today, control.")] = "quick",
     episodes: Annotated[int, typer.Option(help="How many trainings of the CNN to play.")] = 20,
     seed: Annotated[int, typer.Option(help="Of the agent and its episodes.")] = 0,
     num_envs: Annotated[int, typer.Option(help="How many of the trainings to play at once; divides the episodes.")] = 1,
@@ -273,9 +282,82 @@ def data(
         console.print(table)
 
 
+@app.command()
+def bench(
+    grid: Annotated[Path | None, typer.Argument(metavar="[GRID]", help="A YAML file; see docs/protocol.md.")] = None,
+    out: Annotated[Path, typer.Option(help="The Parquet file; what is finished there is not done again.")] = Path(
+        "bench.parquet"
+    ),
+    env: Annotated[list[str] | None, typer.Option(help="Instead of a grid: an environment; may be repeated.")] = None,
+    controller: Annotated[list[str] | None, typer.Option(help="A controller; may be repeated; see qan list.")] = None,
+    runs: Annotated[list[int] | None, typer.Option(help="A budget in trainings; may be repeated.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Of a preparation; may be repeated.")] = None,
+    evaluation_seeds: Annotated[int, typer.Option(help="How many unseen seeds.")] = 10,
+    workers: Annotated[int, typer.Option(help="Processes; 0: one per core.")] = 0,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Run on this Ray cluster; local: one on this machine.")
+    ] = None,
+) -> None:
+    """Compare controllers: each prepared on the same number of trainings, all judged on the same unseen seeds."""
+    import os
+
+    with explained():
+        if (grid is None) == (controller is None):
+            raise ValueError("give a grid, or at least one --controller")
+        with needed("bench"):
+            from qan_agents import bench as benching
+            from qan_agents.results import Results
+        flags = {
+            "environments": env or ["QanLR-MNIST5k-v0"],
+            "controllers": controller,
+            "runs": runs or [20],
+            "seeds": seed or [0],
+            "evaluation_seeds": evaluation_seeds,
+        }
+        cells = benching.cells_of(flags if grid is None else benching.read_grid(grid))
+        results = Results(out)
+        there = sum(cell.key in results.finished() for cell in cells)
+        console.print(f"{len(cells)} cells, {there} finished: {out}", highlight=False)
+        columns = (TextColumn("{task.completed}/{task.total} cells"), BarColumn(), TimeRemainingColumn())
+        failed = 0
+        with Progress(*columns, console=console) as bars:
+            bar = bars.add_task("", total=len(cells), completed=there)
+
+            def finished(cell: Any, status: str) -> None:
+                nonlocal failed
+                failed += status == "failed"
+                about = f"{cell.env}, {cell.label}, {cell.runs} runs, seed {cell.seed}"
+                bars.console.print(f"{status}: {about}", highlight=False)
+                bars.advance(bar)
+
+            try:
+                benching.bench(cells, results, workers or os.cpu_count() or 1, ray, finished)
+            except KeyboardInterrupt:
+                bars.stop()
+                console.print("interrupted; the same command goes on", highlight=False)
+                raise typer.Exit(INTERRUPTED) from None
+        if failed:
+            console.print(f"{failed} cells failed: qan report says why; the same command tries them again")
+            raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="The Parquet file of a bench.")],
+    out: Annotated[Path | None, typer.Option(help="The folder to write to; default: beside the results.")] = None,
+) -> None:
+    """Tables and pictures of a bench's results, as Markdown and as one HTML page."""
+    with explained():
+        with needed("bench"):
+            from qan_agents.report import report as write_report
+        for path in write_report(results, out or results.with_suffix("")):
+            console.print(f"written: {path}", highlight=False)
+
+
 @app.command(name="list")
 def list_environments() -> None:
     """The environments, the agents and the fixed policies."""
+    from qan_agents.controllers import CONTROLLERS
     from qan_agents.policies import FIXED_POLICIES
     from qan_gym.registration import ENTRY_POINTS
     from qan_gym.tasks import PRESETS
@@ -289,8 +371,9 @@ def list_environments() -> None:
         numbers = (str(value) for value in (task.batch_size, task.epochs, task.batches_per_action))
         table.add_row(env_id, controls[task.game], task.dataset, *numbers)
     console.print(table)
-    console.print("agents: dqn (presets quick, paper), dqn-gpu (presets quick, paper, today)")
+    console.print("agents: dqn (presets quick, paper), dqn-gpu (presets quick, paper, today, control)")
     console.print(f"fixed policies: {', '.join(FIXED_POLICIES)}")
+    console.print(f"controllers of qan bench: {', '.join(CONTROLLERS)}")
 
 
 if __name__ == "__main__":
