@@ -9,6 +9,7 @@ from qan_gym.tasks import TaskConfig
 
 RAISE, LOWER, KEEP = 0, 1, 2
 MULTIPLICATIVE_FACTOR = 1.25  # of one discrete action on the multiplicative scale
+COOLDOWN = 0.25  # of the budget, over which the learning rate of the schedule "cooldown" falls
 CONTINUOUS_FACTOR = 2.0  # of a continuous action of 1; its inverse, of -1
 
 
@@ -43,12 +44,15 @@ def next_level(level: Tensor, action: Tensor, config: TaskConfig) -> Tensor:
 
 
 def scheduled(level: Tensor, share: Tensor, schedule: str) -> Tensor:
-    """The learning rate that a schedule makes of its level: level * (1 - share), or level * (1 + cos(pi share)) / 2.
+    """The learning rate that a schedule makes of its level.
+
+    linear: level * (1 - share); cosine: level * (1 + cos(pi share)) / 2; cooldown: level, and over the last quarter
+    linearly to 0 (arXiv:2405.18392).
 
     Args:
         level: (N,) float64.
         share: (N,) of the budget that is used, in [0, 1).
-        schedule: "constant", "linear" or "cosine".
+        schedule: "constant", "linear", "cosine" or "cooldown".
 
     Returns:
         (N,) float64 in (0, level].
@@ -57,4 +61,6 @@ def scheduled(level: Tensor, share: Tensor, schedule: str) -> Tensor:
         return level * (1 - share)
     if schedule == "cosine":
         return level * (1 + torch.cos(math.pi * share)) / 2
+    if schedule == "cooldown":
+        return level * ((1 - share) / COOLDOWN).clamp(max=1)
     return level

@@ -207,24 +207,27 @@ class LearningRateEnv(QanEnv):
     ## Action Space
     `Discrete(3)`: 0 raise, 1 lower, 2 keep. Raising and lowering change the learning rate by 0.005
     (`action_scale="additive"`) or by a factor of 1.25 (`"multiplicative"`). With `continuous=True`, `Box(-1, 1, (1,))`:
-    action a multiplies the learning rate by 2**a. The learning rate stays in [0.005, 1.0] and starts at 0.05; for
-    CIFAR-10, it changes by 0.01, stays in [0.01, 1.0] and starts at 0.1. `optimizer="adamw"` brings its own rates: a
-    start at 0.001, changes of 0.0001, a range of [0.0001, 0.02].
+    action a multiplies the learning rate by 2**a; with `action_scale="absolute"` too, it is the place of the learning
+    rate between the ends of its range, in the logarithm. A `schedule` ("linear", "cosine", "cooldown") multiplies what
+    the actions made of the learning rate by a factor that falls from 1 to 0. The learning rate stays in [0.005, 1.0]
+    and starts at 0.05; for CIFAR-10, it changes by 0.01, stays in [0.01, 1.0] and starts at 0.1. `optimizer="adamw"`
+    brings its own rates: a start at 0.001, changes of 0.0001, a range of [0.0001, 0.02].
 
     ## Observation Space
     `Box(-10, 10, (825,), float32)`, a screen of 33 rows and 25 columns, row by row
-    (`obs.reshape(env.unwrapped.screen_shape)`): one row per filter of the first convolution, as its weights stand
-    after the action, then the score line: ln(learning rate), share of the budget used, ln(smoothed loss), its change
-    since the last action, the last action (-1 before the first), zeros. With `observation="filters"` the score line
-    is left out: 800 values. For CIFAR-10 the screen has 193 rows of 192: the weights of the last convolution (of
-    `nin`, a row per filter; of the others, the first 36,864 of them, filter after filter), then the score line. Values
-    are clipped to the bounds. The smoothed loss is the exponential running mean of the
-    mini-batch losses over about 500 images, begun at the validation loss of the initial weights. For a history, use
-    `gymnasium.wrappers.FrameStackObservation`.
+    (`obs.reshape(env.unwrapped.screen_shape)`): one row per filter of the first convolution, as its weights stand after
+    the action, then the score line: ln(learning rate), share of the budget used, ln(smoothed loss), its change since
+    the last action, the last action (-1 before the first), with `validate_every` ln(validation loss) and its change,
+    zeros. With `observation="filters"` the score line is left out: 800 values. For CIFAR-10 the screen has 193 rows of
+    192: the weights of the last convolution (of `nin`, a row per filter; of the others, the first 36,864 of them,
+    filter after filter), then the score line. Values are clipped to the bounds. The smoothed loss is the exponential
+    running mean of the mini-batch losses over about 500 images, begun at the validation loss of the initial weights.
+    For a history, use `gymnasium.wrappers.FrameStackObservation`.
 
     ## Rewards
     - `reward="log-loss"` (default): the drop of ln(smoothed loss); at the last step, the drop to ln(validation loss).
       The return is ln(initial loss / final validation loss).
+    - `"validation-loss"`: the drop of ln(validation loss) as it is measured; the same return.
     - `"inverse-loss"` (the paper's): 1 / |loss - 1e-4|, at most 1e4.
     - `"accuracy"`: validation accuracy at the end, 0 before.
 
@@ -243,17 +246,17 @@ class LearningRateEnv(QanEnv):
     ## Information
     At every step `learning_rate`, `loss` (mean over the action's batches), `smoothed_loss`, `epoch` (done), `batch`
     (done), `diverged`, `is_success`, `early_stopped`, the reward's terms, `validation_loss` and `validation_accuracy`
-    (measured after the action in which an epoch or the episode ends); at the end of the episode `test_loss`,
-    `test_accuracy`.
+    (measured after the action in which an epoch or the episode ends, or every `validate_every` mini-batches); at the
+    end of the episode `test_loss`, `test_accuracy`.
 
     ## Arguments
     The fields of `qan_gym.tasks.TaskConfig`, among them `dataset` (a registered name or the path of an `.npz`),
     `preprocess` (`"normalise"`, `"whiten"`), `augment` (None, `"zero"`, `"reflect"`), `network`, `optimizer` (`"sgd"`,
     `"adamw"`), `momentum`, `nesterov`, `weight_decay`, `batch_size`, `epochs`, `batches_per_action` (a rest of the
-    budget that fills no action is dropped), `continuous`, `action_scale`, `observation`, `reward`, `meta_momentum` (the
-    pull c, on all weights, for CIFAR-10 all convolutions; `"filter-regression"`; None), `reference` (`"pretrained"`,
-    `"previous"`, a path, None), `distillation`, `target_loss`, `early_stopping`; and `device`, `render_mode`
-    (`"rgb_array"`, `"ansi"`). A wrong one raises ValueError.
+    budget that fills no action is dropped), `continuous`, `action_scale`, `schedule`, `validate_every`, `observation`,
+    `reward`, `meta_momentum` (the pull c, on all weights, for CIFAR-10 all convolutions; `"filter-regression"`; None),
+    `reference` (`"pretrained"`, `"previous"`, a path, None), `distillation`, `target_loss`, `early_stopping`; and
+    `device`, `render_mode` (`"rgb_array"`, `"ansi"`). A wrong one raises ValueError.
 
     The `"pretrained"` reference of CIFAR-10 does not ship: it is trained when the environment is first made, for as
     long as an episode takes, and cached (`qan reference` does it beforehand). `meta_momentum=None` needs none.

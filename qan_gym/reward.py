@@ -20,7 +20,7 @@ class Measurement:
             validation split at the initial weights).
         smoothed: the same after it.
         validation_before: the loss on the validation split, as it was known before this action.
-        validation_loss: on the whole validation split, as last measured: at the end of an epoch or of the episode, or as
+        validation_loss: on the whole validation split, as last measured: when an epoch or the episode ended, or as
             `validate_every` says.
         validation_accuracy: the same, in [0, 1].
         ended: bool, the episode is over.

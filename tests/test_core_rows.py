@@ -386,6 +386,7 @@ def measurement(**changes: list[float]) -> Measurement:
         "loss": [0.5001, 0.0001],
         "smoothed_before": [2.0, 1.0],
         "smoothed": [1.0, 0.5],
+        "validation_before": [4.0, 0.5],
         "validation_loss": [3.0, 0.25],
         "validation_accuracy": [0.5, 0.75],
         "ended": [False, True],
@@ -397,6 +398,7 @@ def measurement(**changes: list[float]) -> Measurement:
     ("name", "expected"),
     [
         ("log-loss", [math.log(2), math.log(4)]),  # at the end, down to the validation loss
+        ("validation-loss", [math.log(4 / 3), math.log(2)]),
         ("inverse-loss", [2.0, 1e4]),
         ("accuracy", [0.0, 0.75]),
     ],

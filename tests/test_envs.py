@@ -674,3 +674,43 @@ def test_docstring_sections(env_id):
         assert text.strip(), f"nothing under {heading}"
         named += [section.strip() for section in heading.split(",")]
     assert [section for section in named if section in SECTIONS] == list(SECTIONS)
+
+
+# --- when the validation loss is measured ---------------------------------------------------------------------------
+
+
+def test_the_validation_loss_is_measured_as_often_as_asked_shown_and_paid_for():
+    kwargs = {"train_size": 200, "epochs": 2, "batches_per_action": 2, "meta_momentum": None, "reference": None}
+    env = gym.make("QanLR-MNIST5k-v0", validate_every=4, reward="validation-loss", **kwargs)  # 40 mini-batches
+    plain = gym.make("QanLR-MNIST5k-v0", **kwargs)
+    _, first = env.reset(seed=0)
+    plain.reset(seed=0)
+    losses, total = [first["validation_loss"]], 0.0
+    for number in range(20):
+        shown, reward, _, _, info = env.step(2)
+        score_line = shown.reshape(env.unwrapped.screen_shape)[-1]
+        plain_shown, _, _, _, plain_info = plain.step(2)
+        assert info["loss"] == plain_info["loss"], "measuring changed the training"
+        assert (info["validation_loss"] != losses[-1]) == (number % 2 == 1)
+        change = math.log(info["validation_loss"]) - math.log(losses[-1])
+        assert score_line[5] == pytest.approx(math.log(info["validation_loss"]), rel=1e-5)
+        assert score_line[6] == pytest.approx(change, abs=1e-5)
+        assert reward == pytest.approx(-change, abs=1e-5)
+        assert (plain_shown.reshape(plain.unwrapped.screen_shape)[-1, 5:] == 0).all()
+        losses.append(info["validation_loss"])
+        total += reward
+    assert total == pytest.approx(math.log(first["validation_loss"] / info["validation_loss"]), abs=1e-4)
+    assert info["validation_loss"] == plain_info["validation_loss"]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"action_scale": "absolute"}, "continuous=True"),
+        ({"schedule": "exponential"}, "constant, linear, cosine, cooldown"),
+        ({"validate_every": 0}, "at least 1"),
+    ],
+)
+def test_wrong_ways_to_play_are_refused(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        gym.make("QanLR-MNIST5k-v0", **kwargs)

@@ -19,6 +19,7 @@ from qan_gym.state import State
 LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
 RAISE, LOWER, KEEP = 0, 1, 2
 ALONE = {"meta_momentum": None, "reference": None}
+COSINE_2 = (1 + math.cos(math.pi / 20)) / 2  # the second of 20
 TINY = {"train_size": 200, "epochs": 1, "batches_per_action": 1, **ALONE}
 
 
@@ -49,6 +50,11 @@ def learning_rate_of_update(env: gym.Env, before: dict[str, np.ndarray]) -> floa
         ({"learning_rate": 0.01}, [LOWER, LOWER, RAISE], [0.005, 0.005, 0.01]),
         ({"action_scale": "multiplicative"}, [RAISE, RAISE, LOWER], [0.0625, 0.078125, 0.0625]),
         ({"continuous": True}, [1.0, 0.5, -1.0], [0.1, 0.1 * 2**0.5, 0.1 * 2**-0.5]),
+        ({"continuous": True, "action_scale": "absolute"}, [0.0, 1.0, -0.5], [0.005**0.5, 1.0, 0.005**0.75]),
+        ({"schedule": "cooldown"}, [*[KEEP] * 16, RAISE], [*[0.05] * 16, 0.055 * 0.8]),
+        # 20 mini-batches: the schedule is of the mini-batch, the actions change its level.
+        ({"schedule": "linear"}, [KEEP, RAISE, KEEP], [0.05, 0.055 * 0.95, 0.055 * 0.9]),
+        ({"schedule": "cosine", "action_scale": "multiplicative"}, [RAISE, KEEP], [0.0625, 0.0625 * COSINE_2]),
     ],
 )
 def test_the_learning_rate_is_in_the_update(kwargs: dict, actions: list, wanted: list[float]) -> None:
@@ -242,7 +248,7 @@ def test_weights_of_a_diverged_episode_are_no_reference() -> None:
     """With reference="previous" nothing is pulled towards NaN."""
     env = gym.make(LR, **TINY | {"reference": "previous", "meta_momentum": 0.1, "learning_rate_max": 3e38})
     env.reset(seed=0)
-    env.unwrapped.training.learning_rate[:] = 3e38
+    env.unwrapped.training.level[:] = 3e38
     for _ in range(20):
         _, _, terminated, _, _ = env.step(KEEP)
         if terminated:

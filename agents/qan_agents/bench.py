@@ -288,14 +288,17 @@ def _guarded(cell: Cell) -> list[Row] | Failure:
         return Failure(f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})")
 
 
-def _in_processes(cells: Sequence[Cell], workers: int) -> Iterator[Outcome]:
+Work = Callable[[Cell], list[Row] | Failure]
+
+
+def _in_processes(cells: Sequence[Cell], workers: int, work: Work = _guarded) -> Iterator[Outcome]:
     import multiprocessing
     from concurrent.futures import as_completed
 
     from pebble import ProcessExpired, ProcessPool
 
     with ProcessPool(max_workers=workers, context=multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.schedule(_guarded, args=[cell]): cell for cell in cells}
+        futures = {pool.schedule(work, args=[cell]): cell for cell in cells}
         try:
             for future in as_completed(futures):
                 try:

@@ -175,6 +175,11 @@ def _one_cycle(optimizer: torch.optim.Optimizer, steps: int, chosen: Settings) -
     return lr_scheduler.OneCycleLR(optimizer, peak, total_steps=steps + 1, pct_start=start, cycle_momentum=False)
 
 
+def _cooldown(optimizer: torch.optim.Optimizer, steps: int, chosen: Settings) -> lr_scheduler.LRScheduler:
+    length = max(1, round(chosen["length"] * steps))
+    return lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (steps - step) / length))
+
+
 def _plateau(optimizer: torch.optim.Optimizer, steps: int, chosen: Settings) -> lr_scheduler.LRScheduler:
     return lr_scheduler.ReduceLROnPlateau(optimizer, factor=chosen["factor"], patience=chosen["patience"])
 
@@ -198,6 +203,7 @@ FAMILIES = {
     "linear": Family(_linear),
     "cosine": Family(_cosine),
     "one-cycle": Family(_one_cycle, {"start": (0.05, 0.5)}),
+    "cooldown": Family(_cooldown, {"length": (0.05, 0.5)}),
     "plateau": Family(_plateau, {"factor": (0.1, 0.7), "patience": (1, 8)}),
 }
 RATES = (0.005, 1.0)  # the learning rates that are tuned over: the game's range

@@ -43,7 +43,7 @@ class ScoreLine(nn.Module):
 
 
 class Scores(nn.Module):
-    """The score line of the last screens, with the validation loss where that is measured more often than every epoch."""
+    """The score line of the last screens, with the validation loss where `validate_every` measures it."""
 
     def __init__(self, history: int, rows: int, columns: int) -> None:
         """The score line is the last of the rows."""

@@ -55,9 +55,9 @@ def _preface(rows: list[dict]) -> str:
     versions = sorted({row["versions"] for row in rows})
     listed = "; ".join(", ".join(f"{k} {v}" for k, v in json.loads(one).items() if v) for one in versions)
     return (
-        "Every controller was prepared on so many trainings (in brackets) of tuning seeds, then judged on the same unseen "
-        "seeds: same initial weights, same order of the data, same meta-momentum. The test set was read once, at the end "
-        f"of those. How: `docs/protocol.md`. Versions: {listed}.\n"
+        "Every controller was prepared on so many trainings (in brackets) of tuning seeds, then judged on the same "
+        "unseen seeds: same initial weights, same order of the data, same meta-momentum. The test set was read once, "
+        f"at the end of those. How: `docs/protocol.md`. Versions: {listed}.\n"
     )
 
 
@@ -139,11 +139,11 @@ def _interval(estimate: Estimate, digits: int) -> str:
 
 def _legend(baseline: Judged, target: Judged) -> str:
     return (
-        f"Test loss and accuracy: means. Minus baseline: the difference in test loss to {baseline.name} on the same seeds; "
-        "95 % interval, preparations and evaluation seeds resampled. Score: ln(test loss of the baseline / test loss); "
-        "IQM: its interquartile mean, 95 % stratified bootstrap (rliable), which takes all trainings as independent. "
-        "Rank: mean over the evaluation seeds. Steps to target: the share of the training until the validation loss was "
-        f"down to where that of {target.name} ended, median. Mean ln validation loss: the area under that curve.\n"
+        f"Test loss and accuracy: means. Minus baseline: the difference in test loss to {baseline.name} on the same "
+        "seeds; 95 % interval, preparations and evaluation seeds resampled. Score: ln(test loss of the baseline / test "
+        "loss). IQM: its interquartile mean; 95 %, stratified bootstrap (rliable), all trainings taken as independent. "
+        "Rank: mean over the evaluation seeds. Steps to target: the share of the training until the validation loss "
+        f"was down to where that of {target.name} ended, median. Mean ln validation loss: the area under that curve.\n"
     )
 
 

@@ -80,6 +80,7 @@ def read_table(path: Path) -> pa.Table:
         ValueError: it is missing, damaged or of something else.
     """
     try:
-        return pq.read_table(path).select(SCHEMA.names).cast(SCHEMA)
+        # All at once: read piece by piece, it might be another file halfway.
+        return pq.read_table(pa.BufferReader(path.read_bytes())).select(SCHEMA.names).cast(SCHEMA)
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise ValueError(f"{path}: missing, damaged, or not the results of a bench ({error})") from error

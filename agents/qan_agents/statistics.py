@@ -6,6 +6,7 @@ resample preparations and evaluation seeds, each with all that belongs to it (Ow
 
 import json
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -123,13 +124,17 @@ def scores(mine: Judged, baseline: Judged) -> NDArray[np.float64]:
     return np.log(baseline.test_loss.mean(axis=0)[None] / mine.test_loss).ravel()
 
 
+def _random() -> np.random.RandomState:
+    warnings.filterwarnings("ignore", "random_state is deprecated", FutureWarning)  # rliable knows no other
+    return np.random.RandomState(0)
+
+
 def interquartile_means(all_scores: dict[str, NDArray[np.float64]]) -> dict[str, Estimate]:
     """IQM and its stratified-bootstrap interval, by rliable; all_scores: name -> (trainings, environments)."""
     from rliable import library, metrics
 
-    random = np.random.RandomState(0)
     values, intervals = library.get_interval_estimates(
-        all_scores, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=REPETITIONS, random_state=random
+        all_scores, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=REPETITIONS, random_state=_random()
     )
     return {name: Estimate(float(values[name][0]), *map(float, intervals[name][:, 0])) for name in all_scores}
 
@@ -138,12 +143,11 @@ def probability_of_improvement(mine: NDArray[np.float64], other: NDArray[np.floa
     """P(mine > other) and its interval, by rliable; (trainings, environments) each."""
     from rliable import library, metrics
 
-    random = np.random.RandomState(0)
     values, intervals = library.get_interval_estimates(
         {"": (mine, other)},
         lambda x, y: np.array([metrics.probability_of_improvement(x, y)]),
         reps=REPETITIONS // 4,
-        random_state=random,
+        random_state=_random(),
     )
     return Estimate(float(values[""][0]), *map(float, intervals[""][:, 0]))
 

@@ -17,8 +17,8 @@ DECISIONS = 50  # of an episode, unless the settings say otherwise
 
 
 def playing(problem: Problem, wanted: Settings, continuous: bool) -> Settings:
-    """How an agent plays the learning-rate game: few long actions that multiply the learning rate, on top of a linear
-    decay, paid by the drop in the validation loss; the mini-batch game it plays as it is.
+    """How an agent plays the learning-rate game: few long actions that multiply the learning rate, on top of a
+    cooldown, paid by the drop in the validation loss; the mini-batch game it plays as it is.
 
     Args:
         problem: what it plays.
@@ -32,7 +32,7 @@ def playing(problem: Problem, wanted: Settings, continuous: bool) -> Settings:
         "batches_per_action": max(1, batches_of(problem) // DECISIONS),
         "validate_every": every,
         "reward": "validation-loss",
-        "schedule": "linear",
+        "schedule": "cooldown",
         **({"continuous": True} if continuous else {"action_scale": "multiplicative"}),
     }
     return {**own, **wanted}
