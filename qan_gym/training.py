@@ -389,6 +389,7 @@ class Training:
 
     def _evaluate(self, rows: Tensor, split: str) -> tuple[Tensor, Tensor]:
         """Loss and accuracy of some runs (M,) on a split; (M,) each."""
+        averaged = getattr(self.optimizer, "averaged", None)
         runs, size = 1, max(self.config.batch_size, EVALUATION_BATCH)
         if self.network.at_once:
             # About as many images in a pass as in training, so that it needs no more memory.
@@ -397,7 +398,9 @@ class Training:
         for some in rows.split(runs):
             # Few different numbers of runs, because layers keep memory for each: the last is repeated to a power of 2.
             padded = some[torch.arange(2 ** (len(some) - 1).bit_length(), device=self.device).clamp(max=len(some) - 1)]
-            params = {name: value[padded] for name, value in self.params.items()}
+            params = _picked(self.params, padded)
+            if averaged is not None:
+                params |= averaged(params, {slot: _picked(buffers, padded) for slot, buffers in self.slots.items()})
             with self.exact:
                 measured = evaluate(self.network, params, self.data.batches(split, size))
             scores.append(torch.stack(measured)[:, : len(some)])
@@ -518,6 +521,10 @@ class Training:
 
 
 def _rows_of(params: Params, rows: slice) -> Params:
+    return {name: value[rows] for name, value in params.items()}
+
+
+def _picked(params: Params, rows: Tensor) -> Params:
     return {name: value[rows] for name, value in params.items()}
 
 

@@ -59,7 +59,8 @@ def test_a_grid_has_every_combination_once():
         ({"environments": ["CartPole-v1"]}, "unknown environment"),
         ({"environments": [{"id": LR, "kwargs": {"epochs": 0}}]}, "epochs"),
         ({"environments": [{"id": LR, "kwarg": {}}]}, "kwarg"),
-        ({"environments": [{"id": LR, "transfer": {"id": "Qan"}}]}, "unknown environment 'Qan'"),
+        ({"environments": [{"id": LR, "transfer": [{"id": "Qan"}]}]}, "unknown environment 'Qan'"),
+        ({"environments": [{"id": LR, "transfer": {"id": LR}}]}, "transfer must be a list"),
         ({"runs": 20}, "runs must be a list"),
         ({"seeds": [-1]}, "seeds must be"),
         ({"evaluation_seeds": 0}, "evaluation_seeds"),
@@ -102,11 +103,14 @@ def test_a_row_says_what_it_took():
     assert '"torch"' in row["versions"]
 
 
-def test_a_policy_can_be_judged_elsewhere():
+def test_a_policy_is_judged_elsewhere_too():
     there = {"id": LR, "kwargs": {**KWARGS, "train_size": 400}}
-    moved = run_cell(cell("dqn-gpu", transfer=there))
-    assert [row["batches"] for row in moved] == [40, 40]
-    assert {row["prepared_on_kwargs"] for row in moved} != {row["environment_kwargs"] for row in moved}
+    rows = run_cell(cell("dqn-gpu", transfer=[there]))
+    assert [row["batches"] for row in rows] == [20, 20, 40, 40]
+    assert [row["prepared_on_kwargs"] == row["environment_kwargs"] for row in rows] == [True, True, False, False]
+    alone = run_cell(cell("dqn-gpu"))
+    assert [row["test_loss"] for row in rows[:2]] == [row["test_loss"] for row in alone]
+    assert {row["config_hash"] for row in rows} != {row["config_hash"] for row in alone}
 
 
 # --- failures and kills ---------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from helpers import SHORT
 from torch import nn, optim
 from torch.optim import lr_scheduler
@@ -21,6 +22,9 @@ from qan_agents.controllers import (
     play,
     prepare,
 )
+from qan_gym.optimizee import evaluate
+from qan_gym.optimizers import build_optimizer
+from qan_gym.tasks import make_config
 
 LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
 KWARGS = {**SHORT, "reference": None}  # 20 mini-batches
@@ -53,6 +57,60 @@ def test_schedules_are_torchs(family):
         optimizer.step()
         scheduler.step()
     assert rates_of(family, chosen)[0] == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["schedule-free-sgd", "schedule-free-adamw"])
+def test_schedule_free_is_the_packages(name):
+    """Two rows that begin at different times, beside two optimizers of the package on the same gradients."""
+    import schedulefree
+
+    import qan_agents.schedule_free  # noqa: F401 (registers them)
+
+    config = make_config(LR, {"optimizer": name, "momentum": 0.9, "weight_decay": 0.1})
+    mine = build_optimizer(config)
+    draw = torch.Generator().manual_seed(0)
+    params = {"w": torch.randn(2, 3, 4, generator=draw), "b": torch.randn(2, 3, generator=draw)}
+    slots = {slot: {key: torch.zeros_like(value) for key, value in params.items()} for slot in mine.slots}
+    assert all((mine.averaged(params, slots)[key] == params[key]).all() for key in params)  # before the first update
+    rates, theirs = torch.tensor([0.05, 0.2]), []
+    for row, rate in enumerate(rates.tolist()):
+        own = [value[row].clone() for value in params.values()]
+        if name == "schedule-free-sgd":
+            theirs.append(schedulefree.SGDScheduleFree(own, lr=rate, momentum=0.9, weight_decay=0.1))
+        else:
+            theirs.append(schedulefree.AdamWScheduleFree(own, lr=rate, weight_decay=0.1))
+        theirs[row].train()
+    for number in range(7):
+        gradients = {key: torch.randn(value.shape, generator=draw) for key, value in params.items()}
+        for row, optimizer in enumerate(theirs):
+            for parameter, gradient in zip(optimizer.param_groups[0]["params"], gradients.values(), strict=True):
+                parameter.grad = gradient[row].clone()
+            optimizer.step()
+        mine.update(params, gradients, slots, rates, torch.tensor([number, number]))
+    averaged = mine.averaged(params, slots)
+    for row, optimizer in enumerate(theirs):
+        weights = optimizer.param_groups[0]["params"]
+        for value, parameter in zip(params.values(), weights, strict=True):
+            torch.testing.assert_close(value[row], parameter)
+        optimizer.eval()
+        for value, parameter in zip(averaged.values(), weights, strict=True):
+            torch.testing.assert_close(value[row], parameter)
+            assert not torch.equal(value, params["w"][row])
+
+
+def test_what_is_measured_is_the_average():
+    """With schedule-free optimizers validation and test are those of x, not of the weights in training."""
+    import qan_agents.schedule_free  # noqa: F401
+
+    problem = Problem(LR, KWARGS, 0, 0)
+    env = make_env(problem, 2, {**ABSOLUTE, "optimizer": "schedule-free-sgd", "momentum": 0.9})
+    course = play(env, Scheduled(FAMILIES["schedule-free-sgd"], [{"learning_rate": 0.05}]), [0, 1])
+    training = env.unwrapped.training
+    data = training.data.batches("test", 20)
+    x = training.optimizer.averaged(training.params, training.slots)
+    assert evaluate(training.network, x, data)[0].numpy() == pytest.approx(course.final["test_loss"], rel=1e-4)
+    y = evaluate(training.network, training.params, data)[0].numpy()
+    assert not np.allclose(y, course.final["test_loss"], rtol=1e-2)
 
 
 def test_plateau_lowers_the_rate_of_the_row_that_does_not_improve():

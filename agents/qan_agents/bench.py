@@ -47,7 +47,7 @@ class Cell:
         runs: trainings to prepare on.
         seed: of the preparation.
         evaluation_seeds: how many unseen seeds, from 0, it is judged on.
-        transfer: another environment, {"id": ..., "kwargs": ...}, to be judged on; None: the one prepared on.
+        transfer: other environments, {"id": ..., "kwargs": ...}, that what was prepared is judged on too, unchanged.
     """
 
     env: str
@@ -58,7 +58,7 @@ class Cell:
     evaluation_seeds: int
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
-    transfer: dict[str, Any] | None = None
+    transfer: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def key(self) -> str:
@@ -136,8 +136,11 @@ def _cells_of_block(block: dict[str, Any]) -> Iterator[Cell]:
         _refuse(where, ("id", "kwargs", "transfer"), "an environment")
         _refuse(who, ("name", "label", "settings"), "a controller")
         _check_env(where.get("id"), where.get("kwargs", {}))
-        if where.get("transfer"):
-            _check_env(where["transfer"].get("id"), where["transfer"].get("kwargs", {}))
+        if not isinstance(where.get("transfer", []), list):
+            raise ValueError(f"transfer must be a list of environments, not {where['transfer']!r}")
+        for there in where.get("transfer", []):
+            _refuse(there, ("id", "kwargs"), "an environment to transfer to")
+            _check_env(there.get("id"), there.get("kwargs", {}))
         if who.get("name") not in CONTROLLERS:
             raise ValueError(f"unknown controller {who.get('name')!r}; there are {', '.join(CONTROLLERS)}")
         budgets, seeds = ([0], [0]) if who["name"] in UNPREPARED else (block["runs"], block["seeds"])
@@ -151,7 +154,7 @@ def _cells_of_block(block: dict[str, Any]) -> Iterator[Cell]:
                 evaluation_seeds=judged,
                 env_kwargs=where.get("kwargs", {}),
                 settings=who.get("settings", {}),
-                transfer=where.get("transfer"),
+                transfer=where.get("transfer", []),
             )
 
 
@@ -175,22 +178,24 @@ def _check_env(env: Any, kwargs: dict[str, Any]) -> None:
 
 
 def run_cell(cell: Cell) -> list[Row]:
-    """Prepare, play the unseen seeds, and say all that is known of it: a row per seed."""
+    """Prepare, play the unseen seeds of every environment, and say all that is known of it: a row per training."""
     import torch
 
     import qan_gym  # noqa: F401 (registers the environments)
 
     torch.set_num_threads(1)  # the cells share the machine
     started = time.perf_counter()
-    problem = Problem(cell.env, cell.env_kwargs, cell.runs, cell.seed)
-    prepared = prepare(cell.controller, problem, cell.settings)
-    there = problem if cell.transfer is None else Problem(cell.transfer["id"], cell.transfer.get("kwargs", {}), 0, 0)
-    env = make_env(there, cell.evaluation_seeds, _moved(prepared, problem, there))
-    course = play(env, prepared.player, range(cell.evaluation_seeds))
-    fingerprint = env.unwrapped.training.fingerprint
-    env.close()
+    here = Problem(cell.env, cell.env_kwargs, cell.runs, cell.seed)
+    prepared = prepare(cell.controller, here, cell.settings)
+    rows = []
+    for there in (here, *(Problem(other["id"], other.get("kwargs", {}), 0, 0) for other in cell.transfer)):
+        env = make_env(there, cell.evaluation_seeds, _moved(prepared, here, there))
+        course = play(env, prepared.player, range(cell.evaluation_seeds))
+        judged = {**_about(cell, there), **_found(prepared), "data_fingerprint": env.unwrapped.training.fingerprint}
+        env.close()
+        rows += [{**judged, **_scores(course, seed)} for seed in range(cell.evaluation_seeds)]
     seconds = time.perf_counter() - started
-    return [_row(cell, prepared, course, row, fingerprint, seconds) for row in range(cell.evaluation_seeds)]
+    return [{**row, "seconds": seconds} for row in rows]
 
 
 def _moved(prepared: Prepared, here: Problem, there: Problem) -> dict[str, Any]:
@@ -206,13 +211,12 @@ def _moved(prepared: Prepared, here: Problem, there: Problem) -> dict[str, Any]:
     return arguments
 
 
-def _about(cell: Cell) -> Row:
+def _about(cell: Cell, there: Problem) -> Row:
     versions = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
-    where = cell.transfer or {"id": cell.env, "kwargs": cell.env_kwargs}
     return {
         "config_hash": cell.key,
-        "environment": where["id"],
-        "environment_kwargs": json.dumps(where.get("kwargs", {}), sort_keys=True),
+        "environment": there.env,
+        "environment_kwargs": json.dumps(there.env_kwargs, sort_keys=True),
         "prepared_on": cell.env,
         "prepared_on_kwargs": json.dumps(cell.env_kwargs, sort_keys=True),
         "controller": cell.controller,
@@ -231,27 +235,31 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _row(cell: Cell, prepared: Prepared, course: Course, row: int, fingerprint: str, seconds: float) -> Row:
-    scores = ("test_loss", "test_accuracy", "validation_loss", "validation_accuracy")
+def _found(prepared: Prepared) -> Row:
     return {
-        **_about(cell),
-        "status": "done",
-        "evaluation_seed": row,
-        **{name: float(course.final[name][row]) for name in scores},
-        "diverged": bool(course.final["diverged"][row]),
-        "batches": int(course.batches[row]),
-        "validation_curve": course.validation[:, row].tolist(),
-        "rate_curve": course.rates[:, row].tolist(),
         "consumed_runs": prepared.runs,
         "consumed_batches": prepared.batches,
         "chosen": json.dumps(prepared.chosen, sort_keys=True),
-        "data_fingerprint": fingerprint,
-        "seconds": seconds,
+    }
+
+
+def _scores(course: Course, seed: int) -> Row:
+    """Of the training of that evaluation seed."""
+    names = ("test_loss", "test_accuracy", "validation_loss", "validation_accuracy")
+    return {
+        "status": "done",
+        "evaluation_seed": seed,
+        **{name: float(course.final[name][seed]) for name in names},
+        "diverged": bool(course.final["diverged"][seed]),
+        "batches": int(course.batches[seed]),
+        "validation_curve": course.validation[:, seed].tolist(),
+        "rate_curve": course.rates[:, seed].tolist(),
     }
 
 
 def _failed(cell: Cell, failure: Failure) -> list[Row]:
-    return [{**_about(cell), "status": "failed", "error": failure.reason}]
+    here = Problem(cell.env, cell.env_kwargs, cell.runs, cell.seed)
+    return [{**_about(cell, here), "status": "failed", "error": failure.reason}]
 
 
 # --- many cells -----------------------------------------------------------------------------------------------------

@@ -151,6 +151,7 @@ def play(env: VectorEnv, player: Player, seeds: Sequence[int]) -> Course:
 
 # --- schedules ------------------------------------------------------------------------------------------------------
 
+RATES = (0.005, 1.0)  # the learning rates that are tuned over: the game's range
 Schedule = Callable[[torch.optim.Optimizer, int, Settings], lr_scheduler.LRScheduler]
 
 
@@ -191,10 +192,14 @@ class Family:
     Attributes:
         make: the scheduler, of an optimizer whose learning rate is set.
         space: what Optuna chooses beside the learning rate: name -> (least, largest), integers where both are.
+        rates: the learning rates that it chooses from.
+        optimizer: whose they are, if not the game's: keyword arguments of the environment.
     """
 
     make: Schedule
     space: dict[str, tuple[float, float]] = field(default_factory=dict)
+    rates: tuple[float, float] = RATES
+    optimizer: Settings = field(default_factory=dict)
 
 
 FAMILIES = {
@@ -205,8 +210,13 @@ FAMILIES = {
     "one-cycle": Family(_one_cycle, {"start": (0.05, 0.5)}),
     "cooldown": Family(_cooldown, {"length": (0.05, 0.5)}),
     "plateau": Family(_plateau, {"factor": (0.1, 0.7), "patience": (1, 8)}),
+    "schedule-free-sgd": Family(
+        _constant, rates=(0.005, 3.0), optimizer={"optimizer": "schedule-free-sgd", "momentum": 0.9}
+    ),
+    "schedule-free-adamw": Family(
+        _constant, rates=(1e-4, 0.03), optimizer={"optimizer": "schedule-free-adamw", "momentum": 0.9}
+    ),
 }
-RATES = (0.005, 1.0)  # the learning rates that are tuned over: the game's range
 ABSOLUTE = {
     "continuous": True,
     "action_scale": "absolute",
@@ -264,6 +274,9 @@ def _tuned(name: str) -> Prepare:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         family = FAMILIES[name]
+        arguments = {**ABSOLUTE, **family.optimizer}
+        if family.optimizer:
+            import qan_agents.schedule_free  # noqa: F401 (registers them)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             sampler = optuna.samplers.TPESampler(seed=problem.seed, constant_liar=True)
@@ -272,7 +285,7 @@ def _tuned(name: str) -> Prepare:
         while done < problem.runs:
             wave = min(problem.at_once, problem.runs - done)
             if env is None or env.num_envs != wave:
-                env = make_env(problem, wave, ABSOLUTE)
+                env = make_env(problem, wave, arguments)
             trials = [study.ask() for _ in range(wave)]
             chosen = [_suggest(trial, family) for trial in trials]
             course = play(env, Scheduled(family, chosen), [problem.tuning_seed(done + row) for row in range(wave)])
@@ -281,13 +294,13 @@ def _tuned(name: str) -> Prepare:
                 study.tell(trial, FAILED if diverged else math.log(course.final["validation_loss"][row]))
             done, batches = done + wave, batches + int(course.batches.sum())
         best = study.best_params
-        return Prepared(Scheduled(family, [best]), ABSOLUTE, done, batches, best)
+        return Prepared(Scheduled(family, [best]), arguments, done, batches, best)
 
     return prepare
 
 
 def _suggest(trial: Any, family: Family) -> Settings:
-    chosen: Settings = {"learning_rate": trial.suggest_float("learning_rate", *RATES, log=True)}
+    chosen: Settings = {"learning_rate": trial.suggest_float("learning_rate", *family.rates, log=True)}
     for name, (low, high) in family.space.items():
         if isinstance(low, int):
             chosen[name] = trial.suggest_int(name, low, high)

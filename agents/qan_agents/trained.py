@@ -6,14 +6,17 @@ from typing import Any
 
 import gymnasium as gym
 import torch
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 
 from qan_agents.controllers import Infos, Prepared, Problem, Settings, batches_of, looking_every
-from qan_agents.dqn import DQN, Game, train
+from qan_agents.dqn import Game, train
+from qan_agents.ensemble import Ensemble
 from qan_agents.presets import make_config
+from qan_gym.actions import KEEP
 
 DECISIONS = 50  # of an episode, unless the settings say otherwise
+CAUTION = 1.0  # of the ensemble, see `Ensemble.choose`
 
 
 def playing(problem: Problem, wanted: Settings, continuous: bool) -> Settings:
@@ -74,29 +77,46 @@ def train_agent(name: str, problem: Problem, settings: Settings) -> Prepared:
     return (_bundled if name == "dqn-gpu" else _sb3)(name, problem, arguments, hyperparameters, rows)
 
 
-def _bundled(name: str, problem: Problem, arguments: Settings, wanted: Settings, rows: int) -> Prepared:
-    env = gym.make_vec(
-        problem.env,
-        num_envs=rows,
-        output="torch",
-        autoreset_mode=AutoresetMode.SAME_STEP,
-        **{**problem.env_kwargs, **arguments},
+class SpentIsOver(VectorWrapper):
+    """The budget's end ends the return as well: nothing is expected after it.
+
+    `truncated` says "it could go on", and agents then add the value that they believe the last state to have. Here the
+    time that is left is seen, and nothing follows (arXiv:1712.00378); that value would be learned from nothing.
+    """
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """See `VectorEnv.step`."""
+        observations, rewards, terminated, truncated, infos = self.env.step(actions)
+        return observations, rewards, terminated | truncated, truncated & False, infos
+
+
+def _training_env(problem: Problem, arguments: Settings, rows: int, output: str) -> VectorEnv:
+    kwargs = {**problem.env_kwargs, **arguments}
+    return SpentIsOver(
+        gym.make_vec(problem.env, num_envs=rows, output=output, autoreset_mode=AutoresetMode.SAME_STEP, **kwargs)
     )
+
+
+def _bundled(name: str, problem: Problem, arguments: Settings, wanted: Settings, rows: int) -> Prepared:
+    caution = wanted.pop("caution", CAUTION)
+    if isinstance(caution, bool) or not isinstance(caution, int | float) or not caution >= 0:
+        raise ValueError(f"caution must be a number of at least 0, not {caution!r}")
+    env = _training_env(problem, arguments, rows, "torch")
     steps = problem.runs * env.unwrapped.decisions
     config = make_config("control", steps, wanted)
     if config.history != 1:
         raise ValueError("a bench plays agents without a history of frames: history must be 1")
-    agent = DQN(config, Game.of(env), device=str(env.unwrapped.training.device), seed=problem.seed)
+    agent = Ensemble(config, Game.of(env), rows, str(env.unwrapped.training.device), seed=problem.seed)
     finished = train(agent, env, steps, seed=problem.tuning_seed(0))
+    default = KEEP if problem.task.game == "lr" else None
 
-    @torch.no_grad()
     def choose(observations: NDArray[Any]) -> NDArray[Any]:
         seen = torch.as_tensor(observations, device=agent.device)[:, None]  # (N, 1, D)
-        # The target network: the mean of the last weights, steadier than the weights themselves.
-        return agent.target(seen).mean(dim=2).argmax(dim=1).cpu().numpy()
+        return agent.choose(seen, default, caution).cpu().numpy()
 
     batches = steps * env.unwrapped.config.batches_per_action
-    return Prepared(Agent(choose), arguments, _consumed(len(finished), problem), batches, asdict(config))
+    chosen = {**asdict(config), "members": rows, "caution": caution}
+    return Prepared(Agent(choose), arguments, _consumed(len(finished), problem), batches, chosen)
 
 
 def _consumed(finished: int, problem: Problem) -> int:
@@ -108,7 +128,7 @@ def _sb3(name: str, problem: Problem, arguments: Settings, wanted: Settings, row
     from stable_baselines3 import DQN as SB3DQN
     from stable_baselines3 import PPO, SAC, TD3
 
-    from qan_agents.sb3 import StackHistory, vec_env
+    from qan_agents.sb3 import GymnasiumVecEnv, StackHistory
     from qan_agents.sb3_dqn import Extractor
 
     algorithms: dict[str, Any] = {"dqn": SB3DQN, "ppo": PPO, "sac": SAC, "td3": TD3}
@@ -116,7 +136,7 @@ def _sb3(name: str, problem: Problem, arguments: Settings, wanted: Settings, row
         from sb3_contrib import QRDQN
 
         algorithms[name] = QRDQN
-    env = StackHistory(vec_env(problem.env, rows, **{**problem.env_kwargs, **arguments}), 1)
+    env = StackHistory(GymnasiumVecEnv(_training_env(problem, arguments, rows, "numpy")), 1)
     decisions, batches_per_action = env.get_attr("decisions")[0], env.get_attr("config")[0].batches_per_action
     screen_rows, columns = env.get_attr("screen_shape")[0]
     steps = problem.runs * decisions
