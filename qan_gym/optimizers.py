@@ -20,8 +20,8 @@ class Optimizer(Protocol):
     On CUDA an update is captured: it must consist of tensor operations, keep nothing but its slots, and not wait for
     the device.
 
-    One whose weights are not those to be judged (an average of them is, say) has a method `averaged(params, slots)` too:
-    name -> (M, *shape) of some runs and slot name -> the same, to the weights that are measured, new tensors.
+    Where not the weights but, say, an average of them is to be judged, it has a method `averaged(params, slots)` too:
+    from name -> (M, *shape) of some runs, and slot name -> the same, to the weights that are measured, new tensors.
 
     Attributes:
         slots: the names of the buffers that each parameter has; they are zero when an episode begins.

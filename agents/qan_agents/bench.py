@@ -27,12 +27,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from qan_agents.controllers import CONTROLLERS, Course, Prepared, Problem, make_env, play, prepare
+from qan_agents.controllers import CONTROLLERS, FIXED, Course, Prepared, Problem, make_env, play, prepare
 from qan_agents.results import Results, Row
 from qan_gym.tasks import PRESETS, make_config
 
 PACKAGES = ("qan-gym", "gymnasium", "torch", "numpy", "stable-baselines3", "sb3-contrib", "optuna", "schedulefree")
-UNPREPARED = ("constant", "random", "shuffled", "class-balanced", "loss-proportional")  # by budgets and seeds not
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ def _cells_of_block(block: dict[str, Any]) -> Iterator[Cell]:
             _check_env(there.get("id"), there.get("kwargs", {}))
         if who.get("name") not in CONTROLLERS:
             raise ValueError(f"unknown controller {who.get('name')!r}; there are {', '.join(CONTROLLERS)}")
-        budgets, seeds = ([0], [0]) if who["name"] in UNPREPARED else (block["runs"], block["seeds"])
+        budgets, seeds = ([0], [0]) if who["name"] in FIXED else (block["runs"], block["seeds"])
         for runs, seed in itertools.product(budgets, seeds):
             yield Cell(
                 env=where["id"],

@@ -17,6 +17,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 from torch.optim import lr_scheduler
 
+from qan_gym.actions import KEEP
 from qan_gym.data import load_dataset
 from qan_gym.optimizee import evaluate
 from qan_gym.tasks import TaskConfig, make_config
@@ -408,6 +409,13 @@ def _random(problem: Problem, settings: Settings) -> Prepared:
     return Prepared(Random(problem.seed))
 
 
+def _base(problem: Problem, settings: Settings) -> Prepared:
+    """What the agents play on top of, and nobody acts: how good they are before they have learned anything."""
+    from qan_agents.trained import playing
+
+    return Prepared(Keep(KEEP), playing(problem, settings.get("env", {}), continuous=False))
+
+
 def _shuffled(problem: Problem, settings: Settings) -> Prepared:
     return Prepared(Keep(0, {"sampler": "shuffled"}))
 
@@ -425,6 +433,7 @@ def _loss_proportional(problem: Problem, settings: Settings) -> Prepared:
 TUNED = {"best-constant": "constant", **{name: name for name in FAMILIES if name != "constant"}}
 FIXED: dict[str, Prepare] = {
     "constant": _initial,
+    "base": _base,
     "random": _random,
     "shuffled": _shuffled,
     "class-balanced": _balanced,

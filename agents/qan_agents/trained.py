@@ -9,6 +9,7 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 
+import qan_agents.original  # noqa: F401 (registers its reward)
 from qan_agents.controllers import Infos, Prepared, Problem, Settings, batches_of, looking_every
 from qan_agents.dqn import Game, train
 from qan_agents.ensemble import Ensemble
@@ -16,7 +17,7 @@ from qan_agents.presets import make_config
 from qan_gym.actions import KEEP
 
 DECISIONS = 50  # of an episode, unless the settings say otherwise
-CAUTION = 1.0  # of the ensemble, see `Ensemble.choose`
+CAUTION = 0.5  # of the ensemble, see `Ensemble.choose`
 
 
 def playing(problem: Problem, wanted: Settings, continuous: bool) -> Settings:
@@ -102,8 +103,11 @@ def _bundled(name: str, problem: Problem, arguments: Settings, wanted: Settings,
     if isinstance(caution, bool) or not isinstance(caution, int | float) or not caution >= 0:
         raise ValueError(f"caution must be a number of at least 0, not {caution!r}")
     env = _training_env(problem, arguments, rows, "torch")
-    steps = problem.runs * env.unwrapped.decisions
-    config = make_config("control", steps, wanted)
+    decisions = env.unwrapped.decisions
+    steps = problem.runs * decisions
+    # The whole return is learned from: estimates built on estimates of the near future end at a low learning rate,
+    # which lowers the loss at once and costs later.
+    config = make_config("control", steps, {"n_step": decisions, **wanted})
     if config.history != 1:
         raise ValueError("a bench plays agents without a history of frames: history must be 1")
     agent = Ensemble(config, Game.of(env), rows, str(env.unwrapped.training.device), seed=problem.seed)
