@@ -22,6 +22,7 @@ class Optimizer(Protocol):
 
     Where not the weights but, say, an average of them is to be judged, it has a method `averaged(params, slots)` too:
     from name -> (M, *shape) of some runs, and slot name -> the same, to the weights that are measured, new tensors.
+    `copies` are the names of slots that hold such other weights: meta-momentum pulls them too.
 
     Attributes:
         slots: the names of the buffers that each parameter has; they are zero when an episode begins.

@@ -46,12 +46,17 @@ def resolve_reference(config: TaskConfig, device: str = "cpu") -> Params | None:
         return None
     if config.reference != "pretrained":
         return load_reference(Path(config.reference).expanduser(), config)
-    for folder in (ASSETS, data_root()):
-        path = folder / "references" / reference_name(config)
-        if path.is_file():
-            return load_reference(path, config)
+    path = pretrained_path(config)
+    if path is not None:
+        return load_reference(path, config)
     needed = bool(config.meta_momentum) or config.distillation > 0
     return make_reference(config, device=device) if needed else None
+
+
+def pretrained_path(config: TaskConfig) -> Path | None:
+    """The file of a game's pretrained weights, in the package or the user's cache; None: there is none yet."""
+    paths = (folder / "references" / reference_name(config) for folder in (ASSETS, data_root()))
+    return next((path for path in paths if path.is_file()), None)
 
 
 def baseline_config(config: TaskConfig) -> TaskConfig:

@@ -373,7 +373,9 @@ class Training:
             )
         self.optimizer.update(block.trained, gradients, block.slots, rate[rows], self.clock[rows])
         if reference is not None:
-            meta_momentum.pull(block.params, reference, strength[rows], self.pulled)
+            # An optimizer's copies of the weights go where the weights go.
+            for weights in (block.params, *(block.slots[slot] for slot in getattr(self.optimizer, "copies", ()))):
+                meta_momentum.pull(weights, reference, strength[rows], self.pulled)
         return loss
 
     def _images(self, rows: slice, indices: Tensor) -> Tensor:

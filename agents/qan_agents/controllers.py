@@ -20,6 +20,7 @@ from torch.optim import lr_scheduler
 from qan_gym.actions import KEEP
 from qan_gym.data import load_dataset
 from qan_gym.optimizee import evaluate
+from qan_gym.references import pretrained_path, resolve_reference
 from qan_gym.tasks import TaskConfig, make_config
 
 UNSEEN_BELOW = 2**31  # seeds below are never tuned or trained on: the comparison takes its own from there
@@ -275,9 +276,7 @@ def _tuned(name: str) -> Prepare:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         family = FAMILIES[name]
-        arguments = {**ABSOLUTE, **family.optimizer}
-        if family.optimizer:
-            import qan_agents.schedule_free  # noqa: F401 (registers them)
+        arguments = {**ABSOLUTE, **_own_optimizer(problem, family)}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             sampler = optuna.samplers.TPESampler(seed=problem.seed, constant_liar=True)
@@ -298,6 +297,18 @@ def _tuned(name: str) -> Prepare:
         return Prepared(Scheduled(family, [best]), arguments, done, batches, best)
 
     return prepare
+
+
+def _own_optimizer(problem: Problem, family: Family) -> Settings:
+    """The arguments of a family that brings its optimizer: the pull is towards the same weights as everyone's."""
+    if not family.optimizer:
+        return {}
+    import qan_agents.schedule_free  # noqa: F401 (registers them)
+
+    task = problem.task
+    if task.reference != "pretrained" or resolve_reference(task) is None:
+        return family.optimizer
+    return {**family.optimizer, "reference": str(pretrained_path(task))}
 
 
 def _suggest(trial: Any, family: Family) -> Settings:

@@ -20,6 +20,8 @@ from qan_gym.tasks import TaskConfig
 class ScheduleFree:
     """The package's optimizer for every run; the weights in training are its y, what is measured its x."""
 
+    copies = ("z",)
+
     def __init__(self, make: Callable[..., torch.optim.Optimizer], slots: tuple[str, ...], config: TaskConfig) -> None:
         """See `qan_gym.optimizers.Optimizer`.
 

@@ -140,9 +140,10 @@ def _sb3(name: str, problem: Problem, arguments: Settings, wanted: Settings, row
         from sb3_contrib import QRDQN
 
         algorithms[name] = QRDQN
-    env = StackHistory(GymnasiumVecEnv(_training_env(problem, arguments, rows, "numpy")), 1)
-    decisions, batches_per_action = env.get_attr("decisions")[0], env.get_attr("config")[0].batches_per_action
-    screen_rows, columns = env.get_attr("screen_shape")[0]
+    games = _training_env(problem, arguments, rows, "numpy")
+    env, about = StackHistory(GymnasiumVecEnv(games), 1), games.unwrapped
+    decisions, batches_per_action = about.decisions, about.config.batches_per_action
+    screen_rows, columns = about.screen_shape
     steps = problem.runs * decisions
     extractor = {"features": "scores", "rows": screen_rows, "columns": columns}
     defaults = {
