@@ -13,6 +13,7 @@ from qan_agents.controllers import (
     ABSOLUTE,
     CONTROLLERS,
     FAMILIES,
+    FIXED,
     TUNED,
     UNSEEN_BELOW,
     Problem,
@@ -151,12 +152,13 @@ def test_rows_that_diverge_wait_for_the_others():
 
 @pytest.mark.parametrize("name", CONTROLLERS)
 def test_every_controller_is_prepared_and_plays(name):
-    env, kwargs = (LR, KWARGS) if name in TUNED or name in ("constant", "sac", "td3", "qr-dqn") else (MINIBATCH, MINI)
+    in_lr = name in TUNED or name in ("constant", "base", "sac", "td3", "qr-dqn")
+    env, kwargs = (LR, KWARGS) if in_lr else (MINIBATCH, MINI)
     problem = Problem(env, kwargs, runs=2, seed=1, at_once=2)
     prepared = prepare(name, problem, {})
     course = play(make_env(problem, 2, prepared.env_kwargs), prepared.player, [0, 1])
     assert np.isfinite(course.final["test_loss"]).all()
-    unprepared = name in ("constant", "random", "shuffled", "class-balanced", "loss-proportional")
+    unprepared = name in FIXED
     assert prepared.runs == (0 if unprepared else 2)
     assert prepared.batches == (0 if unprepared else 2 * batches_of(problem))
 
@@ -188,6 +190,29 @@ def test_tuning_finds_what_trained_best(monkeypatch):
     seeds = [seed for _, _, seed in played]
     assert len(set(seeds)) == 6
     assert min(seeds) >= UNSEEN_BELOW
+
+
+def test_base_is_the_schedule_under_the_actions():
+    problem = Problem(LR, KWARGS, 0, 0)
+    prepared = prepare("base", problem, {})
+    rates = play(make_env(problem, 1, {**prepared.env_kwargs, "validate_every": 1}), prepared.player, [0]).rates[1:, 0]
+    cooldown = rates_of("cooldown", {"learning_rate": 0.05, "length": 0.25})[0]
+    assert rates == pytest.approx(cooldown, rel=1e-4)
+
+
+def test_everyone_is_pulled_alike_towards_the_same_weights():
+    """Schedule-free optimizers too, whose own baseline would be another reference: z is pulled as the weights are."""
+    problem = Problem(LR, {**KWARGS, "meta_momentum": 1.0, "reference": "pretrained"}, runs=1, seed=0)
+    finals = {}
+    for name in ("constant", "schedule-free-sgd"):
+        prepared = prepare(name, problem, {})
+        env = make_env(problem, 1, prepared.env_kwargs)
+        finals[name] = play(env, prepared.player, [0]).final["test_loss"][0]
+        training = env.unwrapped.training
+    # Pulled all the way the network is the reference, but for the biases, which are not pulled.
+    for copy in (training.params, training.slots["z"]):
+        assert all(torch.equal(copy[key], training.reference[key]) for key in training.pulled)
+    assert finals["schedule-free-sgd"] == pytest.approx(finals["constant"], rel=0.5)
 
 
 def test_balanced_batches_hold_all_classes_alike():
@@ -225,6 +250,7 @@ def test_loss_proportional_prefers_what_is_learned_worst():
         ("dqn-gpu", LR, {"history": 2}, 4, "history"),
         ("dqn-gpu", LR, {}, 6, "waves"),
         ("dqn-gpu", LR, {}, 0, "waves"),
+        ("base", MINIBATCH, {}, 0, "learning-rate game"),
     ],
 )
 def test_wrong_settings_are_refused(name, env, settings, runs, message):

@@ -424,6 +424,10 @@ def _base(problem: Problem, settings: Settings) -> Prepared:
     """What the agents play on top of, and nobody acts: how good they are before they have learned anything."""
     from qan_agents.trained import playing
 
+    if problem.task.game != "lr":
+        raise ValueError(
+            "base is a controller of the learning-rate game: in this one no action keeps things as they are"
+        )
     return Prepared(Keep(KEEP), playing(problem, settings.get("env", {}), continuous=False))
 
 

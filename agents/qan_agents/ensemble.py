@@ -86,4 +86,5 @@ class Ensemble:
         if default is None:
             return values.mean(dim=0).argmax(dim=1)
         better = values - values[:, :, default, None]  # (K, N, actions), 0 for the default itself
-        return (better.mean(dim=0) - caution * better.std(dim=0)).argmax(dim=1)
+        gain, best = (better.mean(dim=0) - caution * better.std(dim=0)).max(dim=1)
+        return torch.where(gain > 0, best, default)
