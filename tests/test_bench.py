@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from helpers import SHORT
 
 from qan_agents import statistics
 from qan_agents.bench import Cell, Failure, _guarded, _in_processes, bench, cells_of, read_grid, run_cell
-from qan_agents.report import report
+from qan_agents.report import _contest, report
 from qan_agents.results import Results, read_table
 
 LR = "QanLR-MNIST5k-v0"
@@ -219,6 +220,19 @@ def test_the_report_is_one_page(whole, tmp_path):
         assert f"<td>{name}</td>" in page
     assert page.count("data:image/png;base64,") == 3
     assert 'src="0-' not in page
+
+
+def test_learned_controllers_are_set_against_those_of_their_budget():
+    constant, low, high = judged("constant", [[2.0, 2.0]]), judged("linear", [[1.0, 1.0]]), judged("step", [[3.0, 3.0]])
+    best, agent = judged("best-constant", [[1.5, 1.5]]), judged("dqn-gpu", [[1.25, 1.25]])
+    everyone = [replace(one, runs=20) for one in (low, agent, best, high)] + [constant]
+    text = _contest(everyone, constant)
+    line = next(line for line in text.splitlines() if line.startswith("| dqn-gpu"))
+    found = [cell.strip() for cell in line.strip("|").split("|")]
+    wanted = ["dqn-gpu (20)", "-0.7500 (-0.7500", "-0.2500 (-0.2500", "+0.2500 (+0.2500", "linear (20)"]
+    assert [cell.startswith(start) for cell, start in zip(found, wanted, strict=True)] == [True] * 5, found
+    others = [replace(one, runs=100 if one.label == "dqn-gpu" else one.runs) for one in everyone]
+    assert _contest(others, constant) == ""  # nobody was tuned on as many
 
 
 def judged(label: str, losses: list[list[float]], curve: list[float] | None = None) -> statistics.Judged:

@@ -12,11 +12,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from qan_agents import statistics
+from qan_agents.controllers import AGENTS
 from qan_agents.results import read_table
 from qan_agents.statistics import BASELINE, TARGET, Estimate, Judged
 from qan_gym.files import write_aside
 
 LINES = ("-", "--", ":", "-.")
+SCHEDULES = ("step", "linear", "cosine", "one-cycle")  # what a practitioner would tune
+WIDE = 0.1  # nats: a picture of larger differences has a logarithmic axis
 SHOWN = 8  # curves in a picture, the best by test loss; more cannot be told apart
 
 
@@ -81,7 +84,8 @@ def _section(number: int, where: tuple, rows: list[dict], done: list[dict], out:
     baseline = baselines.get(BASELINE) or next((one for one in everyone if one.label == "shuffled"), everyone[-1])
     targets = [one for one in everyone if one.label == TARGET]
     target = targets[-1] if targets else baseline
-    text = [f"## {_title(where)}\n", _table(everyone, baseline, target), _legend(baseline, target)]
+    table, contest = _table(everyone, baseline, target), _contest(everyone, baseline)
+    text = [f"## {_title(where)}\n", table, _legend(baseline, target), contest]
     figures = {
         "scores": _scores_picture(everyone, baseline),
         "curves": _curves_picture(everyone),
@@ -110,7 +114,7 @@ def _table(everyone: Sequence[Judged], baseline: Judged, target: Judged) -> str:
     scores = {one.name: statistics.scores(one, baseline)[:, None] for one in everyone}
     means, ranks = statistics.interquartile_means(scores), statistics.mean_ranks(everyone)
     against = statistics.scores(baseline, baseline)[:, None]
-    rows = [HEAD, ("---",) * len(HEAD)]
+    rows = []
     for one in everyone:
         itself = one.name == baseline.name
         share = float(np.median(statistics.steps_to(one, target)))
@@ -130,7 +134,11 @@ def _table(everyone: Sequence[Judged], baseline: Judged, target: Judged) -> str:
                 f"{one.diverged.mean():.0%}",
             )
         )
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+    return _as_table(HEAD, rows)
+
+
+def _as_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ("---",) * len(head), *rows)) + "\n"
 
 
 def _interval(estimate: Estimate, digits: int) -> str:
@@ -140,11 +148,43 @@ def _interval(estimate: Estimate, digits: int) -> str:
 def _legend(baseline: Judged, target: Judged) -> str:
     return (
         f"Test loss and accuracy: means. Minus baseline: the difference in test loss to {baseline.name} on the same "
-        "seeds; 95 % interval, preparations and evaluation seeds resampled. Score: ln(test loss of the baseline / test "
+        "seeds; 95 % interval, preparations and evaluation seeds resampled (of a single preparation it does not say how "
+        "much another one would differ). Score: ln(test loss of the baseline / test "
         "loss). IQM: its interquartile mean; 95 %, stratified bootstrap (rliable), all trainings taken as independent. "
         "Rank: mean over the evaluation seeds. Steps to target: the share of the training until the validation loss "
         f"was down to where that of {target.name} ended, median. Mean ln validation loss: the area under that curve.\n"
     )
+
+
+def _contest(everyone: Sequence[Judged], baseline: Judged) -> str:
+    """Every learned controller against those that were tuned on as many trainings; empty where there are none."""
+    head = (
+        "learned controller",
+        f"minus {baseline.name}",
+        f"minus {TARGET}",
+        "minus the best tuned schedule",
+        "which is",
+    )
+    rows = []
+    for one in everyone:
+        equals = [other for other in everyone if other.runs == one.runs]
+        constants = [other for other in equals if other.label == TARGET]
+        schedules = [other for other in equals if other.label in SCHEDULES]
+        if one.controller not in AGENTS or not (constants or schedules):
+            continue
+        opponents = ([baseline], constants, schedules[:1])  # everyone comes sorted by test loss
+        cells = [_against(one, some[0]) if some else "" for some in opponents]
+        rows.append((one.name, *cells, schedules[0].name if schedules else ""))
+    if not rows:
+        return ""
+    return (
+        f"{_as_table(head, rows)}\nDifferences in test loss, as above. The best tuned schedule, of "
+        f"{', '.join(SCHEDULES)}, is the one with the lowest test loss on the evaluation seeds, which favours it.\n"
+    )
+
+
+def _against(one: Judged, other: Judged) -> str:
+    return _interval(statistics.difference(one.test_loss, other.test_loss), 4)
 
 
 def _failures(rows: list[dict]) -> str:
@@ -163,14 +203,18 @@ def _scores_picture(everyone: Sequence[Judged], baseline: Judged) -> Figure:
     others = [one for one in everyone if one.name != baseline.name][::-1]
     figure = Figure(figsize=(8, 1.5 + 0.32 * max(len(others), 1)), layout="constrained")
     axes = figure.add_subplot(title=f"test loss minus that of {baseline.name}, 95 % intervals")
+    largest = 0.0
     for place, one in enumerate(others):
         found = statistics.difference(one.test_loss, baseline.test_loss)
         beside = [[max(found.value - found.low, 0)], [max(found.high - found.value, 0)]]
+        largest = max(largest, abs(found.low), abs(found.high))
         axes.errorbar(found.value, place, xerr=beside, fmt="o", color="#0072B2", capsize=3)
     axes.set_yticks(range(len(others)), [one.name for one in others])
     axes.axvline(0, color="0.4", linewidth=1)
-    axes.set_xscale("symlog", linthresh=0.02)
-    axes.set_xlabel("nats (left: better; linear within 0.02, logarithmic beyond)")
+    axes.set_xlabel("nats (left: better)")
+    if largest > WIDE:
+        axes.set_xscale("symlog", linthresh=WIDE)
+        axes.set_xlabel(f"nats (left: better; linear within {WIDE}, logarithmic beyond)")
     axes.grid(alpha=0.3)
     return figure
 
