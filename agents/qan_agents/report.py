@@ -127,7 +127,7 @@ def _table(everyone: Sequence[Judged], baseline: Judged, target: Judged) -> str:
                 f"{one.test_accuracy.mean():.2%}",
                 "" if itself else _interval(statistics.difference(one.test_loss, baseline.test_loss), 4),
                 _interval(means[one.name], 3),
-                "" if itself else _interval(statistics.probability_of_improvement(scores[one.name], against), 2),
+                "" if itself else _chance(statistics.probability_of_improvement(scores[one.name], against)),
                 f"{ranks[one.name]:.1f}",
                 "never" if math.isinf(share) else f"{share:.0%}",
                 f"{statistics.area(one).mean():.3f}",
@@ -145,12 +145,15 @@ def _interval(estimate: Estimate, digits: int) -> str:
     return f"{estimate.value:+.{digits}f} ({estimate.low:+.{digits}f} to {estimate.high:+.{digits}f})"
 
 
+def _chance(estimate: Estimate) -> str:
+    return f"{estimate.value:.0%} ({estimate.low:.0%} to {estimate.high:.0%})"
+
+
 def _legend(baseline: Judged, target: Judged) -> str:
     return (
         f"Test loss and accuracy: means. Minus baseline: the difference in test loss to {baseline.name} on the same "
-        "seeds; 95 % interval, preparations and evaluation seeds resampled (of a single preparation it does not say how "
-        "much another one would differ). Score: ln(test loss of the baseline / test "
-        "loss). IQM: its interquartile mean; 95 %, stratified bootstrap (rliable), all trainings taken as independent. "
+        "seeds; 95 % interval, preparations and evaluation seeds resampled (of a single preparation it does not say "
+        "how another would differ). Score: ln(test loss of the baseline / test loss). IQM: its interquartile mean; 95 %, stratified bootstrap (rliable), all trainings taken as independent. "
         "Rank: mean over the evaluation seeds. Steps to target: the share of the training until the validation loss "
         f"was down to where that of {target.name} ended, median. Mean ln validation loss: the area under that curve.\n"
     )
