@@ -153,8 +153,8 @@ def _legend(baseline: Judged, target: Judged) -> str:
     return (
         f"Test loss and accuracy: means. Minus baseline: the difference in test loss to {baseline.name} on the same "
         "seeds; 95 % interval, preparations and evaluation seeds resampled (of a single preparation it does not say "
-        "how another would differ). Score: ln(test loss of the baseline / test loss). IQM: its interquartile mean; 95 %, "
-        "stratified bootstrap (rliable), all trainings taken as independent. "
+        "how another would differ). Score: ln(test loss of the baseline / test loss). IQM: its interquartile mean; "
+        "95 %, stratified bootstrap (rliable), all trainings taken as independent. "
         "Rank: mean over the evaluation seeds. Steps to target: the share of the training until the validation loss "
         f"was down to where that of {target.name} ended, median. Mean ln validation loss: the area under that curve.\n"
     )
