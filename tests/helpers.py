@@ -1,6 +1,9 @@
 """Small made data, and the keyword arguments that make an episode short."""
 
+import signal
+import subprocess
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -88,3 +91,14 @@ def start(config: TaskConfig, seeds: list[int], reference: dict[str, torch.Tenso
     training = Training(config, reference, num_runs=len(seeds))
     training.reset(np.ones(len(seeds), np.bool_), np.array(seeds))
     return training
+
+
+def start_process(command: list[str]) -> subprocess.Popen:
+    """Start a process that Ctrl-C reaches, also where the tests run in the background of a shell, which ignores it."""
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )

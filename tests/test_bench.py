@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import SHORT
+from helpers import SHORT, start_process
 
 from qan_agents import statistics
 from qan_agents.bench import Cell, Failure, _guarded, _in_processes, bench, cells_of, read_grid, run_cell
@@ -143,7 +143,7 @@ def test_a_process_that_dies_is_a_failed_cell():
 
 def start(*arguments: object) -> subprocess.Popen:
     command = [sys.executable, "-m", "qan_agents", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return start_process(command)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from helpers import start_process
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
@@ -26,7 +27,7 @@ EPISODES = 4
 
 def qan(*arguments: object) -> subprocess.Popen:
     command = [sys.executable, "-m", "qan_agents", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return start_process(command)
 
 
 def finish(process: subprocess.Popen, status: int = 0) -> str:
