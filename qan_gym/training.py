@@ -400,9 +400,9 @@ class Training:
         for some in rows.split(runs):
             # Few different numbers of runs, because layers keep memory for each: the last is repeated to a power of 2.
             padded = some[torch.arange(2 ** (len(some) - 1).bit_length(), device=self.device).clamp(max=len(some) - 1)]
-            params = _picked(self.params, padded)
+            params = _rows_of(self.params, padded)
             if averaged is not None:
-                params |= averaged(params, {slot: _picked(buffers, padded) for slot, buffers in self.slots.items()})
+                params |= averaged(params, {slot: _rows_of(buffers, padded) for slot, buffers in self.slots.items()})
             with self.exact:
                 measured = evaluate(self.network, params, self.data.batches(split, size))
             scores.append(torch.stack(measured)[:, : len(some)])
@@ -522,11 +522,7 @@ class Training:
         self._copy_clocks()
 
 
-def _rows_of(params: Params, rows: slice) -> Params:
-    return {name: value[rows] for name, value in params.items()}
-
-
-def _picked(params: Params, rows: Tensor) -> Params:
+def _rows_of(params: Params, rows: slice | Tensor) -> Params:
     return {name: value[rows] for name, value in params.items()}
 
 

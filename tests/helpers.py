@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
@@ -93,10 +94,10 @@ def start(config: TaskConfig, seeds: list[int], reference: dict[str, torch.Tenso
     return training
 
 
-def start_process(command: list[str]) -> subprocess.Popen:
-    """Start a process that Ctrl-C reaches, also where the tests run in the background of a shell, which ignores it."""
+def start_qan(*arguments: object) -> subprocess.Popen:
+    """Start the command line; Ctrl-C reaches it, also where the tests run in the background and it is ignored."""
     return subprocess.Popen(
-        command,
+        [sys.executable, "-m", "qan_agents", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

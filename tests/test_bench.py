@@ -3,15 +3,13 @@
 import math
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import SHORT, start_process
+from helpers import SHORT, start_qan
 
 from qan_agents import statistics
 from qan_agents.bench import Cell, Failure, _guarded, _in_processes, bench, cells_of, read_grid, run_cell
@@ -141,11 +139,6 @@ def test_a_process_that_dies_is_a_failed_cell():
     assert len(outcomes["linear"]) == 2
 
 
-def start(*arguments: object) -> subprocess.Popen:
-    command = [sys.executable, "-m", "qan_agents", *map(str, arguments)]
-    return start_process(command)
-
-
 @pytest.fixture(scope="module")
 def grid_file(tmp_path_factory) -> Path:
     import yaml
@@ -158,7 +151,7 @@ def grid_file(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def whole(grid_file) -> Path:
     path = grid_file.parent / "whole.parquet"
-    process = start("bench", grid_file, "--out", path, "--workers", 1)
+    process = start_qan("bench", grid_file, "--out", path, "--workers", 1)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     return path
@@ -167,7 +160,7 @@ def whole(grid_file) -> Path:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_bench_goes_on_with_what_is_left(grid_file, whole, tmp_path, how):
     path = tmp_path / "r.parquet"
-    process = start("bench", grid_file, "--out", path, "--workers", 1)
+    process = start_qan("bench", grid_file, "--out", path, "--workers", 1)
     deadline = time.monotonic() + 200
     while not (path.exists() and len(Results(path).finished()) >= 2):
         assert process.poll() is None, process.communicate()
@@ -178,7 +171,7 @@ def test_a_stopped_bench_goes_on_with_what_is_left(grid_file, whole, tmp_path, h
     assert process.returncode == (-9 if how == signal.SIGKILL else 130), output
     before = Results(path).finished()
     assert 2 <= len(before) < 4
-    process = start("bench", grid_file, "--out", path, "--workers", 1)
+    process = start_qan("bench", grid_file, "--out", path, "--workers", 1)
     output, _ = process.communicate(timeout=300)
     assert f"{len(before)} finished" in output
     assert output.count("done: ") == 4 - len(before)
@@ -187,7 +180,7 @@ def test_a_stopped_bench_goes_on_with_what_is_left(grid_file, whole, tmp_path, h
 
 def test_ray_runs_the_same_cells(whole, grid_file, tmp_path):
     pytest.importorskip("ray")
-    process = start("bench", grid_file, "--out", tmp_path / "r.parquet", "--ray", "local")
+    process = start_qan("bench", grid_file, "--out", tmp_path / "r.parquet", "--ray", "local")
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert without_time(tmp_path / "r.parquet") == without_time(whole)
@@ -195,7 +188,7 @@ def test_ray_runs_the_same_cells(whole, grid_file, tmp_path):
 
 @pytest.mark.parametrize("arguments", [("bench",), ("bench", "--controller", "adam"), ("report", "no.parquet")])
 def test_wrong_commands_are_explained(arguments, tmp_path):
-    process = start(*arguments)
+    process = start_qan(*arguments)
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 2
     assert output.startswith("qan: ")

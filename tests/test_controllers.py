@@ -62,7 +62,7 @@ def test_schedules_are_torchs(family):
 
 @pytest.mark.parametrize("name", ["schedule-free-sgd", "schedule-free-adamw"])
 def test_schedule_free_is_the_packages(name):
-    """Two rows that begin at different times, beside two optimizers of the package on the same gradients."""
+    """Two rows of different learning rates, beside two optimizers of the package on the same gradients."""
     import schedulefree
 
     import qan_agents.schedule_free  # noqa: F401 (registers them)

@@ -5,13 +5,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 import zipfile
 from pathlib import Path
 
 import pytest
-from helpers import start_process
+from helpers import start_qan
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
@@ -23,11 +22,6 @@ from qan_agents.train import start_run
 SETTINGS = ("train_size=1000", "epochs=1", "batches_per_action=5", "meta_momentum=null", "reference=null")
 SHORT = [argument for setting in SETTINGS for argument in ("--set", setting)]
 EPISODES = 4
-
-
-def qan(*arguments: object) -> subprocess.Popen:
-    command = [sys.executable, "-m", "qan_agents", *map(str, arguments)]
-    return start_process(command)
 
 
 def finish(process: subprocess.Popen, status: int = 0) -> str:
@@ -46,7 +40,7 @@ def agent(request) -> list[str]:
 def whole(tmp_path_factory, agent) -> Path:
     """A run that nothing disturbed."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    output = finish(qan("train", *SHORT, *agent, "--episodes", EPISODES, "--out", folder))
+    output = finish(start_qan("train", *SHORT, *agent, "--episodes", EPISODES, "--out", folder))
     assert agent[1] in output
     assert "constant" in output
     assert "cosine" in output
@@ -87,7 +81,7 @@ def test_the_folder_holds_everything(whole):
 
 
 def test_the_same_seed_gives_the_same_run(whole, agent, tmp_path):
-    finish(qan("train", *SHORT, *agent, "--episodes", EPISODES, "--out", tmp_path / "again"))
+    finish(start_qan("train", *SHORT, *agent, "--episodes", EPISODES, "--out", tmp_path / "again"))
     assert learning(tmp_path / "again") == learning(whole)
     assert (tmp_path / "again" / "steps.csv.gz").read_bytes() == (whole / "steps.csv.gz").read_bytes()
     assert (tmp_path / "again" / "evaluation.csv").read_bytes() == (whole / "evaluation.csv").read_bytes()
@@ -96,16 +90,16 @@ def test_the_same_seed_gives_the_same_run(whole, agent, tmp_path):
 def test_several_at_once_play_the_same_episodes_and_resume(agent, tmp_path):
     """Two at once: a run killed between its rounds ends like one that was not; the episodes have their usual seeds."""
     command = ("train", *SHORT, *agent, "--episodes", EPISODES, "--num-envs", 2, "--out")
-    finish(qan(*command, tmp_path / "whole"))
-    process = qan(*command, tmp_path / "run")
+    finish(start_qan(*command, tmp_path / "whole"))
+    process = start_qan(*command, tmp_path / "run")
     wait_for_episodes(tmp_path / "run", 2, process)
     process.kill()
     finish(process, status=-9)
-    finish(qan("train", "--resume", tmp_path / "run"))
+    finish(start_qan("train", "--resume", tmp_path / "run"))
     assert len(learning(tmp_path / "whole")) == EPISODES
     assert learning(tmp_path / "run") == learning(tmp_path / "whole")
     assert read_rows(tmp_path / "run" / "steps.csv.gz") == read_rows(tmp_path / "whole" / "steps.csv.gz")
-    output = finish(qan("train", "--episodes", 4, "--num-envs", 3, "--out", tmp_path / "no"), status=2)
+    output = finish(start_qan("train", "--episodes", 4, "--num-envs", 3, "--out", tmp_path / "no"), status=2)
     assert "divide" in output
     assert not (tmp_path / "no").exists()
 
@@ -113,14 +107,14 @@ def test_several_at_once_play_the_same_episodes_and_resume(agent, tmp_path):
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(whole, agent, tmp_path, how):
     folder = tmp_path / "run"
-    process = qan("train", *SHORT, *agent, "--episodes", EPISODES, "--out", folder)
+    process = start_qan("train", *SHORT, *agent, "--episodes", EPISODES, "--out", folder)
     before = wait_for_episodes(folder, 2, process)
     process.send_signal(how)  # in the middle of the third episode, or while the second is being written
     finish(process, status=-9 if how == signal.SIGKILL else 130)
     for row in before:
         assert row in read_rows(folder / "episodes.csv"), "what was written is lost"
     gzip.decompress((folder / "steps.csv.gz").read_bytes())
-    output = finish(qan("train", "--resume", folder))
+    output = finish(start_qan("train", "--resume", folder))
     assert "constant" in output
     assert learning(folder) == learning(whole)
     assert (folder / "steps.csv.gz").exists()
@@ -178,7 +172,7 @@ def test_loading_a_run_executes_nothing_in_it(whole, tmp_path):
                         value[":serialized:"] = code
                 content = json.dumps(data).encode()
             target.writestr(name, content)
-    finish(qan("evaluate", folder))
+    finish(start_qan("evaluate", folder))
     assert not bait.exists()
     assert pickle.loads(base64.b64decode(code)) is not None
     assert bait.exists(), "the bait itself works"

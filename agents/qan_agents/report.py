@@ -125,7 +125,7 @@ def _table(everyone: Sequence[Judged], baseline: Judged, target: Judged) -> str:
                 f"{len(one.seeds)} x {len(one.evaluation_seeds)}",
                 f"{one.test_loss.mean():.4f}",
                 f"{one.test_accuracy.mean():.2%}",
-                "" if itself else _interval(statistics.difference(one.test_loss, baseline.test_loss), 4),
+                "" if itself else _against(one, baseline),
                 _interval(means[one.name], 3),
                 "" if itself else _chance(statistics.probability_of_improvement(scores[one.name], against)),
                 f"{ranks[one.name]:.1f}",

@@ -99,7 +99,6 @@ def _training_env(problem: Problem, arguments: Settings, rows: int, output: str)
 
 
 def _bundled(name: str, problem: Problem, arguments: Settings, wanted: Settings, rows: int) -> Prepared:
-    wanted = dict(wanted)
     caution = wanted.pop("caution", CAUTION)
     if isinstance(caution, bool) or not isinstance(caution, int | float) or not caution >= 0:
         raise ValueError(f"caution must be a number of at least 0, not {caution!r}")
