@@ -10,13 +10,15 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
-from qan_gym import rendering
 from qan_gym.data import SPLITS
-from qan_gym.observation import shown_weights
-from qan_gym.playing import make_training, next_seeds, spaces_of, wants_shuffled
+from qan_gym.ghost import Ghost
+from qan_gym.history import History
+from qan_gym.playing import class_shares, make_training, next_seeds, pictures, spaces_of, wants_shuffled
+from qan_gym.rendering import Moment, Screen, require_matplotlib
 from qan_gym.state import State
 from qan_gym.tasks import make_config
 from qan_gym.training import Info
+from qan_gym.window import Window
 
 HISTORY = "history"  # of the episode for rendering, beside the tensors of the state
 
@@ -24,20 +26,39 @@ HISTORY = "history"  # of the episode for rendering, beside the tensors of the s
 class QanEnv(gym.Env[NDArray[np.float32], Any]):
     """What the two games have in common; their own pages are `LearningRateEnv` and `MinibatchEnv`."""
 
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array", "ansi"], "render_fps": 10}  # noqa: RUF012 (Gymnasium's)
+    metadata: dict[str, Any] = {  # noqa: RUF012 (Gymnasium's)
+        "render_modes": ["rgb_array", "human", "ansi"],
+        "render_fps": 10,
+    }
 
-    def __init__(self, task: str, *, device: str = "cpu", render_mode: str | None = None, **overrides: Any) -> None:
+    def __init__(
+        self,
+        task: str,
+        *,
+        device: str = "cpu",
+        render_mode: str | None = None,
+        ghost: bool = False,
+        **overrides: Any,
+    ) -> None:
         """See the class; `task` is set by the registration."""
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ValueError(f"render_mode must be one of {self.metadata['render_modes']}, not {render_mode!r}")
-        self._arguments = {"task": task, "device": device, "render_mode": render_mode, **overrides}
+        if not isinstance(ghost, bool):
+            raise ValueError(f"ghost must be True or False, not {ghost!r}")
+        if render_mode in ("rgb_array", "human"):
+            require_matplotlib()
+        self._arguments = {"task": task, "device": device, "render_mode": render_mode, "ghost": ghost, **overrides}
         self.config = make_config(task, overrides)
         self.render_mode = render_mode
+        self._window = Window(task, self.metadata["render_fps"]) if render_mode == "human" else None
         self.training = make_training(self.config, num_runs=1, device=device)
         self.screen_shape = self.training.screen_shape
         self.observation_space, self.action_space = spaces_of(self.training)
         self._phase = "new"  # then "playing", then "over"
-        self._history = rendering.History()
+        self._history = History(self._classes)
+        self._screen = Screen(self.config, self.training.budget, self.training.n_classes)
+        self._ghost: Ghost | None = None
+        self._values: NDArray[np.float64] | None = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -57,8 +78,11 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
         screen, info = self.training.reset(np.ones(1, np.bool_), next_seeds([self.np_random]), shuffled)
         self._phase = "playing"
         scalars = _scalars(info)
+        self._values = None
         if self.render_mode is not None:
             self._history.start(scalars)
+            self._ghost = Ghost(self.training) if self._arguments["ghost"] else None
+            self._show()
         return screen[0].cpu().numpy().copy(), scalars
 
     def step(self, action: Any) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
@@ -76,7 +100,8 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
         if terminated or truncated:
             self._phase = "over"
         if self.render_mode is not None:
-            self._history.add(info, action)
+            self._history.add(info, action, class_shares(self.training)[0] if self._classes else None)
+            self._show()
         return done.observation[0].cpu().numpy().copy(), float(done.reward[0]), terminated, truncated, info
 
     def _as_tensor(self, action: Any) -> torch.Tensor:
@@ -90,23 +115,70 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
             raise ValueError(f"the action must be in {self.action_space}: {action!r}")
         return torch.tensor([int(action)], device=self.training.device)
 
+    # --- rendering --------------------------------------------------------------------------------------------------
+
     def render(self) -> Any:
-        """The screen: an image (H, W, 3) uint8, or a line of text; None without a render mode."""
+        """The screen: an image (H, W, 3) uint8, or a line of text; None without a render mode, and in a window.
+
+        Raises:
+            gymnasium.error.ResetNeeded: no episode has begun.
+        """
         if self.render_mode is None:
             gym.logger.warn("render() without a render_mode: give one to gym.make, as render_mode='rgb_array'")
             return None
         if self._phase == "new":
             raise ResetNeeded("there is nothing to render before reset()")
         if self.render_mode == "ansi":
-            return rendering.line(self._history)
-        return rendering.frame(self._pictures(), self._history, self.config)
+            return self._history.line()
+        if self._window is not None:
+            self._window.show(self._frame())
+            return None
+        return self._frame()
 
-    def _pictures(self) -> NDArray[np.float32]:
-        """The weights shown, as pictures (F, h, w): the filters, channels averaged, or the screen as the only one."""
-        network, weight = self.training.network, self.training.params[self.training.network.shown]
-        if network.screen is None and weight.dim() == 5 and weight[0, 0, 0].numel() > 1:
-            return weight[0].mean(dim=1).cpu().numpy()
-        return shown_weights(network, self.training.params).cpu().numpy()
+    def show_values(self, values: Any) -> None:
+        """Draw what an agent expects of its actions, from now on and until it says otherwise or the episode ends.
+
+        Args:
+            values: (A,) finite, one per action, as the Q-values of the observation that it decides on.
+
+        Raises:
+            ValueError: there is not one finite number per action, or the actions are no choice of some.
+        """
+        if not isinstance(self.action_space, spaces.Discrete):
+            raise ValueError(f"values are those of single actions, and the actions are {self.action_space}")
+        shown = np.array(values, np.float64)  # a copy
+        if shown.shape != (self.action_space.n,) or not np.isfinite(shown).all():
+            raise ValueError(f"values must be {self.action_space.n} finite numbers, one per action, not {values!r}")
+        self._values = shown
+
+    def close(self) -> None:
+        """Close the window, where there is one."""
+        if self._window is not None:
+            self._window.close()
+
+    @property
+    def _classes(self) -> int:
+        """Of how many classes the history keeps the shares."""
+        return self.training.n_classes if self.config.game == "minibatch" else 0
+
+    def _show(self) -> None:
+        """In a window every step is shown, as far as it keeps up; the end always."""
+        if self._window is not None and (self._window.due() or self._phase == "over"):
+            self._window.show(self._frame())
+
+    def _frame(self) -> NDArray[np.uint8]:
+        batch = int(self._history.curve("batch")[-1])
+        accuracy = self._history.curve("validation_accuracy")[-1]
+        title = f"{self._arguments['task']}: mini-batch {batch:,} of {self.training.budget:,}, "
+        return self._screen.draw(
+            Moment(
+                filters=pictures(self.training, 0),
+                history=self._history,
+                ghost=self._ghost.until(batch) if self._ghost is not None else None,
+                values=self._values,
+                title=title + f"validation accuracy {accuracy:.1%}",
+            )
+        )
 
     # --- inspection -------------------------------------------------------------------------------------------------
 
@@ -175,9 +247,14 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
         generator.bit_generator.state = state.metadata["np_random"]
         self._np_random, self._np_random_seed = generator, state.metadata["np_random_seed"]
         self._phase = state.metadata["phase"]
-        self._history = rendering.History(state.arrays[HISTORY])
+        self._history = History(self._classes, state.arrays[HISTORY])
+        self._values = None
         if self.render_mode is not None and self._phase != "new" and len(state.arrays[HISTORY]) == 0:
             self._history.start(_scalars(self.training.measured()))  # saved where nothing was rendered
+        # An episode that is over has handed its weights on, with reference="previous".
+        follows = self._arguments["ghost"] and self.render_mode is not None
+        known = self._phase == "playing" or (self._phase == "over" and self.config.reference != "previous")
+        self._ghost = Ghost(self.training) if follows and known else None
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and deepcopy: how it was made and where it stands, not the data set."""
@@ -256,7 +333,9 @@ class LearningRateEnv(QanEnv):
     budget that fills no action is dropped), `continuous`, `action_scale`, `schedule`, `validate_every`, `observation`,
     `reward`, `meta_momentum` (the pull c, on all weights, for CIFAR-10 all convolutions; `"filter-regression"`; None),
     `reference` (`"pretrained"`, `"previous"`, a path, None), `distillation`, `target_loss`, `early_stopping`; and
-    `device`, `render_mode` (`"rgb_array"`, `"ansi"`). A wrong one raises ValueError.
+    `device`, `render_mode` (`"rgb_array"`: pictures of 720 x 1080 pixels; `"human"`: the same in a window, as far as it
+    keeps up; `"ansi"`: a line of text), and `ghost=True`, which draws behind the loss that of the same seed with nobody
+    acting: a training of its own, as long again. A wrong one raises ValueError.
 
     The `"pretrained"` reference of CIFAR-10 does not ship: it is trained when the environment is first made, for as
     long as an episode takes, and cached (`qan reference` does it beforehand). `meta_momentum=None` needs none.

@@ -45,6 +45,22 @@ def next_seeds(generators: Iterable[np.random.Generator]) -> NDArray[np.int64]:
     return np.array([generator.integers(2**63) for generator in generators], np.int64)
 
 
+def pictures(training: Training, row: int) -> NDArray[np.float32]:
+    """The weights shown of a run, as pictures (F, h, w): the filters, channels averaged, or the screen as one."""
+    network, weight = training.network, training.params[training.network.shown]
+    if network.screen is None and weight.dim() == 5 and weight[0, 0, 0].numel() > 1:
+        filters: NDArray[np.float32] = weight[row].mean(dim=1).cpu().numpy()
+        return filters
+    return observation.shown_weights(network, {network.shown: weight[row : row + 1]}).cpu().numpy()
+
+
+def class_shares(training: Training) -> NDArray[np.float64]:
+    """The shares of the classes in the last action's mini-batches, (N, K)."""
+    labels = training.data.labels["train"][training.batch_indices].flatten(1).cpu().numpy()  # (N, images)
+    shares: NDArray[np.float64] = (labels[:, :, None] == np.arange(training.n_classes)).mean(axis=1)
+    return shares
+
+
 def wants_shuffled(options: dict[str, Any]) -> bool:
     """Whether the options of a reset ask for shuffled SGD.
 

@@ -1,50 +1,60 @@
-"""The screen as an image: the filters, and the course of the episode so far."""
+"""The screen as an image: filters, control, loss, the last actions, and what an agent thinks of them.
 
-from typing import Any
+A frame must be cheap enough to be drawn in the middle of a training, so axes, ticks and labels are drawn once and
+kept as a background, and each frame draws only what moves ("blitting").
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qan_gym.actions import KEEP, LOWER, RAISE
+from qan_gym.history import History
 from qan_gym.tasks import TaskConfig
 
-SIZE = (960, 540)  # pixels
-FILTER_LIMIT = 0.5  # of the colour scale, fixed so that frames can be compared
-CURVES = ("batch", "learning_rate", "loss", "smoothed_loss", "validation_loss", "validation_accuracy")
+DPI = 100
+FRAME, TILE = (1080, 720), (480, 320)  # pixels: of a frame, and of one of a vector environment's
+FILTER_LIMIT = 0.4  # of the colour scale, fixed so that frames can be compared
+LAST_ACTIONS = 50  # in the strip
+LONGEST_LINE = 1_500  # points of a curve that are drawn: more than there are pixels
+LEAST_LOSS, LARGEST_LOSS = 1e-6, 1e3  # ends of the loss axis, whatever happens
+
+# Okabe and Ito's colours, told apart by the colour-blind; widths, dashes and marks tell them apart in grey.
+CONTROL, MEAN, VALIDATION, GHOST, BATCHES = "#D55E00", "#0072B2", "#009E73", "0.35", "0.8"
+FILTERS, SHARES = "cividis", "Greys"  # scales of growing lightness, so that grey prints say the same
+
+Artist = Any  # matplotlib's, which has no types
+Limits = tuple[float, float]
 
 
-class History:
-    """The scalars of an episode that the pictures draw, one row per step, the reset first."""
+@dataclass(frozen=True)
+class Moment:
+    """What a frame shows.
 
-    def __init__(self, rows: NDArray[np.float64] | None = None) -> None:
-        """rows: (steps + 1, len(CURVES) + 1), the last column the action (-1: none)."""
-        self._rows: list[list[float]] = [] if rows is None else rows.tolist()
+    Attributes:
+        filters: (F, h, w) float32, the weights shown, as pictures.
+        history: of the episode so far.
+        ghost: mini-batches and running mean of the loss of the ghost, (n,) each, or None.
+        values: (A,) what an agent says that its actions are worth, or None.
+        title: in words.
+    """
 
-    def start(self, info: dict[str, Any]) -> None:
-        """Forget the last episode; info is that of the reset."""
-        self._rows = []
-        self.add(info, -1)
-
-    def add(self, info: dict[str, Any], action: Any) -> None:
-        """Add a step."""
-        self._rows.append([*(float(info[name]) for name in CURVES), float(np.asarray(action).item())])
-
-    def rows(self) -> NDArray[np.float64]:
-        """(steps + 1, len(CURVES) + 1) float64."""
-        return np.asarray(self._rows, dtype=np.float64).reshape(-1, len(CURVES) + 1)
-
-    def curve(self, name: str) -> NDArray[np.float64]:
-        """(steps + 1,), one of CURVES or "action"."""
-        return self.rows()[:, [*CURVES, "action"].index(name)]
+    filters: NDArray[np.float32]
+    history: History
+    ghost: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+    values: NDArray[np.float64] | None = None
+    title: str = ""
 
 
-def line(history: History) -> str:
-    """The episode in one line of text."""
-    last = dict(zip([*CURVES, "action"], history.rows()[-1], strict=True))
-    return (
-        f"batch {last['batch']:6.0f}  action {last['action']:5.2f}  learning rate {last['learning_rate']:.4f}  "
-        f"loss {last['loss']:.4f}  smoothed {last['smoothed_loss']:.4f}  "
-        f"validation {last['validation_loss']:.4f} / {last['validation_accuracy']:.1%}"
-    )
+class Stage(NamedTuple):
+    """What decides how axes and labels look: the limits of two axes, and how much there is to show."""
+
+    rate: Limits
+    loss: Limits
+    ghost: bool
+    values: int
 
 
 def tiles(filters: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -59,47 +69,235 @@ def tiles(filters: NDArray[np.float32]) -> NDArray[np.float32]:
     return canvas
 
 
-def frame(filters: NDArray[np.float32], history: History, config: TaskConfig) -> NDArray[np.uint8]:
-    """The picture of a moment, (H, W, 3) uint8.
+def mosaic(frames: tuple[NDArray[np.uint8], ...]) -> NDArray[np.uint8]:
+    """Frames (H, W, 3) of the same size as one picture, about as wide as high; missing ones white."""
+    height, width, depth = frames[0].shape
+    columns = int(np.ceil(np.sqrt(len(frames) * height / width)))
+    rows = -(-len(frames) // columns)
+    canvas = np.full((rows, columns, height, width, depth), 255, np.uint8)
+    for number, frame in enumerate(frames):
+        canvas[number // columns, number % columns] = frame
+    picture: NDArray[np.uint8] = canvas.swapaxes(1, 2).reshape(rows * height, columns * width, depth)
+    return picture
+
+
+def require_matplotlib() -> None:
+    """Say what to do where it is missing.
 
     Raises:
         ImportError: matplotlib is missing.
     """
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        import matplotlib  # noqa: F401
     except ImportError as error:
         raise ImportError('rendering needs matplotlib: python -m pip install "qan-gym[render]"') from error
 
-    figure = Figure(figsize=(SIZE[0] / 100, SIZE[1] / 100), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    halves: Any = figure.subfigures(1, 2, width_ratios=[1, 1.1])
-    left, right = halves
-    screen, (control, loss) = left.add_subplot(), right.subplots(2, 1, sharex=True)
 
-    image = screen.imshow(tiles(np.nan_to_num(filters)), cmap="RdBu", vmin=-FILTER_LIMIT, vmax=FILTER_LIMIT)
-    screen.set_axis_off()
-    rows, columns = filters.shape[1:]
-    many = f"the {len(filters)} filters, {rows} x {columns}"
-    screen.set_title(many if len(filters) > 1 else f"{rows} x {columns} weights of the layer shown")
-    left.colorbar(image, ax=screen, label="weight", orientation="horizontal", shrink=0.8)
+class Screen:
+    """Draws the frames of one game, all of the same size and scales."""
 
-    batch = history.curve("batch")
-    if config.game == "lr":
-        control.step(batch, history.curve("learning_rate"), where="pre", color="tab:orange")
-        control.set(yscale="log", ylim=(config.learning_rate_min, config.learning_rate_max))
-        control.set_ylabel("learning rate")
-    else:
-        control.plot(batch[1:], history.curve("action")[1:], ".", color="tab:orange")
-        control.set_ylabel("class chosen")
-    loss.plot(batch[1:], history.curve("loss")[1:], color="0.75", linewidth=0.8, label="mini-batches")
-    loss.plot(batch, history.curve("smoothed_loss"), color="tab:blue", label="running mean")
-    loss.plot(batch, history.curve("validation_loss"), color="tab:green", drawstyle="steps-post", label="validation")
-    loss.set(yscale="log", xlabel="mini-batches", ylabel="loss (nats)")
-    loss.legend(loc="lower left", fontsize="small")
-    loss.set_xlim(0, max(batch[-1], 1))
-    for axes in (control, loss):
+    def __init__(self, config: TaskConfig, budget: int, n_classes: int, small: bool = False) -> None:
+        """Draw nothing yet.
+
+        Args:
+            config: the game.
+            budget: mini-batches of an episode, the width of the curves.
+            n_classes: K.
+            small: a tile of a mosaic, without the strip of actions and the values.
+        """
+        self.config, self.budget, self.n_classes, self.small = config, budget, n_classes, small
+        self._stage: Stage | None = None
+
+    def draw(self, moment: Moment) -> NDArray[np.uint8]:
+        """The frame of a moment, (H, W, 3) uint8."""
+        stage = Stage(
+            rate=self._rate_limits(moment),
+            loss=self._loss_limits(moment),
+            ghost=moment.ghost is not None,
+            values=0 if moment.values is None or self.small else len(moment.values),
+        )
+        if stage != self._stage:  # seldom: a loss below the axis, an agent that begins to say its values
+            self._stage = stage
+            self._set_the_stage(stage, moment)
+        self._canvas.restore_region(self._background)
+        self._move(moment)
+        renderer = self._canvas.get_renderer()
+        for artist in self._moving:
+            artist.draw(renderer)
+        return np.asarray(self._canvas.buffer_rgba())[..., :3].copy()
+
+    # --- scales -----------------------------------------------------------------------------------------------------
+
+    def _rate_limits(self, moment: Moment) -> Limits:
+        least = min(self.config.learning_rate_min, _decade_below(moment.history.curve("learning_rate").min()))
+        return max(least, LEAST_LOSS) / 1.3, self.config.learning_rate_max * 1.3
+
+    def _loss_limits(self, moment: Moment) -> Limits:
+        history = moment.history
+        curves = [history.curve(name) for name in ("loss", "smoothed_loss", "validation_loss")]
+        curves += [moment.ghost[1]] if moment.ghost is not None else []
+        low = max(LEAST_LOSS, _decade_below(min(curve.min() for curve in curves)))
+        high = min(LARGEST_LOSS, 10 * _decade_below(max(curve.max() for curve in curves)))
+        return min(low, 0.1), max(high, 1.0)
+
+    # --- what stands still ------------------------------------------------------------------------------------------
+
+    def _set_the_stage(self, stage: Stage, moment: Moment) -> None:
+        from matplotlib import rc_context
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        width, height = TILE if self.small else FRAME
+        with rc_context({"font.size": 7 if self.small else 9.5, "axes.titlesize": "medium"}):
+            figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+            self._canvas = FigureCanvasAgg(figure)
+            self._moving: list[Artist] = []
+            self._title = self._add(figure.text(0.02, 0.955, "", fontsize=8 if self.small else 12))
+            if self.small:
+                self._stage_filters(figure, (0.02, 0.08, 0.36, 0.82), moment, scale=False)
+                control = figure.add_axes((0.49, 0.55, 0.46, 0.31))
+                self._stage_control(control, stage)
+                self._stage_loss(figure.add_axes((0.49, 0.12, 0.46, 0.31), sharex=control), stage)
+            else:
+                beside = stage.values > 0
+                self._stage_filters(figure, (0.02, 0.42 if beside else 0.16, 0.38, 0.5 if beside else 0.75), moment)
+                if beside:
+                    self._stage_values(figure.add_axes((0.075, 0.045, 0.25, 0.19)), stage.values)
+                control = figure.add_axes((0.49, 0.66, 0.48, 0.235))
+                self._stage_control(control, stage)
+                self._stage_loss(figure.add_axes((0.49, 0.285, 0.48, 0.28), sharex=control), stage)
+                self._stage_strip(figure.add_axes((0.49, 0.045, 0.48, 0.125)))
+            for artist in self._moving:
+                artist.set_animated(True)
+            self._canvas.draw()
+        self._background = self._canvas.copy_from_bbox(figure.bbox)
+
+    def _add(self, artist: Artist) -> Artist:
+        self._moving.append(artist)
+        return artist
+
+    def _stage_filters(
+        self, figure: Any, place: tuple[float, float, float, float], moment: Moment, scale: bool = True
+    ) -> None:
+        axes = figure.add_axes(place)
+        axes.set_axis_off()
+        scaled = {"cmap": FILTERS, "vmin": -FILTER_LIMIT, "vmax": FILTER_LIMIT, "interpolation": "nearest"}
+        self._filters = self._add(axes.imshow(tiles(moment.filters), **scaled))
+        if scale:
+            count, rows, columns = moment.filters.shape
+            many = f"the {count} filters, {rows} x {columns}"
+            axes.set_title(many if count > 1 else f"{rows} x {columns} weights of the layer shown")
+            below = figure.add_axes((0.09, place[1] - 0.04, 0.24, 0.018))
+            bar = figure.colorbar(self._filters, cax=below, orientation="horizontal")
+            bar.set_label("weight", labelpad=1)
+            bar.set_ticks([-FILTER_LIMIT, 0, FILTER_LIMIT])
+
+    def _stage_control(self, axes: Any, stage: Stage) -> None:
+        axes.set_xlim(0, self.budget)
+        if self.config.game == "lr":
+            axes.set(yscale="log", ylim=stage.rate)
+            axes.set_title("learning rate", loc="left")  # a title, because tiles have no room for labels beside
+            axes.grid(alpha=0.3)
+            (self._control,) = axes.plot([], [], color=CONTROL, linewidth=1.8, drawstyle="steps-pre")
+            self._add(self._control)
+        else:
+            axes.set_title("classes of the mini-batches (dark: many of a class)", loc="left")
+            every = max(1, self.n_classes // 5)
+            axes.set(ylim=(-0.5, self.n_classes - 0.5), yticks=range(0, self.n_classes, every), ylabel="class")
+            look = {"cmap": SHARES, "vmin": 0, "vmax": 1, "aspect": "auto", "origin": "lower"}
+            self._control = self._add(axes.imshow(np.zeros((self.n_classes, 1)), interpolation="nearest", **look))
+            axes.set_xlim(0, self.budget)
+        axes.tick_params(labelbottom=False)
+
+    def _stage_loss(self, axes: Any, stage: Stage) -> None:
+        axes.set(yscale="log", ylim=stage.loss)
+        axes.set_xlabel("mini-batches", labelpad=1)
         axes.grid(alpha=0.3)
-    figure.suptitle(f"mini-batch {batch[-1]:.0f}, validation accuracy {history.curve('validation_accuracy')[-1]:.1%}")
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+        styles = {
+            "mini-batches": {"color": BATCHES, "linewidth": 0.8},
+            "ghost": {"color": GHOST, "linewidth": 1.6, "linestyle": (0, (4, 2))},
+            "running mean": {"color": MEAN, "linewidth": 1.8},
+            "validation": {"color": VALIDATION, "linewidth": 1.2, "linestyle": ":", "marker": "o", "markersize": 4},
+        }
+        if not stage.ghost:
+            del styles["ghost"]
+        self._losses = {name: self._add(axes.plot([], [], label=name, **style)[0]) for name, style in styles.items()}
+        if self.small:
+            axes.set_title("loss", loc="left")
+            return
+        axes.set_ylabel("loss (nats)", labelpad=1)
+        beside = {"frameon": False, "borderaxespad": 0, "columnspacing": 1.2, "handlelength": 2.4}
+        axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.025), ncols=len(styles), **beside)
+
+    def _stage_strip(self, axes: Any) -> None:
+        axes.set_title(f"the last {LAST_ACTIONS} actions, the newest on the right", loc="left")
+        axes.set(xlim=(-LAST_ACTIONS, 1), xticks=[])
+        if self.config.continuous:
+            axes.set(ylim=(-1.2, 1.2), yticks=[-1, 0, 1])
+        elif self.config.game == "lr":
+            axes.set(ylim=(-1.6, 1.6), yticks=[1, 0, -1], yticklabels=["raise", "keep", "lower"])
+        else:
+            every = max(1, self.n_classes // 5)
+            axes.set(ylim=(-1, self.n_classes), yticks=range(0, self.n_classes, every), ylabel="class")
+        axes.grid(axis="y", alpha=0.3)
+        (self._strip,) = axes.plot([], [], color=CONTROL, marker="s", markersize=4, linestyle="none")
+        self._add(self._strip)
+
+    def _stage_values(self, axes: Any, count: int) -> None:
+        axes.set_title("Q-values (number; bar: less or more than their mean)", loc="left", fontsize=8)
+        names = {RAISE: "raise", LOWER: "lower", KEEP: "keep"} if self.config.game == "lr" else {}
+        axes.set(xlim=(-1.05, 1.05), ylim=(count - 0.4, -0.6), xticks=[0], xticklabels=[])
+        axes.set_yticks(range(count), [names.get(action, str(action)) for action in range(count)], fontsize=8)
+        axes.grid(axis="x", alpha=0.5)
+        self._bars = [self._add(bar) for bar in axes.barh(range(count), [0.0] * count, height=0.7)]
+        self._numbers = [self._add(axes.text(1.1, action, "", va="center", fontsize=8)) for action in range(count)]
+
+    # --- what moves -------------------------------------------------------------------------------------------------
+
+    def _move(self, moment: Moment) -> None:
+        history = moment.history
+        batch = history.curve("batch")
+        self._title.set_text(moment.title)
+        self._filters.set_data(tiles(np.nan_to_num(moment.filters)))
+        if self.config.game == "lr":
+            self._control.set_data(*_thinned(batch, history.curve("learning_rate")))
+        else:
+            shares = history.shares()
+            self._control.set_data(shares.T if len(shares) else np.zeros((self.n_classes, 1)))
+            self._control.set_extent((0, max(batch[-1], 1), -0.5, self.n_classes - 0.5))
+        self._losses["mini-batches"].set_data(*_thinned(batch[1:], history.curve("loss")[1:]))
+        self._losses["running mean"].set_data(*_thinned(batch, history.curve("smoothed_loss")))
+        validation = history.curve("validation_loss")
+        measured = np.flatnonzero(np.diff(validation, prepend=np.inf))  # where it is another than before
+        self._losses["validation"].set_data(batch[measured], validation[measured])
+        if moment.ghost is not None:
+            self._losses["ghost"].set_data(*_thinned(*moment.ghost))
+        if not self.small:
+            self._move_strip(history.curve("action")[1:][-LAST_ACTIONS:])
+        if moment.values is not None and not self.small:
+            self._move_values(moment.values, history.curve("action")[-1])
+
+    def _move_strip(self, actions: NDArray[np.float64]) -> None:
+        if self.config.game == "lr" and not self.config.continuous:
+            actions = (actions == RAISE) * 1.0 - (actions == LOWER) * 1.0
+        self._strip.set_data(np.arange(len(actions)) - len(actions) + 1, actions)
+
+    def _move_values(self, values: NDArray[np.float64], chosen: float) -> None:
+        offsets = values - values.mean()
+        widest = np.abs(offsets).max() or 1.0
+        for action, (bar, number) in enumerate(zip(self._bars, self._numbers, strict=True)):
+            bar.set_width(offsets[action] / widest)
+            bar.set(facecolor=CONTROL if action == chosen else "0.75", edgecolor="black", linewidth=0.6)
+            number.set_text(f"{values[action]:.4g}" + (" played" if action == chosen else ""))
+
+
+def _decade_below(value: float) -> float:
+    """The power of ten at or below a value; LEAST_LOSS for what has no logarithm."""
+    return float(10.0 ** np.floor(np.log10(value))) if np.isfinite(value) and value > LEAST_LOSS else LEAST_LOSS
+
+
+def _thinned(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Every so many points of a curve, and the last, where there are more than can be seen."""
+    stride = len(x) // LONGEST_LINE + 1
+    kept = np.unique(np.append(np.arange(0, len(x), stride), len(x) - 1)) if len(x) else np.arange(0)
+    return x[kept], y[kept]

@@ -11,7 +11,9 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qan_gym.playing import make_training, next_seeds, spaces_of, wants_shuffled
+from qan_gym.history import History
+from qan_gym.playing import class_shares, make_training, next_seeds, pictures, spaces_of, wants_shuffled
+from qan_gym.rendering import Moment, Screen, require_matplotlib
 from qan_gym.tasks import make_config
 from qan_gym.training import Flags, Info
 
@@ -35,13 +37,19 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
     have it. `infos["final_obs"]` is an array of N objects, None where an episode goes on; a tensor (N, D) with
     `output="torch"`, to be read through its mask.
 
+    ## Rendering
+    With `render_mode="rgb_array"`, `render()` gives a tuple of N pictures, one per row, as Gymnasium's vector
+    environments do; `qan_gym.rendering.mosaic` and Gymnasium's vector wrappers (`RecordVideo`, `HumanRendering`) put
+    them together.
+
     ## Arguments
-    Those of the single environment, and `num_envs`, `autoreset_mode`, and `output`: `"numpy"` (default), or `"torch"`
-    for tensors on the device, which are copied nowhere.
+    Those of the single environment but `ghost`, and `num_envs`, `autoreset_mode`, and `output`: `"numpy"` (default), or
+    `"torch"` for tensors on the device, which are copied nowhere.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 (Gymnasium's)
-        "render_modes": [],
+        "render_modes": ["rgb_array"],
+        "render_fps": 10,
         "autoreset_mode": AutoresetMode.NEXT_STEP,
     }
 
@@ -53,6 +61,7 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
         device: str = "cpu",
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         output: str = "numpy",
+        render_mode: str | None = None,
         **overrides: Any,
     ) -> None:
         """See the class; `task` is set by the registration.
@@ -64,8 +73,14 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
             raise ValueError(f"num_envs must be an integer of at least 1, not {num_envs!r}")
         if output not in ("numpy", "torch"):
             raise ValueError(f"output must be 'numpy' or 'torch', not {output!r}")
-        if overrides.pop("render_mode", None) is not None:
-            raise ValueError("a vector environment does not render: use gym.make with a render_mode for one episode")
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(
+                f"render_mode of a vector environment must be None or 'rgb_array', not {render_mode!r}: "
+                "gym.make has others, for one episode"
+            )
+        if render_mode is not None:
+            require_matplotlib()
+        self.render_mode = render_mode
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.num_envs = num_envs
@@ -78,6 +93,9 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._generators: list[np.random.Generator] = [seeding.np_random()[0] for _ in range(num_envs)]
         self._begun = False
+        classes = self.training.n_classes if self.config.game == "minibatch" else 0
+        self._histories = [History(classes) for _ in range(num_envs if render_mode is not None else 0)]
+        self._screen = Screen(self.config, self.training.budget, self.training.n_classes, small=True)
 
     # --- reset ------------------------------------------------------------------------------------------------------
 
@@ -134,7 +152,9 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
         rows = np.flatnonzero(mask)
         seeds = np.zeros(self.num_envs, np.int64)
         seeds[rows] = next_seeds(self._generators[row] for row in rows)
-        return self.training.reset(mask, seeds, shuffled)
+        begun = self.training.reset(mask, seeds, shuffled)
+        self._write_down(begun[1], mask)
+        return begun
 
     # --- step -------------------------------------------------------------------------------------------------------
 
@@ -156,6 +176,7 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
             rows = ", ".join(map(str, np.flatnonzero(was_over)[:10]))
             raise ResetNeeded(f"the episodes of rows {rows} are over: reset(options={{'reset_mask': mask}}) them first")
         done = self.training.step(self._checked(actions))
+        self._write_down(done.info, ~was_over, self.training.action)
         ended = done.terminated | done.truncated
         observation, reward, info = done.observation, done.reward, done.info
         infos: dict[str, Any] = {}
@@ -223,6 +244,42 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
             "final_info": self._masked(info, ended),
             "_final_info": self._flags_out(ended.copy()),
         }
+
+    # --- rendering --------------------------------------------------------------------------------------------------
+
+    def render(self) -> tuple[NDArray[np.uint8], ...] | None:
+        """A picture (H, W, 3) uint8 of every row; None without a render mode.
+
+        Raises:
+            gymnasium.error.ResetNeeded: no episode has begun.
+        """
+        self._require_open()
+        if self.render_mode is None:
+            return None
+        if not self._begun:
+            raise ResetNeeded("there is nothing to render before reset()")
+        return tuple(self._screen.draw(self._moment(row)) for row in range(self.num_envs))
+
+    def _moment(self, row: int) -> Moment:
+        history = self._histories[row]
+        accuracy = history.curve("validation_accuracy")[-1]
+        title = f"{row}: mini-batch {history.curve('batch')[-1]:,.0f}, validation accuracy {accuracy:.1%}"
+        return Moment(pictures(self.training, row), history, title=title)
+
+    def _write_down(self, info: Info, mask: Flags, actions: Tensor | None = None) -> None:
+        """Where the rows of a mask stand, for the pictures; without actions, at the beginning of an episode."""
+        if self.render_mode is None:
+            return
+        values = {name: value.tolist() for name, value in info.items()}
+        shares = class_shares(self.training) if self.config.game == "minibatch" else None
+        played = None if actions is None else actions.tolist()
+        for row in np.flatnonzero(mask):
+            now = {name: value[row] for name, value in values.items()}
+            mine = None if shares is None else shares[row]
+            if played is None:
+                self._histories[row].start(now)
+            else:
+                self._histories[row].add(now, played[row], mine)
 
     # --- inspection and end -----------------------------------------------------------------------------------------
 

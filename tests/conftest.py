@@ -7,6 +7,7 @@ from pathlib import Path
 # One thread: two threads that share their cores with anything else spend their time waiting for each other.
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 
+import matplotlib
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from qan_gym.references import reference_name
 from qan_gym.tasks import make_config
 
 torch.set_num_threads(1)
+matplotlib.use("module://window_backend")  # machines that test have no display
 
 
 @pytest.fixture(scope="session")

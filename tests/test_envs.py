@@ -187,7 +187,7 @@ def test_checkers_of_other_arguments(render_mode, short):
 
 def test_render_modes():
     """What the metadata name; a window ("human") is not there yet."""
-    assert set(QanEnv.metadata["render_modes"]) == {"rgb_array", "ansi"}
+    assert set(QanEnv.metadata["render_modes"]) == {"rgb_array", "human", "ansi"}
     assert QanEnv.metadata["render_fps"] > 0
 
 
@@ -482,9 +482,10 @@ def test_a_diverged_episode_can_be_shown(env_id, short_game):
             assert len(env.render()) > 0
 
 
-def test_rendering_changes_nothing(short):
+@pytest.mark.parametrize("ghost", [False, True])
+def test_rendering_changes_nothing(ghost, short):
     plain = play(gym.make(LR, **short))
-    env = gym.make(LR, render_mode="rgb_array", **short)
+    env = gym.make(LR, render_mode="rgb_array", ghost=ghost, **short)
     env.reset(seed=0)
     env.render()
     shown = play(env)

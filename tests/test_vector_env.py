@@ -702,7 +702,7 @@ def test_made_by_gymnasium(tiny, of_id):
         env = gym.make_vec(env_id, **of_id(env_id, "tiny"))
         assert type(env) is QanVectorEnv
         assert (env.num_envs, env.output, mode_of(env)) == (1, "numpy", NEXT_STEP)
-        assert env.metadata["render_modes"] == []
+        assert env.metadata["render_modes"] == ["rgb_array"]
         assert env.render_mode is None
     assert QanVectorEnv.metadata["autoreset_mode"] is NEXT_STEP
     make(LR, 2, SAME_STEP, **tiny)
@@ -929,8 +929,8 @@ def test_wrong_seeds(seed, tiny):
         ({"num_envs": 2.5}, "num_envs"),
         ({"num_envs": "2"}, "num_envs"),
         ({"output": "jax"}, "output must be 'numpy' or 'torch', not 'jax'"),
-        ({"render_mode": "rgb_array"}, "does not render"),
-        ({"render_mode": "human"}, "does not render"),
+        ({"render_mode": "human"}, "render_mode of a vector environment must be None or 'rgb_array', not 'human'"),
+        ({"ghost": True}, "ghost"),
         ({"autoreset_mode": "never"}, "never"),
         ({"no_such_argument": 1}, "no_such_argument"),
         ({"epochs": 0}, "epochs"),
