@@ -232,6 +232,27 @@ def _plot(run: Any) -> None:
 
 
 @app.command()
+def watch(
+    run: RunArgument,
+    video: Annotated[Path | None, typer.Option(metavar="FILE", help="An .mp4 to write; default: a window.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the episode; the agent was trained on none that can be given.")] = 0,
+) -> None:
+    """Watch a trained agent play an unseen episode: its screen, its Q-values, and the constant baseline's ghost."""
+    from qan_agents.runs import Run
+
+    with explained(), needed("video"):
+        from qan_agents.watch import watch as play_shown
+
+        with console.status("playing"):
+            final = play_shown(Run(run), seed, video).final
+        console.print(
+            f"test loss {final['test_loss']:.4f}, accuracy {final['test_accuracy']:.1%}"
+            + (f": {video}" if video is not None else ""),
+            highlight=False,
+        )
+
+
+@app.command()
 def reference(
     env: EnvArgument,
     settings: SetOption = None,

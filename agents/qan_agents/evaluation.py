@@ -1,7 +1,7 @@
 """The trained agent beside fixed policies, on seeds that it was not trained on."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import gymnasium as gym
@@ -12,7 +12,7 @@ from qan_agents.learner import Greedy
 from qan_agents.play import Episode, Recorder, play
 from qan_agents.policies import Policy, make_policy
 from qan_agents.runs import Run, read_rows, write_rows
-from qan_agents.train import make_learner
+from qan_agents.train import load_agent
 
 BESIDE = {"lr": ("constant", "cosine"), "minibatch": ("uniform", "random")}  # by game; the first is the baseline
 SCORES = ("test_loss", "test_accuracy", "validation_loss", "validation_accuracy")
@@ -46,11 +46,7 @@ def evaluate(run: Run, played: Callable[[str, int], None]) -> list[Standing]:
         ValueError: the run has no agent yet, or a file of it is damaged.
     """
     config = run.config()
-    if not run.model_file.is_file():
-        raise ValueError(f"{run.folder} has no finished episode yet: continue it with qan train --resume {run.folder}")
-    # No replay is needed, and one environment.
-    learner = make_learner(replace(config, num_envs=1, agent_kwargs={**config.agent_kwargs, "buffer_size": 1}))
-    learner.load(run.model_file)
+    learner = load_agent(run)
     env = FrameStackObservation(Recorder(gym.make(config.env, **config.env_kwargs)), learner.config.history)
     policies: dict[str, Policy] = {config.agent: Greedy(learner)}
     beside = config.beside or BESIDE[env.unwrapped.config.game]

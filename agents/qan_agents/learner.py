@@ -143,5 +143,9 @@ class Greedy:
 
     def act(self, observation: NDArray[Any], info: dict[str, Any]) -> int:
         """See `Policy.act`; observation: (history, D)."""
+        return int(self.values(observation).argmax())
+
+    def values(self, observation: NDArray[Any]) -> NDArray[np.float32]:
+        """What the agent expects of each action, (A,), of (history, D)."""
         seen = torch.as_tensor(np.asarray(observation), device=self.learner.device)[None]
-        return int(self.learner.values(seen).argmax())
+        return self.learner.values(seen)[0].detach().cpu().numpy()

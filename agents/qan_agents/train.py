@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,20 @@ def make_learner(config: RunConfig) -> Learner:
     from qan_agents.bundled import BundledLearner
 
     return BundledLearner(*arguments)
+
+
+def load_agent(run: Run) -> Learner:
+    """The trained agent of a run, to play with: with one environment, and no replay.
+
+    Raises:
+        ValueError: the run has no agent yet, or a file of it is damaged.
+    """
+    config = run.config()
+    if not run.model_file.is_file():
+        raise ValueError(f"{run.folder} has no finished episode yet: continue it with qan train --resume {run.folder}")
+    learner = make_learner(replace(config, num_envs=1, agent_kwargs={**config.agent_kwargs, "buffer_size": 1}))
+    learner.load(run.model_file)
+    return learner
 
 
 def start_run(folder: Path, config: RunConfig) -> Run:
