@@ -1,7 +1,7 @@
 """Training a neural network, as a game that reinforcement learning can play.
 
 Importing this package registers the environments and does nothing else: torch is imported when one is made, or when
-one of the registries is used.
+one of the functions here is used.
 """
 
 from importlib import import_module
@@ -13,18 +13,19 @@ __version__ = "0.1.0"
 
 register_envs()
 
-# The registries that a user adds to, by the module each is in.
-_REGISTRIES = {
+# The registries that a user adds to, and what looks ahead, by the module each is in.
+_FUNCTIONS = {
+    "counterfactual": "qan_gym.counterfactuals",
     "register_dataset": "qan_gym.data",
     "register_network": "qan_gym.networks",
     "register_optimizer": "qan_gym.optimizers",
     "register_reward": "qan_gym.reward",
 }
 
-__all__ = ["__version__", "register_envs", *_REGISTRIES]
+__all__ = ["__version__", "register_envs", *_FUNCTIONS]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _REGISTRIES:
-        return getattr(import_module(_REGISTRIES[name]), name)
+    if name in _FUNCTIONS:
+        return getattr(import_module(_FUNCTIONS[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

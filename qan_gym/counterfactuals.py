@@ -1,0 +1,211 @@
+"""What each action would have done: the training that is going on, once per action, in lock-step.
+
+Not named `counterfactual`, because `qan_gym.counterfactual` would then be the module wherever that was imported first.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.error import ResetNeeded
+from numpy.typing import NDArray
+from torch import Tensor
+
+from qan_gym.actions import KEEP
+from qan_gym.env import QanEnv
+from qan_gym.reward import safe_log
+from qan_gym.training import LOSS_LIMIT, Flags, Info, Training, Transition
+
+GRID = 5  # actions that are tried where the game is continuous
+
+# (observations (A, D) float32, infos name -> (A,)) -> actions (A,); an action; or None.
+Then = Callable[[NDArray[np.float32], dict[str, NDArray[Any]]], Any] | int | float | NDArray[Any] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Counterfactual:
+    """Where a training stands k steps after each of A actions; every array is (A,), in the order of `actions`.
+
+    Attributes:
+        actions: the first actions that were tried; int64, or float32 where the game is continuous.
+        steps: int64, the steps that were played: k, or fewer where the episode ended.
+        learning_rate: float64, of the last mini-batch.
+        smoothed_loss: float64, nats, the running mean of the mini-batches' losses.
+        validation_loss: float64, nats, on the whole validation split after the last step.
+        returns: float64, the sum of the rewards.
+        diverged: bool, the loss or a weight was not finite.
+    """
+
+    actions: NDArray[Any]
+    steps: NDArray[np.int64]
+    learning_rate: NDArray[np.float64]
+    smoothed_loss: NDArray[np.float64]
+    validation_loss: NDArray[np.float64]
+    returns: NDArray[np.float64]
+    diverged: NDArray[np.bool_]
+
+    @property
+    def best(self) -> Any:
+        """The greedy oracle's choice: the action of the lowest validation loss, the first of equals.
+
+        The validation loss, because that is what the game is about; the smoothed loss, which the reward is made of,
+        still remembers the mini-batches before the action. What diverged is the worst.
+        """
+        return self.actions[self._levels().argmin()].item()
+
+    def regret(self, action: Any) -> float:
+        """How much lower the oracle's ln(validation loss) is than that of an action: nats of log loss, at least 0.
+
+        Raises:
+            ValueError: the action is not among those that were tried.
+        """
+        places = np.flatnonzero(self.actions == np.asarray(action, self.actions.dtype).reshape(-1)[0])
+        if len(places) == 0:
+            raise ValueError(f"action {action!r} was not tried; there are {self.actions.tolist()}")
+        levels = self._levels()
+        return float(levels[places[0]] - levels.min())
+
+    def _levels(self) -> NDArray[np.float64]:
+        """ln(validation loss), (A,), what diverged at its limit."""
+        losses = torch.from_numpy(np.where(self.diverged, LOSS_LIMIT, self.validation_loss))
+        levels: NDArray[np.float64] = safe_log(losses).numpy()
+        return levels
+
+
+def counterfactual(
+    env: gym.Env[Any, Any], k: int, *, actions: Sequence[Any] | NDArray[Any] | None = None, then: Then = None
+) -> Counterfactual:
+    """Every action's outcome after k steps from where an episode stands.
+
+    One copy of the training per action goes on in lock-step, all with the same data in the same order (in the
+    mini-batch game, the same order within each class). Row a is, bit for bit on one CPU thread with an even batch
+    size, what `env.step(a)` and k - 1 further steps would give. The environment stays as it is, with its random
+    streams; its wrappers have no part in this. The test set is not read.
+
+    Args:
+        env: a single environment of qan-gym, wrapped or not, within an episode.
+        k: steps, at least 1; a row whose episode ends before stops there.
+        actions: the first actions to try, A of them; None: all, or, where the game is continuous, 5 from -1 to 1.
+        then: what is played after the first action. None: in the learning-rate game what leaves the learning rate (or
+            its level below a schedule) as it is; in the mini-batch game the classes in turn, the same in all rows, so
+            that the rows differ by one action. An action: that one throughout. A function of the observations (A, D)
+            float32 and infos, by name, (A,), which returns the actions (A,): a policy.
+
+    Returns:
+        See `Counterfactual`.
+
+    Raises:
+        gymnasium.error.ResetNeeded: the episode is over or has not begun.
+        ValueError: the environment is no single one of qan-gym, k is below 1, or an action is not in the action space.
+    """
+    game = _game_of(env)
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise ValueError(f"k must be an integer of at least 1, not {k!r}")
+    first = _as_tensor(game, _all_actions(game) if actions is None else actions)  # (A,)
+    follow = _following(game, then, first)
+    fork = Fork(game.training, len(first))
+    steps, returns = np.zeros(len(first), np.int64), np.zeros(len(first))
+    kept: dict[str, NDArray[Any]] = {}
+    chosen = first
+    for number in range(k):
+        playing = ~fork.over  # (A,)
+        done = fork.step(chosen)
+        if number == k - 1:
+            fork.validate_all()
+        now = _on_host(done.info)
+        kept = {name: np.where(playing, value, kept.get(name, value)) for name, value in now.items()}
+        steps += playing
+        returns += np.where(playing, done.reward.cpu().numpy().astype(np.float64), 0)
+        if fork.over.all():
+            break
+        chosen = follow(number, done)
+    return Counterfactual(
+        actions=first.cpu().numpy(),
+        steps=steps,
+        learning_rate=kept["learning_rate"],
+        smoothed_loss=kept["smoothed_loss"].astype(np.float64),
+        validation_loss=kept["validation_loss"].astype(np.float64),
+        returns=returns,
+        diverged=kept["diverged"],
+    )
+
+
+class Fork(Training):
+    """One run, many times over, from where it stands; only for looking ahead."""
+
+    def __init__(self, core: Training, num_runs: int) -> None:
+        """core: of one run; it is only read."""
+        one = None
+        if core.reference is not None and core.config.reference != "previous":  # that one is in the state
+            one = {name: value[0] for name, value in core.reference.items()}
+        super().__init__(core.config, one, num_runs, str(core.device))
+        self.load_state({name: value.expand(num_runs, *value.shape[1:]) for name, value in core.state().items()})
+
+    def validate_all(self) -> None:
+        """Measure what has not ended (what has is measured already); the last step's info is told."""
+        self._validate(~self.over)
+
+    def _finish(self, ended: Flags, whole: Flags) -> Info:
+        """What would have been is not judged on the test set, and no episode follows."""
+        return {}
+
+
+def _game_of(env: gym.Env[Any, Any]) -> QanEnv:
+    game = getattr(env, "unwrapped", env)
+    if not isinstance(game, QanEnv):
+        raise ValueError(f"counterfactual needs a single environment of qan-gym, made by gym.make, not {env!r}")
+    if game.training.over[0]:
+        raise ResetNeeded("the episode is over or has not begun: there is nothing to look ahead from before reset()")
+    return game
+
+
+def _all_actions(game: QanEnv) -> NDArray[Any]:
+    if isinstance(game.action_space, gym.spaces.Discrete):
+        return np.arange(game.action_space.n)
+    return np.linspace(-1, 1, GRID, dtype=np.float32)
+
+
+def _as_tensor(game: QanEnv, actions: Any) -> Tensor:
+    """The actions as the core takes them, (A,).
+
+    Raises:
+        ValueError: one is not in the action space, or there is none.
+    """
+    values = [np.reshape(action, (1,)) if game.config.continuous else action for action in actions]
+    if not values:
+        raise ValueError("there must be at least one action to try")
+    return torch.cat([game._as_tensor(value) for value in values])
+
+
+def _following(game: QanEnv, then: Then, first: Tensor) -> Callable[[int, Transition], Tensor]:
+    """(the number of the last step, what it gave) -> the actions of the next, (A,)."""
+    config, core = game.config, game.training
+    if callable(then):
+        return lambda number, done: _checked(game, then(done.observation.cpu().numpy(), _on_host(done.info)), first)
+    if then is None and config.game == "minibatch":
+        decision = int(core.batch[0]) // config.batches_per_action
+        return lambda number, done: torch.full_like(first, (decision + number + 1) % core.n_classes)
+    if then is None and config.action_scale == "absolute":
+        return lambda number, done: first  # the same place of the learning rate, again
+    default = 0.0 if config.continuous else KEEP
+    throughout = _as_tensor(game, [default if then is None else then]).expand_as(first)
+    return lambda number, done: throughout
+
+
+def _checked(game: QanEnv, actions: Any, first: Tensor) -> Tensor:
+    """What a policy returned, (A,).
+
+    Raises:
+        ValueError: it is not one action per row.
+    """
+    chosen = _as_tensor(game, actions)
+    if chosen.shape != first.shape:
+        raise ValueError(f"`then` must return one action per row: {len(first)}, not {len(chosen)}")
+    return chosen
+
+
+def _on_host(info: Info) -> dict[str, NDArray[Any]]:
+    return {name: value.cpu().numpy().copy() for name, value in info.items()}
