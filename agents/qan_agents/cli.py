@@ -363,6 +363,39 @@ def bench(
 
 
 @app.command()
+def check(
+    env: Annotated[str, typer.Argument(metavar="ENV", help="Any Gymnasium id; MODULE:ID imports the module first.")],
+    seeds: Annotated[int, typer.Option(help="How many seeds every sequence is played on.")] = 8,
+    steps: Annotated[int | None, typer.Option(help="Of an episode that are played; default: all.")] = None,
+    settings: SetOption = None,
+) -> None:
+    """Certify that the actions of an environment matter beyond seed noise; the exit status is 1 if not."""
+    with explained():
+        with needed("bench"):
+            from qan_agents import check as checking
+        with console.status("") as status:
+            found = checking.certify(
+                env, parse_settings(settings), seeds, steps, lambda name: status.update(f"playing {name}")
+            )
+    table = Table(title=f"{found.outcome} on {seeds} seeds; every sequence begins with {found.first}")
+    for name in ("actions", "mean", "standard deviation", "lowest", "highest"):
+        table.add_column(name, justify="left" if name == "actions" else "right")
+    for name, values in zip(found.sequences, found.outcomes, strict=True):
+        numbers = (values.mean(), values.std(ddof=1), values.min(), values.max())
+        table.add_row(name, *(f"{value:.4g}" for value in numbers))
+    console.print(table)
+    console.print(
+        f"between sequences {found.between_sequences:.4g}, between seeds {found.between_seeds:.4g}: "
+        f"{found.ratio:.3g} times (above {checking.RATIO:g} wanted)\n"
+        f"Friedman's test: p = {found.p_value:.2g} (below {checking.LEVEL:g} wanted)\n{found.verdict}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if not found.certified:
+        raise typer.Exit(1)
+
+
+@app.command()
 def report(
     results: Annotated[Path, typer.Argument(metavar="RESULTS", help="The Parquet file of a bench.")],
     out: Annotated[Path | None, typer.Option(help="The folder to write to; default: beside the results.")] = None,
