@@ -28,10 +28,10 @@ LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """An episode of 10 actions, 20 mini-batches of 10 made images; a raise changes the learning rate by 0.1."""
-    data = made_npz(tmp_path_factory.mktemp("data") / "made.npz", n_train=225)
+    """An episode of 10 actions, a mini-batch of 10 made images for each; a raise changes the learning rate by 0.1."""
+    data = made_npz(tmp_path_factory.mktemp("data") / "made.npz", n_train=113)
     common = {"dataset": data, "epochs": 1, "batch_size": 10, "meta_momentum": None, "reference": None}
-    return {**common, "batches_per_action": 2, "learning_rate": 0.1, "learning_rate_step": 0.1}
+    return {**common, "batches_per_action": 1, "learning_rate": 0.1, "learning_rate_step": 0.1}
 
 
 @pytest.fixture
@@ -112,3 +112,214 @@ def test_nor_is_it_in_lockstep(small, registries) -> None:
     assert found.identical
     assert not found.certified
     assert ask(LR, small).certified
+
+
+# --- what is played -------------------------------------------------------------------------------------------------
+
+
+class Logged(gym.Env):
+    """Writes down what it is asked to play; an episode of `length` steps, or without an end."""
+
+    observation_space = spaces.Box(-1, 1, (1,), np.float32)
+    played: list[tuple[int, list[Any]]] = []  # noqa: RUF012 (of all instances: seed and actions of each episode)
+
+    def __init__(self, space: spaces.Space, length: int | None = 4, noise: float = 0.0) -> None:
+        self.action_space, self.length, self.noise = space, length, noise
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        Logged.played.append((seed, []))
+        self.step_number = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        assert self.action_space.contains(action)
+        Logged.played[-1][1].append(np.asarray(action).tolist())
+        self.step_number += 1
+        reward = float(self.np_random.normal()) + self.noise * float(NOISE.normal())
+        return np.zeros(1, np.float32), reward, self.step_number == self.length, False, {}
+
+
+NOISE = np.random.default_rng(0)  # that no seed decides
+
+
+@pytest.fixture
+def logged(registered) -> str:
+    Logged.played.clear()
+    return registered("Logged-v0", Logged)
+
+
+def test_the_sequences(logged) -> None:
+    """Each action throughout and all in turn, on the same seeds, and all of them begin with the same action."""
+    found = ask(logged, {"space": spaces.Discrete(3, start=-1)})
+    rest = {"-1 throughout": [-1, -1, -1], "0 throughout": [0, 0, 0], "1 throughout": [1, 1, 1]}
+    rest["in turn: -1, 0, 1"] = [0, 1, -1]
+    assert found.sequences == tuple(rest)
+    assert found.first == "1"
+    assert Logged.played == [(seed, [1, *actions]) for actions in rest.values() for seed in range(5)]
+    assert found.outcome == "return"
+
+
+def test_extremes() -> None:
+    """Of many actions ten, from the first to the last; of a Box its ends, along all axes and alternating."""
+    assert list(extremes(spaces.Discrete(18, start=2)).values()) == [2, 4, 6, 8, 10, 11, 13, 15, 17, 19]
+    line = extremes(spaces.Box(-2, 4, (1,), np.float32))
+    assert {name: value.tolist() for name, value in line.items()} == {"high": [4], "low": [-2], "middle": [1]}
+    box = spaces.Box(np.array([-1, 0, 2], np.float32), np.array([1, 8, 4], np.float32))
+    corners = {"high": [1, 8, 4], "low": [-1, 0, 2], "high-low": [1, 0, 4], "low-high": [-1, 8, 2], "middle": [0, 4, 3]}
+    assert {name: value.tolist() for name, value in extremes(box).items()} == corners
+    bytes_ = spaces.Box(0, 255, (2, 2), np.uint8)
+    assert all(bytes_.contains(action) for action in extremes(bytes_).values())
+    for other in (spaces.Discrete(1), spaces.Box(-np.inf, 1, (1,)), spaces.MultiDiscrete([2, 2]), spaces.Tuple([])):
+        with pytest.raises(ValueError, match="Discrete, more than one, or a Box with bounds"):
+            extremes(other)
+
+
+@pytest.mark.parametrize(("kwargs", "steps"), [({}, None), ({"continuous": True, "batches_per_action": 2}, 3)])
+def test_lockstep_plays_what_single_environments_play(small, kwargs, steps, monkeypatch) -> None:
+    """Bit for bit; also where the episode is cut, and then it is the validation loss after the last step."""
+    found = ask(LR, {**small, **kwargs}, steps=steps)
+    game = look_at(LR, {**small, **kwargs}, steps)
+    monkeypatch.setattr(check, "look_at", lambda *_: replace(game, lockstep=False))
+    single = ask(LR, {**small, **kwargs}, steps=steps)
+    np.testing.assert_array_equal(found.outcomes, single.outcomes)
+    env = gym.make(LR, **{**small, **kwargs}, validate_every=1)
+    env.reset(seed=3)
+    for action in [list(game.actions.values())[-1], *[next(iter(game.actions.values()))] * ((steps or 10) - 1)]:
+        *_, info = env.step(action)
+    assert found.outcomes[0, 3] == pytest.approx(math.log(info["validation_loss"]), rel=1e-6)
+
+
+def test_the_minibatch_game_is_certified() -> None:
+    """On the bundled images: a small data set is soon seen whole, whatever the classes."""
+    found = ask(MINIBATCH, {"batch_size": 10, "learning_rate": 0.2, "meta_momentum": None, "reference": None}, steps=12)
+    assert len(found.sequences) == 11
+    assert found.certified, found.verdict
+
+
+def test_other_environments() -> None:
+    """Any id of Gymnasium: with actions in a Box, and with pixels or not."""
+    assert ask("CartPole-v1").certified
+    found = ask("Pendulum-v1", steps=20)
+    assert found.outcomes.shape == (4, 5)
+    assert len(set(found.outcomes.flat)) > 10
+    assert not found.identical
+
+
+# --- what it says ---------------------------------------------------------------------------------------------------
+
+
+def judged(outcomes: Any) -> Certificate:
+    sequences = tuple(map(str, range(len(outcomes))))
+    return Certificate("Some-v0", "return", "0", sequences, np.asarray(outcomes, np.float64))
+
+
+def test_the_statistics_are_those_of_the_books() -> None:
+    """Perfect order of 3 on 8 seeds: chi-square 16 on 2 degrees of freedom, p = exp(-8)."""
+    seeds = np.arange(8.0)  # their variance is 6
+    found = judged([seeds, seeds + 10, seeds + 40])
+    assert found.p_value == pytest.approx(math.exp(-8))
+    assert found.between_seeds == pytest.approx(math.sqrt(6))
+    assert found.between_sequences == pytest.approx(math.sqrt((16.667**2 + 6.667**2 + 23.333**2) / 2), rel=1e-4)
+    assert found.ratio == pytest.approx(found.between_sequences / math.sqrt(6))
+    assert found.certified
+    assert found.verdict.startswith("certified: the actions of Some-v0")
+    assert judged([[1] * 8, [2] * 8, [3] * 8]).ratio == math.inf
+    assert judged(np.array([seeds, seeds + 10, seeds + 40])[:, :5]).p_value < check.LEVEL < math.exp(-4)
+
+
+def test_certain_but_small_is_not_enough() -> None:
+    """The same order on every seed, and yet the seeds decide."""
+    seeds = np.arange(8.0)
+    found = judged([seeds, seeds + 0.1, seeds + 0.2])
+    assert found.p_value < 0.001
+    assert not found.certified
+    assert "only 0.04 times that of the seeds" in found.verdict
+    assert "chance" not in found.verdict
+
+
+def test_large_by_chance_is_not_enough() -> None:
+    """One seed that one sequence spoils moves its mean; on the others nothing differs."""
+    outcomes = np.tile([1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7], (3, 1))
+    outcomes[0, 0] = 1000
+    found = judged(outcomes)
+    assert not found.certified
+    assert "no more than chance" in found.verdict
+    assert judged([[1, 2, 3, 4, 5]] * 3).verdict.count("bit for bit") == 1
+
+
+def test_noise_is_not_certified(logged) -> None:
+    """An environment that ignores its actions: with rewards that the seed decides, and with some that nothing does."""
+    space = spaces.Discrete(4)
+    assert ask(logged, {"space": space}).identical
+    certificates = [ask(logged, {"space": space, "noise": 1.0}, seeds=8) for _ in range(50)]
+    assert not any(found.identical for found in certificates)
+    assert sum(found.certified for found in certificates) == 0
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+def invoke(*arguments: object, status: int) -> str:
+    result = CliRunner().invoke(app, ["check", *map(str, arguments)])
+    assert result.exit_code == status, (result.output, result.exception)
+    return result.output
+
+
+GAME = """
+from gymnasium.envs.registration import register
+from gymnasium.envs.classic_control import CartPoleEnv
+
+class Deaf(CartPoleEnv):
+    def step(self, action):
+        return super().step(0)
+
+register("Deaf-v0", entry_point=Deaf, max_episode_steps=50)
+"""
+
+
+def test_the_command(small, registered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """0 where it certifies, 1 where it does not; an id that another module registers; the last line says it."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "deaf_game.py").write_text(GAME)
+    output = invoke("deaf_game:Deaf-v0", "--seeds", 5, status=1)
+    assert output.splitlines()[-1].startswith("not certified: the actions of deaf_game:Deaf-v0 change nothing")
+    settings = [part for name, value in small.items() for part in ("--set", f"{name}={to_text(value)}")]
+    output = invoke(f"qan_gym:{LR}", "--seeds", 5, "--steps", 8, *settings, status=0)
+    assert output.splitlines()[-1] == f"certified: the actions of qan_gym:{LR} matter beyond seed noise"
+    assert "in turn: 0, 1, 2" in output
+    sys.modules.pop("deaf_game")
+
+
+def to_text(value: Any) -> str:
+    return "null" if value is None else str(value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["QanLR-MNIST6k-v0"], "QanLR-MNIST6k"),
+        (["no_such_module:Game-v0"], "no_such_module"),
+        (["CartPole-v1", "--seeds", "4"], "seeds must be at least 5, not 4"),
+        (["CartPole-v1", "--steps", "1"], "steps must be at least 2, not 1"),
+        (["CartPole-v1", "--set", "gravity=1"], "gravity"),
+        ([LR, "--set", "epoch=1"], "epoch"),
+        (["Blackjack-v1", "--set", "natural"], "NAME=VALUE"),
+    ],
+)
+def test_wrong_commands_are_explained(arguments: list[str], message: str) -> None:
+    output = invoke(*arguments, status=2)
+    assert message in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.filterwarnings("ignore:.*The reward is an inf value")
+def test_what_cannot_be_judged_is_refused(logged, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An episode without an end, unless it is cut; an outcome that is no number."""
+    monkeypatch.setattr(check, "LONGEST", 50)
+    endless = {"space": spaces.Discrete(2), "length": None}
+    with pytest.raises(ValueError, match="not ended after 50 steps: give --steps"):
+        ask(logged, endless)
+    assert ask(logged, endless, steps=10).identical
+    with pytest.raises(ValueError, match="'0 throughout' is not finite"):
+        ask(logged, {"space": spaces.Discrete(2), "noise": math.inf})
