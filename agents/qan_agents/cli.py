@@ -216,12 +216,23 @@ def _evaluate(run: Any) -> None:
 
 
 @app.command()
-def plot(run: RunArgument) -> None:
+def plot(
+    run: RunArgument,
+    html: Annotated[bool, typer.Option("--html", help="Also write run.html, one page with everything.")] = False,
+) -> None:
     """Draw the pictures of a run: accuracy per episode, an episode against the baseline, the actions over time."""
     from qan_agents.runs import Run
 
     with explained():
-        _plot(Run(run))
+        if not html:
+            _plot(Run(run))
+            return
+        with needed("agents"):
+            from qan_agents.run_page import write_page
+        with console.status("drawing, and trying every action of an unseen episode"):
+            written = write_page(Run(run))
+        for path in written:
+            console.print(f"drawn: {path}", highlight=False)
 
 
 def _plot(run: Any) -> None:

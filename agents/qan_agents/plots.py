@@ -35,15 +35,16 @@ def plot_run(run: Run) -> list[Path]:
     evaluated = (run.folder / "evaluation.csv.gz").is_file()
     played = read_rows(run.folder / "evaluation.csv.gz") if evaluated else []
     scores = read_rows(run.folder / "evaluation.csv") if evaluated else []
-    pictures = [_save(_accuracy(title, episodes, scores, task), run.folder / "accuracy.png")]
-    pictures.append(_save(_values(title, episodes), run.folder / "max_q.png"))
-    pictures.append(_save(_actions(title, steps, task), run.folder / "actions.png"))
+    pictures = [save(_accuracy(title, episodes, scores, task), run.folder / "accuracy.png")]
+    pictures.append(save(_values(title, episodes), run.folder / "max_q.png"))
+    pictures.append(save(_actions(title, steps, task), run.folder / "actions.png"))
     if played:
-        pictures.append(_save(_episode(title, played, task), run.folder / "episode.png"))
+        pictures.append(save(_episode(title, played, task), run.folder / "episode.png"))
     return pictures
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
+    """Write a picture, atomically; returns its path."""
     with write_aside(path) as aside:
         figure.savefig(aside, dpi=120)
     return path

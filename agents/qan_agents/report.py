@@ -1,7 +1,5 @@
 """The report of a bench: tables and pictures, as Markdown and as one self-contained HTML page."""
 
-import base64
-import html
 import json
 import math
 from collections.abc import Sequence
@@ -13,6 +11,7 @@ from matplotlib.ticker import PercentFormatter
 
 from qan_agents import statistics
 from qan_agents.controllers import AGENTS
+from qan_agents.page import as_table, page, write_text
 from qan_agents.results import read_table
 from qan_agents.statistics import BASELINE, TARGET, Estimate, Judged
 from qan_gym.files import write_aside
@@ -44,14 +43,9 @@ def report(path: Path, out: Path) -> list[Path]:
         pictures += drawn
     parts.append(_failures([row for row in rows if row["status"] == "failed"]))
     text = "\n".join(parts)
-    _write(out / "report.md", text)
-    _write(out / "report.html", _page(text, out))
+    write_text(out / "report.md", text)
+    write_text(out / "report.html", page("Results of the bench", text, out))
     return [out / "report.md", out / "report.html", *pictures]
-
-
-def _write(path: Path, text: str) -> None:
-    with write_aside(path) as aside:
-        aside.write_text(text)
 
 
 def _preface(rows: list[dict]) -> str:
@@ -134,11 +128,7 @@ def _table(everyone: Sequence[Judged], baseline: Judged, target: Judged) -> str:
                 f"{one.diverged.mean():.0%}",
             )
         )
-    return _as_table(HEAD, rows)
-
-
-def _as_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ("---",) * len(head), *rows)) + "\n"
+    return as_table(HEAD, rows)
 
 
 def _interval(estimate: Estimate, digits: int) -> str:
@@ -182,7 +172,7 @@ def _contest(everyone: Sequence[Judged], baseline: Judged) -> str:
     if not rows:
         return ""
     return (
-        f"{_as_table(head, rows)}\nDifferences in test loss, as above. The best tuned schedule, of "
+        f"{as_table(head, rows)}\nDifferences in test loss, as above. The best tuned schedule, of "
         f"{', '.join(SCHEDULES)}, is the one with the lowest test loss on the evaluation seeds, which favours it.\n"
     )
 
@@ -257,32 +247,3 @@ def _profiles_picture(everyone: Sequence[Judged], baseline: Judged) -> Figure:
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     return figure
-
-
-# --- the page -------------------------------------------------------------------------------------------------------
-
-STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 0.85rem; }
-th, td { padding: 0.3rem 0.6rem; border-bottom: 1px solid #8886; text-align: left; vertical-align: top; }
-td { white-space: nowrap; }
-img { max-width: 100%; background: white; }
-"""
-
-
-def _page(text: str, folder: Path) -> str:
-    """Markdown as one HTML page that needs no other file."""
-    from markdown import markdown
-
-    body = markdown(text, extensions=["tables"])
-    for picture in folder.glob("*.png"):
-        data = base64.b64encode(picture.read_bytes()).decode()
-        body = body.replace(f'src="{html.escape(picture.name)}"', f'src="data:image/png;base64,{data}"')
-    body = body.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Results of the bench</title>\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n'
-        f"<body>{body}</body></html>\n"
-    )

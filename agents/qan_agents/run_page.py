@@ -1,0 +1,150 @@
+"""A training run as one page: what was asked, what came out, what the agent did and what it might have done."""
+
+from dataclasses import asdict
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.wrappers import FrameStackObservation
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from qan_agents.evaluation import mean_and_range, standings
+from qan_agents.learner import Greedy
+from qan_agents.page import as_table, page, write_text
+from qan_agents.plots import STYLES, plot_run, save
+from qan_agents.regret import regrets
+from qan_agents.runs import Run
+from qan_agents.train import load_agent
+from qan_gym.playing import pictures
+from qan_gym.rendering import FILTER_LIMIT, FILTERS, tiles
+
+LOOKS = 20  # of an episode, from which is looked ahead by a LOOKS-th of it
+FILTERS_PICTURE, REGRET_PICTURE = "filters.png", "regret.png"
+PAGE = "run.html"
+
+
+def write_page(run: Run) -> list[Any]:
+    """Draw all pictures of a run, play an unseen episode for two more, and put everything on one page.
+
+    Looking ahead takes as long as about one training per action that there is, in lock-step.
+
+    Args:
+        run: evaluated.
+
+    Returns:
+        The page and the pictures.
+
+    Raises:
+        ValueError: the run has no finished episode or was not evaluated, or a file of it is damaged.
+    """
+    if not (run.folder / "evaluation.csv").is_file():
+        raise ValueError(f"{run.folder} was not evaluated yet: qan evaluate {run.folder}")
+    drawn = plot_run(run)
+    filters, rows = _play(run)
+    drawn.append(save(_filters_picture(filters), run.folder / FILTERS_PICTURE))
+    drawn.append(save(_regret_picture(rows, run), run.folder / REGRET_PICTURE))
+    config = run.config()
+    title = f"{config.env}, {config.agent} ({config.preset}), seed {config.seed}"
+    write_text(run.folder / PAGE, page(title, _text(run, title, rows), run.folder))
+    return [run.folder / PAGE, *drawn]
+
+
+def _play(run: Run) -> tuple[list[NDArray[np.float32]], list[dict[str, Any]]]:
+    """The agent on its first unseen seed: the filters (F, h, w) at the start and the end, and its regrets."""
+    learner, config = load_agent(run), run.config()
+    env = FrameStackObservation(gym.make(config.env, **config.env_kwargs), learner.config.history)
+    training, seed = env.unwrapped.training, config.judged_on[0]
+    env.reset(seed=seed)
+    start = pictures(training, 0)
+    step = max(1, learner.facts.decisions // LOOKS)
+    rows = regrets(env, Greedy(learner), seed, every=step, k=step)
+    end = pictures(training, 0)
+    env.close()
+    learner.close()
+    return [start, end], rows
+
+
+# --- the text -------------------------------------------------------------------------------------------------------
+
+
+def _text(run: Run, title: str, rows: list[dict[str, Any]]) -> str:
+    config, settings = run.config(), run.settings()
+    mean = np.mean([row["regret"] for row in rows])
+    agreed = np.mean([row["action"] == row["best"] for row in rows])
+    step = max(1, settings["decisions_per_episode"] // LOOKS)
+    beside = {**asdict(config), "dataset_fingerprint": settings["dataset_fingerprint"], **settings["versions"]}
+    return "\n".join(
+        (
+            f"# {title}\n",
+            f"{config.episodes} trainings were played; then the agent played greedily on unseen seeds.\n",
+            "## Against fixed policies\n",
+            _table(run),
+            f"Mean (lowest-highest) over the seeds {', '.join(map(str, config.judged_on))}; all with the same pull "
+            "towards the reference weights. So few seeds are no interval: `qan bench` makes those.\n",
+            "## Episode by episode\n",
+            "![accuracy of every episode](accuracy.png)\n\n![what the agent expects](max_q.png)\n",
+            "## What it did, and when\n",
+            "![actions over time](actions.png)\n",
+            "## An unseen episode\n",
+            "![losses and control of one unseen episode](episode.png)\n",
+            f"![the filters before and after]({FILTERS_PICTURE})\n",
+            "## What each action would have done\n",
+            f"From {len(rows)} moments of that episode every action was tried and {step} steps played on from it, with "
+            "the same mini-batches and nobody acting further. The regret of the agent's choice, in nats of ln "
+            f"(validation loss), is {mean:.3f} in the mean; it chose as the greedy oracle in {agreed:.0%} of them. A "
+            "greedy oracle sees no further than those steps: it is not the best that can be done.\n",
+            f"![regret over the episode]({REGRET_PICTURE})\n",
+            "## Settings\n",
+            as_table(("of the run", ""), [(name, f"`{value}`") for name, value in beside.items()]),
+            as_table(("of the game", ""), [(name, f"`{value}`") for name, value in settings["task"].items()]),
+            as_table(
+                ("of the agent", ""), [(name, f"`{value}`") for name, value in settings["hyperparameters"].items()]
+            ),
+        )
+    )
+
+
+def _table(run: Run) -> str:
+    table = standings(run)
+    baseline = table[1].policy
+    rows = []
+    for one in table:
+        reached = ", ".join("never" if steps is None else str(steps) for steps in one.steps_to_baseline)
+        accuracy = mean_and_range([100 * value for value in one.test_accuracy], digits=1)
+        rows.append((one.policy, mean_and_range(one.test_loss, digits=3), accuracy, reached))
+    return as_table(("policy", "test loss", "test accuracy (%)", f"actions to {baseline}'s loss"), rows)
+
+
+# --- the pictures ---------------------------------------------------------------------------------------------------
+
+
+def _filters_picture(filters: list[NDArray[np.float32]]) -> Figure:
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    for axes, some, when in zip(figure.subplots(1, 2), filters, ("start", "end"), strict=True):
+        scaled = {"vmin": -FILTER_LIMIT, "vmax": FILTER_LIMIT, "cmap": FILTERS, "interpolation": "nearest"}
+        image = axes.imshow(tiles(np.nan_to_num(some)), **scaled)
+        axes.set_title(f"the weights shown, at the {when}")
+        axes.set_axis_off()
+    figure.colorbar(image, ax=figure.axes, label="weight", shrink=0.8)
+    return figure
+
+
+def _regret_picture(rows: list[dict[str, Any]], run: Run) -> Figure:
+    """Regret, and what was chosen by whom, at every look."""
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    regret, choice = figure.subplots(2, 1, sharex=True)
+    steps = [row["step"] for row in rows]
+    (color, _), (other, _), _ = STYLES
+    regret.bar(steps, [row["regret"] for row in rows], width=max(1, steps[-1] / len(rows) * 0.6), color=color)
+    regret.set_ylabel("regret (nats)")
+    choice.plot(steps, [row["best"] for row in rows], "o", color=other, fillstyle="none", markersize=9, label="oracle")
+    choice.plot(steps, [row["action"] for row in rows], "x", color=color, label=run.config().agent)
+    if run.settings()["task"]["game"] == "lr":
+        choice.set_yticks([0, 1, 2], ["raise", "lower", "keep"])
+    choice.set(xlabel="action number", ylabel="action")
+    choice.margins(y=0.2)
+    choice.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+    for axes in (regret, choice):
+        axes.grid(alpha=0.3)
+    return figure
