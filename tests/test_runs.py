@@ -3,12 +3,15 @@
 import gzip
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import time
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import start_qan
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -156,7 +159,6 @@ def test_loading_a_run_executes_nothing_in_it(whole, tmp_path):
         return
     import base64
     import pickle
-    import shutil
 
     folder = tmp_path / "handed"
     shutil.copytree(whole, folder)
@@ -206,6 +208,65 @@ def test_evaluate_and_plot_draw_again(whole):
     assert (whole / "episode.png").stat().st_size > 10_000
 
 
+def test_a_run_as_a_page(whole):
+    """Everything in one file: table, pictures, settings, and what other actions would have done."""
+    invoke("plot", whole, "--html")
+    page = (whole / "run.html").read_text()
+    sources = re.findall(r'<img[^>]*src="([^"]*)"', page)
+    assert len(sources) == 6
+    assert all(source.startswith("data:image/png;base64,") and len(source) > 10_000 for source in sources)
+    assert not re.search(r'(href|src)="(?!data:)', page)
+    for row in read_rows(whole / "evaluation.csv"):
+        assert f"<td>{row['policy']}</td>" in page
+    mean = np.mean(
+        [float(row["test_loss"]) for row in read_rows(whole / "evaluation.csv") if row["policy"] == "cosine"]
+    )
+    assert f"{mean:.3f} (" in page
+    for setting in ("batches_per_action", "dataset_fingerprint", "learning_starts"):
+        assert setting in page
+    regret = float(re.search(r"validation loss\), is ([\d.]+) in the mean", page)[1])
+    assert 0 <= regret < 5
+
+
+def test_a_page_needs_an_evaluation(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation*"))
+    assert "qan evaluate" in invoke("plot", tmp_path / "run", "--html", status=2)
+
+
+def test_an_episode_is_filmed(whole, tmp_path):
+    """The one that the evaluation played, with the first moment and every action."""
+    from imageio_ffmpeg import count_frames_and_secs
+
+    output = invoke("watch", whole, "--video", tmp_path / "film.mp4")
+    agent = read_rows(whole / "evaluation.csv")[0]
+    assert agent["seed"] == "0"
+    assert f"test loss {float(agent['test_loss']):.4f}" in output
+    assert count_frames_and_secs(str(tmp_path / "film.mp4"))[0] == 1 + 20
+    assert [path.name for path in tmp_path.iterdir()] == ["film.mp4"]
+
+
+def test_an_episode_is_shown_in_a_window(whole, monkeypatch):
+    """With the agent's values in the last frame."""
+    import window_backend
+
+    from qan_gym.env import QanEnv
+
+    monkeypatch.setattr(window_backend, "drawn", [])
+    monkeypatch.setitem(QanEnv.metadata, "render_fps", 1e9)
+    invoke("watch", whole, "--seed", "5")
+    assert len(window_backend.drawn) == 1 + 20
+    before, *_, end = (frame[540:610, 80:350, :3] for frame in window_backend.drawn)  # where the bars are
+    assert (before == 255).all(), "there are no values before the first action"
+    assert (end != 255).sum() > 1_000
+
+
+def test_what_cannot_be_watched(whole, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert ".mp4" in invoke("watch", whole, "--video", "film.gif", status=2)
+    assert "seed" in invoke("watch", whole, "--video", "film.mp4", "--seed", "-1", status=2)
+    assert not list(tmp_path.iterdir())
+
+
 def test_list_and_data():
     listing = invoke("list")
     assert "QanMinibatch-MNIST5k-v0" in listing
@@ -231,6 +292,8 @@ def test_list_and_data():
         (["train", "--resume", "nowhere"], "config.json"),
         (["evaluate", "nowhere"], "config.json"),
         (["plot", "nowhere"], "config.json"),
+        (["plot", "nowhere", "--html"], "qan evaluate"),
+        (["watch", "nowhere"], "config.json"),
         (["reference", "QanLR-MNIST6k-v0"], "QanLR-MNIST6k"),
     ],
 )
@@ -250,8 +313,6 @@ def test_a_folder_that_is_taken_is_left_alone(tmp_path):
 
 @pytest.mark.parametrize("name", ["config.json", "model", "episodes.csv", "steps.csv.gz"])
 def test_damaged_files_are_named(whole, tmp_path, name):
-    import shutil
-
     folder = tmp_path / "damaged"
     name = Run(whole).model_file.name if name == "model" else name
     shutil.copytree(whole, folder)
@@ -264,7 +325,7 @@ def test_damaged_files_are_named(whole, tmp_path, name):
 def test_a_run_without_an_episode_says_so(tmp_path):
     config = RunConfig("QanLR-MNIST5k-v0", parse_settings(list(SETTINGS)), "dqn", "quick", 1, 0)
     start_run(tmp_path / "run", config)
-    for command in ("evaluate", "plot"):
+    for command in ("evaluate", "plot", "watch"):
         assert "--resume" in invoke(command, tmp_path / "run", status=2)
 
 
