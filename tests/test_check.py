@@ -122,6 +122,7 @@ class Logged(gym.Env):
 
     observation_space = spaces.Box(-1, 1, (1,), np.float32)
     played: list[tuple[int, list[Any]]] = []  # noqa: RUF012 (of all instances: seed and actions of each episode)
+    unseeded = np.random.default_rng(0)  # that no seed of an episode decides
 
     def __init__(self, space: spaces.Space, length: int | None = 4, noise: float = 0.0) -> None:
         self.action_space, self.length, self.noise = space, length, noise
@@ -136,16 +137,14 @@ class Logged(gym.Env):
         assert self.action_space.contains(action)
         Logged.played[-1][1].append(np.asarray(action).tolist())
         self.step_number += 1
-        reward = float(self.np_random.normal()) + self.noise * float(NOISE.normal())
+        reward = float(self.np_random.normal()) + self.noise * float(Logged.unseeded.normal())
         return np.zeros(1, np.float32), reward, self.step_number == self.length, False, {}
-
-
-NOISE = np.random.default_rng(0)  # that no seed decides
 
 
 @pytest.fixture
 def logged(registered) -> str:
     Logged.played.clear()
+    Logged.unseeded = np.random.default_rng(0)
     return registered("Logged-v0", Logged)
 
 
@@ -198,7 +197,7 @@ def test_the_minibatch_game_is_certified() -> None:
 
 
 def test_other_environments() -> None:
-    """Any id of Gymnasium: with actions in a Box, and with pixels or not."""
+    """Of Gymnasium's own, with Discrete actions and with a Box of them."""
     assert ask("CartPole-v1").certified
     found = ask("Pendulum-v1", steps=20)
     assert found.outcomes.shape == (4, 5)
