@@ -194,6 +194,7 @@ class Screen:
 
     def _stage_control(self, axes: Any, stage: Stage) -> None:
         axes.set_xlim(0, self.budget)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         if self.config.game == "lr":
             axes.set(yscale="log", ylim=stage.rate)
             axes.set_title("learning rate", loc="left")  # a title, because tiles have no room for labels beside
