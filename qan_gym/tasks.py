@@ -33,14 +33,14 @@ class TaskConfig:
     precision: str = "float32"  # of the network's arithmetic: "float32", "tf32" (CUDA only) or "bf16"
 
     # The actions.
-    batches_per_action: int = 1
+    batches_per_action: int = 1  # mini-batches
     continuous: bool = False  # learning-rate game only: Box(-1, 1) instead of raise, lower, keep
     action_scale: str = "additive"  # of raise and lower: "additive" (the paper) or "multiplicative"; "absolute" where
     # continuous: the action is the learning rate itself, -1 the least, 1 the most, in the logarithm
     schedule: str = "constant"  # what the actions change the level of; "linear", "cosine", "cooldown" end at 0
     learning_rate_step: float = 0.005  # of one additive action
-    learning_rate_min: float = 0.005
-    learning_rate_max: float = 1.0
+    learning_rate_min: float = 0.005  # the range that actions cannot leave
+    learning_rate_max: float = 1.0  # likewise
 
     # What the agent is shown and paid for.
     observation: str = "screen"  # "screen" (filters and score line) or "filters" (the paper)
