@@ -241,6 +241,7 @@ class Block(nn.Module):
             self.shortcut = nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
         y = self.norm1(self.conv1(x)).relu_()
         y = self.norm2(self.conv2(y))
         outputs: Tensor = (y + self.shortcut(x)).relu_()
@@ -260,6 +261,7 @@ class WideBlock(nn.Module):
         self.shortcut = _conv(inputs, outputs, 1, stride) if inputs != outputs else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
         activated = self.norm1(x).relu_()
         y = self.conv2(self.norm2(self.conv1(activated)).relu_())
         outputs: Tensor = y + (x if self.shortcut is None else self.shortcut(activated))

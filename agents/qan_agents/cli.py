@@ -26,7 +26,11 @@ SetOption = Annotated[
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """What is wrong with the input is said in one line; anything else is a bug and keeps its traceback."""
+    """What is wrong with the input is said in one line; anything else is a bug and keeps its traceback.
+
+    Raises:
+        typer.Exit: with status 2, in the place of what was wrong.
+    """
     from gymnasium.error import Error
 
     try:
@@ -38,7 +42,11 @@ def explained() -> Iterator[None]:
 
 @contextmanager
 def needed(extra: str) -> Iterator[None]:
-    """A library of an extra that is not installed is asked for."""
+    """A library of an extra that is not installed is asked for.
+
+    Raises:
+        ValueError: in the place of the failed import.
+    """
     try:
         yield
     except ModuleNotFoundError as error:

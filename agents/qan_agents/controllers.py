@@ -36,7 +36,11 @@ class Player(Protocol):
     """What plays N episodes in lock-step."""
 
     def start(self, env: VectorEnv) -> Settings | None:
-        """Get ready for N episodes; returns the options for `env.reset`."""
+        """Get ready for N episodes; returns the options for `env.reset`.
+
+        Raises:
+            ValueError: the player cannot play this environment.
+        """
 
     def act(self, observations: NDArray[Any], infos: Infos) -> NDArray[Any]:
         """The N actions for what `reset` or `step` last gave."""

@@ -98,6 +98,9 @@ def schedule_rates(schedule: str, config: TaskConfig, decisions: int) -> list[fl
         schedule: one of SCHEDULES.
         config: the game; its learning rate is the schedule's.
         decisions: of an episode.
+
+    Raises:
+        ValueError: there is no such schedule.
     """
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=config.learning_rate)
     end = config.learning_rate_min / config.learning_rate

@@ -108,7 +108,8 @@ class Replay:
 
         Args:
             frames: (N, D) that were acted on.
-            actions, rewards: (N,).
+            actions: (N,).
+            rewards: (N,).
             terminated: (N,) bool, the episode ended and nothing follows.
             ended: (N,) bool, it terminated or was truncated.
             following: (N, D) what was seen then, the last frame of the episode where it ended.

@@ -141,7 +141,11 @@ class Run:
         return self.folder / MODEL_FILES[agent]
 
     def progress(self) -> dict[str, int]:
-        """How far the saved agent has come: finished `episodes`, and `steps` of them that it learned from."""
+        """How far the saved agent has come: finished `episodes`, and `steps` of them that it learned from.
+
+        Raises:
+            ValueError: the file of the agent is damaged.
+        """
         path = self.model_file
         if not path.is_file():
             return {"episodes": 0, "steps": 0}

@@ -47,13 +47,21 @@ class GymnasiumVecEnv(VecEnv):
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
 
     def seed_rows(self, seeds: Sequence[int]) -> None:
-        """The seeds of the rows at the next reset, where `seed` gives them consecutive ones."""
+        """The seeds of the rows at the next reset, where `seed` gives them consecutive ones.
+
+        Raises:
+            ValueError: there is not one seed per row.
+        """
         if len(seeds) != self.num_envs:
             raise ValueError(f"there must be {self.num_envs} seeds, one per row, not {len(seeds)}")
         self._seeds = list(seeds)
 
     def reset(self) -> NDArray[Any]:
-        """Begin an episode in every row."""
+        """Begin an episode in every row.
+
+        Raises:
+            ValueError: the rows were given different reset options.
+        """
         options = self._options[0]
         if any(other != options for other in self._options):
             raise ValueError("the rows are reset together, so their reset options must be the same")

