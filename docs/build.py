@@ -87,11 +87,10 @@ def page(env_id: str, folder: Path) -> str:
         "",
         f'{shown}, seed {SEED}: `gym.make("{env_id}"{made})`.',
         "",
-        "| | |",
-        "| --- | --- |",
         f"| Action space | `{env.action_space}` |",
+        "| --- | --- |",
         f"| Observation space | `{env.observation_space}` |",
-        f"| Import | `import qan_gym; gymnasium.make(\"{env_id}\")` |",
+        f'| Import | `import qan_gym; gymnasium.make("{env_id}")` |',
         f"| Class | [`{GAMES[config.game].__name__}`][{GAMES[config.game].__module__}.{GAMES[config.game].__name__}] |",
         "",
     ]
@@ -112,11 +111,8 @@ def linked(text: str) -> str:
 def settings(config: TaskConfig) -> list[str]:
     """The record of an id as a table."""
     said = meanings()
-    rows = [
-        f"| `{field.name}` | `{getattr(config, field.name)!r}` | {said.get(field.name, '').replace('|', chr(92) + '|')} |"
-        for field in fields(config)
-        if field.name != "game"
-    ]
+    names = [field.name for field in fields(config) if field.name != "game"]
+    rows = [f"| `{name}` | `{getattr(config, name)!r}` | {said[name]} |" for name in names]
     return ["Every one is a keyword argument of `gymnasium.make`.", "", "| | here | |", "| --- | --- | --- |", *rows]
 
 

@@ -40,7 +40,12 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
         ghost: bool = False,
         **overrides: Any,
     ) -> None:
-        """See the class; `task` is set by the registration."""
+        """See the class; `task` is set by the registration.
+
+        Raises:
+            ValueError: an argument is unknown or out of its range, or there is no display for "human".
+            ImportError: matplotlib is missing, and is to draw.
+        """
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ValueError(f"render_mode must be one of {self.metadata['render_modes']}, not {render_mode!r}")
         if not isinstance(ghost, bool):
