@@ -18,10 +18,12 @@ import click
 import griffe
 import pytest
 import typer
+import yaml
 from sybil import Document, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
 from typer.testing import CliRunner
 
+from qan_agents.bench import cells_of
 from qan_agents.cli import app
 
 ROOT = Path(__file__).parents[1]
@@ -123,13 +125,23 @@ def test_what_is_skipped_has_a_reason():
         ), name
 
 
-def commands(name: str) -> list[list[str]]:
-    """The qan commands in the shell blocks of a page, as lists of words."""
+def texts(name: str, language: str) -> list[str]:
+    """The blocks of a page in a language."""
     found = []
-    parser = CodeBlockParser("bash", evaluator=lambda example: found.append(example.parsed))
+    parser = CodeBlockParser(language, evaluator=lambda example: found.append(example.parsed))
     for example in blocks(name, parser).examples():
         example.evaluate()
-    lines = [line for block in found for line in block.replace("\\\n", " ").splitlines()]
+    return found
+
+
+def test_grids_are_understood():
+    grids = [yaml.safe_load(text) for name in PAGES for text in texts(name, "yaml")]
+    assert any(len(cells_of(grid)) > 1 for grid in grids)
+
+
+def commands(name: str) -> list[list[str]]:
+    """The qan commands in the shell blocks of a page, as lists of words."""
+    lines = [line for block in texts(name, "bash") for line in block.replace("\\\n", " ").splitlines()]
     each = [shlex.split(part, comments=True) for line in lines for part in re.split(r"&&|;|\|", line)]
     return [words[1:] for words in each if words[:1] == ["qan"]]
 
