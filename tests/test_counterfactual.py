@@ -207,6 +207,18 @@ def test_oracle_and_regret() -> None:
         found.regret(4)
 
 
+def test_a_row_that_ends_stops_while_the_others_go_on(make: Callable[..., gym.Env]) -> None:
+    """At a target that they reach after different numbers of steps."""
+    kwargs = {"learning_rate": 0.2, "learning_rate_step": 0.1, "reference": None}
+    target = float(qan_gym.counterfactual(playing(make(LR, **kwargs), 0), 2).smoothed_loss.min())
+    env = playing(make(LR, **kwargs, target_loss=target), 0)
+    result = qan_gym.counterfactual(env, 8)
+    assert len(set(result.steps)) > 1
+    for action in range(3):
+        _, wanted = played(env, action, 8, lambda steps, first: KEEP)
+        assert row(result, action) == {name: wanted[name] for name in row(result, action)}
+
+
 def test_divergence_is_told(make: Callable[..., gym.Env]) -> None:
     """The row that diverges stops there, is the worst, and leaves the others alone."""
     kwargs = {"continuous": True, "action_scale": "absolute", "learning_rate_max": 3e38}
