@@ -122,6 +122,7 @@ def counterfactual(
         if fork.over.all():
             break
         chosen = follow(number, done)
+    fork.close()
     return Counterfactual(
         actions=first.cpu().numpy(),
         steps=steps,

@@ -135,6 +135,10 @@ class Training:
         self.play: Callable[[], None] = CapturedGraph(self._play) if on_cuda else self._play
         self.measure: Callable[[], Measured] = CapturedGraph(self._measure) if on_cuda else self._measure
 
+    def close(self) -> None:
+        """End it, so that its memory is free when the last reference goes: the two halves of a step hold it as well."""
+        del self.play, self.measure
+
     def _count_budget(self) -> int:
         config, size = self.config, len(self.sampler.labels)
         if config.batch_size > size:

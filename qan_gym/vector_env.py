@@ -299,6 +299,7 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
 
     def close_extras(self, **kwargs: Any) -> None:
         """Give the memory of the networks back."""
+        self.training.close()
         del self.training
 
     def _require_open(self) -> None:

@@ -1,9 +1,11 @@
 """What each action would have done is what it does: every row against a copy of the environment that plays it."""
 
 import copy
+import gc
 import math
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -140,6 +142,28 @@ def test_the_data_are_the_same_in_all_rows(make: Callable[..., gym.Env], monkeyp
         env.step(KEEP)
         for indices in rows:
             np.testing.assert_array_equal(indices, env.unwrapped.batch_indices)
+
+
+def test_the_memory_is_given_back(make: Callable[..., gym.Env], monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, not when the garbage collector next comes by: that of many looks ahead would add up; so in close()."""
+    forks = []
+
+    class Weak(counterfactuals.Fork):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            forks.append(weakref.ref(self))
+
+    monkeypatch.setattr(counterfactuals, "Fork", Weak)
+    env, envs = playing(make(LR)), gym.make_vec(LR, num_envs=2)
+    training = weakref.ref(envs.unwrapped.training)
+    gc.disable()
+    try:
+        qan_gym.counterfactual(env, 2)
+        envs.close()
+        assert [fork() for fork in forks] == [None]
+        assert training() is None
+    finally:
+        gc.enable()
 
 
 def test_the_test_set_is_not_read(make: Callable[..., gym.Env], monkeypatch: pytest.MonkeyPatch) -> None:
