@@ -1,8 +1,8 @@
 """The moving pictures of the environments' pages: python docs/pictures.py [ID ...] [--dataset FILE.npz]
 
-Each is the beginning of an episode of random actions, as `env.render()` shows it, in docs/pictures/ID.webp. Without
-arguments all are made anew. MNIST and CIFAR-10 are read from $QAN_GYM_DATA or the user's cache, or one of them from a
-file; nothing is downloaded.
+Each is the beginning of an episode of random actions and its ghost, as `env.render()` shows it, in
+docs/pictures/ID.webp. Without arguments all are made anew. MNIST and CIFAR-10 are read from $QAN_GYM_DATA or the user's
+cache, or one of them from a file; nothing is downloaded.
 """
 
 import argparse
@@ -41,7 +41,7 @@ KWARGS = {"QanLR-CIFAR10-v0": {"network": "resnet-8", "meta_momentum": None, "re
 
 def frames(env_id: str, kwargs: dict[str, Any]) -> list[Image.Image]:
     """About FRAMES pictures of an episode of random actions, its first and last moment among them."""
-    env = gym.make(env_id, render_mode="rgb_array", **kwargs)
+    env = gym.make(env_id, render_mode="rgb_array", ghost=True, **kwargs)
     env.reset(seed=SEED)
     env.action_space.seed(SEED)
     actions = ACTIONS[env_id] or env.unwrapped.decisions

@@ -18,8 +18,13 @@ class History:
         Args:
             classes: K, whose shares are kept; 0: of none.
             rows: (steps + 1, len(SCALARS) + 1 + K), what `rows` gave.
+
+        Raises:
+            ValueError: the rows are those of another history.
         """
         columns = len(SCALARS) + 1 + classes
+        if rows is not None and len(rows) > 0 and rows.shape[1:] != (columns,):
+            raise ValueError(f"the state's history has rows of {rows.shape[1:]}, not {columns} numbers")
         self._rows = np.zeros((256, columns)) if rows is None else rows.reshape(-1, columns).copy()
         self._length = 0 if rows is None else len(self._rows)
 

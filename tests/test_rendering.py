@@ -65,6 +65,11 @@ def test_a_history_grows_and_goes_on():
     assert again.curve("action")[0] == -1
 
 
+def test_a_history_of_another_game_is_refused():
+    with pytest.raises(ValueError, match="history"):
+        History(3, np.zeros((4, 7)))
+
+
 def test_the_classes_shown_are_those_of_the_batch():
     """Of the images that were trained on, whether the roulette drew them or shuffled SGD did."""
     env = gym.make(MINIBATCH, render_mode="rgb_array", train_size=400, batch_size=20, epochs=1, meta_momentum=None)

@@ -168,7 +168,11 @@ def certify(
 
 
 def look_at(env_id: str, kwargs: dict[str, Any], steps: int | None) -> Game:
-    """What there is to play; arguments and errors: see `certify`."""
+    """What there is to play; its arguments are those of `certify`.
+
+    Raises:
+        ValueError: there is no such environment, or it cannot be made with these arguments.
+    """
     try:
         env = gym.make(env_id, **kwargs)
     except (TypeError, ModuleNotFoundError) as error:
