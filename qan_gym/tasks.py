@@ -103,18 +103,28 @@ class TaskConfig:
             raise ValueError("distillation needs soft targets: give a reference, or leave distillation at 0")
 
 
+class UnexpectedKeywordError(TypeError, ValueError):
+    """A keyword argument that no game has: a ValueError, as all that is wrong here, and what Python raises for it.
+
+    Libraries offer an environment arguments that it may not have, and go on without them where they are told in
+    Python's words: TorchRL's `GymEnv` does so with `frameskip`.
+    """
+
+
 def make_config(task: str, overrides: dict[str, Any]) -> TaskConfig:
     """The record of a registered id with some fields replaced.
 
     Raises:
-        ValueError: the id, or the name or value of an override, is not one of those there are.
+        ValueError: the id, or the value of an override, is not one of those there are.
+        UnexpectedKeywordError: there is no field of the name of an override.
     """
     if task not in PRESETS:
         raise ValueError(f"unknown task {task!r}; there are {', '.join(PRESETS)}")
     names = [field.name for field in fields(TaskConfig)]
     for name in overrides:
         if name not in names:
-            raise ValueError(f"unknown keyword argument {name!r}; there are {', '.join(names)}, device, render_mode")
+            there_are = f"{', '.join(names)}, device, render_mode"
+            raise UnexpectedKeywordError(f"got an unexpected keyword argument {name!r}; there are {there_are}")
     optimizer = overrides.get("optimizer")
     own = OPTIMIZER_DEFAULTS.get(optimizer, {}) if isinstance(optimizer, str) else {}
     return replace(PRESETS[task], **{**own, **overrides})

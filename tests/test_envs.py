@@ -715,3 +715,13 @@ def test_the_validation_loss_is_measured_as_often_as_asked_shown_and_paid_for():
 def test_wrong_ways_to_play_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
         gym.make("QanLR-MNIST5k-v0", **kwargs)
+
+
+@pytest.mark.parametrize("make", [gym.make, gym.make_vec])
+def test_an_argument_that_there_is_not_is_refused_in_pythons_words(make):
+    """Libraries go by them: TorchRL's GymEnv offers a `frameskip`, and takes it back at these words."""
+    with pytest.raises(
+        TypeError, match="got an unexpected keyword argument 'frameskip'; there are game, dataset"
+    ) as it:
+        make(LR, frameskip=1)
+    assert isinstance(it.value, ValueError)  # as every other wrong argument

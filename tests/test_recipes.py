@@ -117,7 +117,7 @@ def test_a_run_with_played_episodes_resumes(tmp_path):
         (["mnist-lr", "--scale", "0"], "scale must be above 0"),
         (["mnist-lr", "--scale", "1.5"], "at most 1"),
         (["cifar10-lr", "--set", "network=vgg"], "unknown network 'vgg'"),
-        (["cifar10-lr", "--set", "netwerk=nin"], "unknown keyword argument 'netwerk'"),
+        (["cifar10-lr", "--set", "netwerk=nin"], "unexpected keyword argument 'netwerk'"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_written(arguments, said, npz, tmp_path: Path):
