@@ -1,0 +1,28 @@
+"""Hyperparameters for rl-baselines3-zoo, `dqn.yml` and `ppo.yml`, and the wrapper that they name."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.utils import RecordConstructorArgs
+from numpy.typing import NDArray
+
+from qan_agents import features
+from qan_gym.observation import LIMIT
+
+
+class ScoreLine(gym.ObservationWrapper[NDArray[np.float32], Any, NDArray[np.float32]], RecordConstructorArgs):
+    """What `features.ScoreLine` reads of a screen: the score line, and the root mean square of the filters."""
+
+    def __init__(self, env: gym.Env[NDArray[np.float32], Any]) -> None:
+        """env: one of qan-gym's, with its score line."""
+        RecordConstructorArgs.__init__(self)  # so that its spec makes it again
+        gym.ObservationWrapper.__init__(self, env)
+        self.reader = features.ScoreLine(1, *env.unwrapped.screen_shape)  # type: ignore[attr-defined]
+        self.observation_space = spaces.Box(-LIMIT, LIMIT, (self.reader.size,), np.float32)
+
+    def observation(self, observation: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(rows * columns,) -> (6,) float32."""
+        return self.reader(torch.from_numpy(observation)[None, None])[0].numpy()
