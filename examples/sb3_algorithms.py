@@ -1,12 +1,17 @@
 """Any algorithm of Stable-Baselines3 plays a game: DQN, PPO, A2C with discrete actions, SAC and TD3 with continuous.
 
+So do those of sb3-contrib, where it is installed: QRDQN, and RecurrentPPO, which remembers what it saw.
+
 python examples/sb3_algorithms.py PPO --env QanLR-MNIST5k-v0 --episodes 5
 """
 
 import argparse
+from importlib import import_module
+from typing import Any
 
 import gymnasium as gym
-import stable_baselines3
+import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
 
 import qan_gym  # noqa: F401 (registers the environments)
 
@@ -16,14 +21,31 @@ ALGORITHMS = {
     "A2C": {"n_steps": 10},
     "SAC": {"learning_starts": 50, "buffer_size": 10_000},
     "TD3": {"learning_starts": 50, "buffer_size": 10_000},
+    "QRDQN": {"learning_starts": 50, "buffer_size": 10_000, "learning_rate": 5e-4, "exploration_fraction": 0.5},
+    "RecurrentPPO": {"n_steps": 50, "batch_size": 50},
 }
 CONTINUOUS = ("SAC", "TD3")
+CONTRIB = ("QRDQN", "RecurrentPPO")
 
 
-def make(name: str, env_id: str, **kwargs: object) -> stable_baselines3.common.base_class.BaseAlgorithm:
+def make(name: str, env_id: str, **kwargs: object) -> BaseAlgorithm:
     """The algorithm on the environment, with the kind of actions that it plays."""
+    library = import_module("sb3_contrib" if name in CONTRIB else "stable_baselines3")
+    policy = "MlpLstmPolicy" if name == "RecurrentPPO" else "MlpPolicy"
     env = gym.make(env_id, **kwargs, **({"continuous": True} if name in CONTINUOUS else {}))
-    return getattr(stable_baselines3, name)("MlpPolicy", env, seed=0, device="cpu", **ALGORITHMS[name])
+    return getattr(library, name)(policy, env, seed=0, device="cpu", **ALGORITHMS[name])
+
+
+def play(model: BaseAlgorithm) -> dict[str, Any]:
+    """One greedy episode of an unseen seed; what its last step said."""
+    env = model.get_env()
+    env.seed(0)
+    observation, memory, begins = env.reset(), None, np.ones(1, bool)
+    infos: list[dict[str, Any]] = []
+    while not infos or not begins[0]:  # SB3's environments begin the next episode in the last step of one
+        action, memory = model.predict(observation, memory, episode_start=begins, deterministic=True)
+        observation, _, begins, infos = env.step(action)
+    return infos[0]
 
 
 def main() -> None:
@@ -35,16 +57,10 @@ def main() -> None:
     arguments = parser.parse_args()
 
     model = make(arguments.algorithm, arguments.env)
-    env = model.get_env()
-    decisions = env.get_attr("unwrapped")[0].decisions
+    decisions = model.get_env().get_attr("unwrapped")[0].decisions
     model.learn(arguments.episodes * decisions)
-
-    env.seed(0)
-    observation, over = env.reset(), [False]
-    while not over[0]:
-        action, _ = model.predict(observation, deterministic=True)
-        observation, _, over, infos = env.step(action)
-    print(f"{arguments.algorithm}: test loss {infos[0]['test_loss']:.4f}, accuracy {infos[0]['test_accuracy']:.1%}")
+    info = play(model)
+    print(f"{arguments.algorithm}: test loss {info['test_loss']:.4f}, accuracy {info['test_accuracy']:.1%}")
 
 
 if __name__ == "__main__":
