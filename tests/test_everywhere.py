@@ -1,0 +1,156 @@
+"""The games at home elsewhere: the examples of other people's libraries run, and play whole episodes."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+from types import ModuleType
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from helpers import SHORT
+
+from qan_agents import zoo
+from qan_agents.presets import make_config
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+RETURN = re.compile(r"return (\S+?)(?:,|$)", re.MULTILINE)
+LEAST, MOST = 0.5, 5.0  # a return: ln(initial loss / final validation loss), whatever the actions
+
+GAME = {"epochs": 1, "meta_momentum": None}  # 40 actions
+
+
+def load(name: str) -> ModuleType:
+    """An example, as a module."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def require(module: str, extra: str) -> None:
+    """Skip where a library is not installed (or only half of it)."""
+    pytest.importorskip(module, reason=f"needs {module}: pip install 'qan-gym[{extra}]'", exc_type=ImportError)
+
+
+def run(*command: object, **kwargs: object) -> str:
+    """What it printed."""
+    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, timeout=300, **kwargs)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def returns_of(name: str, *arguments: object) -> list[float]:
+    """The returns that an example printed, all of them what an episode can have."""
+    returns = [float(score) for score in RETURN.findall(run(EXAMPLES / f"{name}.py", *arguments))]
+    assert all(LEAST < score < MOST for score in returns), returns
+    return returns
+
+
+def test_dqn_in_the_manner_of_cleanrl():
+    assert len(returns_of("cleanrl_dqn", "--steps", 100)) == 2  # 80 steps, and 20 of the third episode
+
+
+def test_ppo_in_the_manner_of_cleanrl():
+    # Episodes of 40 actions; the step between two is a reset. The second ends with the first step of a third rollout.
+    assert len(returns_of("cleanrl_ppo", "--num-envs", 1, "--steps", 3 * 40)) == 2
+
+
+def test_its_advantages_know_where_an_episode_ends():
+    ppo = load("cleanrl_ppo")
+    gamma, decay = ppo.GAMMA, ppo.GAMMA * ppo.LAMBDA
+    # Columns: nothing ends; the second step is truncated; it terminates. The third, after an end, is a reset.
+    rewards = torch.tensor([[1.0] * 3, [2.0] * 3, [3.0, 0.0, 0.0], [4.0] * 3])
+    values = torch.tensor([[10.0] * 3, [20.0] * 3, [30.0] * 3, [40.0] * 3, [50.0] * 3])
+    terminated, truncated = torch.zeros(2, 4, 3, dtype=torch.bool)
+    truncated[1, 1] = terminated[1, 2] = True
+    out = ppo.advantages(rewards, values, terminated, terminated | truncated)
+    last = 4 + gamma * 50 - 40
+    goes_on = 2 + gamma * 30 - 20 + decay * (3 + gamma * 40 - 30 + decay * last)
+    torch.testing.assert_close(out[3], torch.full((3,), last))
+    torch.testing.assert_close(out[1], torch.tensor([goes_on, 2 + gamma * 30 - 20, 2.0 - 20]))
+    torch.testing.assert_close(out[0], 1 + gamma * 20 - 10 + decay * out[1])
+
+
+def test_spawned_processes():
+    assert len(returns_of("async_vector_env", "--num-envs", 2)) == 2
+
+
+@pytest.mark.parametrize("name", ["QRDQN", "RecurrentPPO"])
+def test_sb3_contrib(name):
+    require("sb3_contrib", "sb3-contrib")
+    example = load("sb3_algorithms")
+    model = example.make(name, "QanLR-MNIST5k-v0", **SHORT)
+    before = {key: value.clone() for key, value in model.policy.state_dict().items()}
+    model.learn(80)
+    assert any(not torch.equal(before[key], value) for key, value in model.policy.state_dict().items())
+    info = example.play(model)
+    assert info["batch"] == 20  # the whole episode
+    assert 0 < info["test_accuracy"] < 1
+
+
+def test_torchrl():
+    require("torchrl", "torchrl")
+    first, second, greedy = returns_of("torchrl_dqn", "--steps", 80)
+    assert greedy not in (first, second)
+
+
+def test_tianshou():
+    require("tianshou", "tianshou")
+    assert len(returns_of("tianshou_dqn", "--steps", 160)) == 1
+
+
+def test_rllib():
+    require("ray.rllib.algorithms.ppo", "rllib")
+    out = run(EXAMPLES / "rllib_ppo.py", "--iterations", 1, "--batch", 120)
+    assert re.search(r"3 episodes of 40 actions, mean return \d\.\d+", out), out
+
+
+# --- rl-baselines3-zoo ----------------------------------------------------------------------------------------------
+
+ZOO = files("qan_agents") / "zoo"
+
+
+def test_the_wrapper_of_the_zoo_shows_the_score_line():
+    game = gym.make("QanLR-MNIST5k-v0", **SHORT)
+    env = zoo.ScoreLine(game)
+    shown, _ = env.reset(seed=3)
+    screen = game.reset(seed=3)[0].reshape(game.unwrapped.screen_shape)
+    np.testing.assert_array_equal(shown[:5], screen[-1, :5])
+    np.testing.assert_allclose(shown[5], np.sqrt(np.square(screen[:-1]).mean()), rtol=1e-6)
+    assert shown in env.observation_space
+    assert gym.make(env.spec).observation_space == env.observation_space
+
+
+@pytest.mark.parametrize("env_id", ["QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"])
+def test_the_zoo_plays_dqn_with_the_preset(env_id):
+    require("stable_baselines3", "agents")
+    yaml = pytest.importorskip("yaml", reason="needs pyyaml: pip install 'qan-gym[bench]'")
+    from qan_agents.sb3_dqn import sb3_arguments
+
+    shipped = yaml.safe_load((ZOO / "dqn.yml").read_text())[env_id]
+    steps = shipped.pop("n_timesteps")
+    assert steps == 20 * gym.make(env_id).unwrapped.decisions
+    assert (shipped.pop("policy"), shipped.pop("train_freq")) == ("MlpPolicy", 1)
+    assert shipped.pop("env_wrapper").endswith(f".{zoo.ScoreLine.__name__}")
+    assert make_config("quick", steps, {}).features == "score-line"  # which the wrapper reads
+    hidden = shipped.pop("policy_kwargs")
+    preset = sb3_arguments(make_config("quick", steps, {}), steps)
+    assert hidden == f"dict(net_arch={preset['policy_kwargs']['net_arch']})"
+    assert shipped == {name: preset[name] for name in shipped}
+
+
+@pytest.mark.parametrize("algorithm", ["dqn", "ppo"])
+def test_the_zoo_trains(algorithm, tmp_path):
+    require("rl_zoo3", "zoo")
+    command = ["-m", "rl_zoo3.train", "--algo", algorithm, "--env", "QanLR-MNIST5k-v0", "--gym-packages", "qan_gym"]
+    game = ["--env-kwargs", *(f"{name}:{value}" for name, value in GAME.items())]
+    out = run(*command, "--conf-file", ZOO / f"{algorithm}.yml", *game, "-n", 240, "-f", tmp_path)
+    scores = [float(score) for score in re.findall(r"ep_rew_mean +\| (\S+)", out)]
+    assert scores, out
+    assert all(LEAST < score < MOST for score in scores)
+    assert (tmp_path / algorithm / "QanLR-MNIST5k-v0_1" / "QanLR-MNIST5k-v0.zip").is_file()
