@@ -1,7 +1,8 @@
 """The screen as an image: filters, control, loss, the last actions, and what an agent thinks of them.
 
 A frame must be cheap enough to be drawn in the middle of a training, so axes, ticks and labels are drawn once and
-kept as a background, and each frame draws only what moves ("blitting").
+kept as a background, and each frame draws only what moves ("blitting"). The background changes where the axes do: as
+the episode grows longer, and for losses beyond the axis.
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ DPI = 100
 FRAME, TILE = (1080, 720), (480, 320)  # pixels: of a frame, and of one of a vector environment's
 FILTER_LIMIT = 0.4  # of the colour scale, fixed so that frames can be compared
 LAST_ACTIONS = 50  # in the strip
+SCENES = 8  # that are kept: an episode has a few, and the next one the same
 LONGEST_LINE = 1_500  # points of a curve that are drawn: more than there are pixels
 LEAST_LOSS, LARGEST_LOSS = 1e-6, 1e3  # ends of the loss axis, whatever happens
 
@@ -49,8 +51,9 @@ class Moment:
 
 
 class Stage(NamedTuple):
-    """What decides how axes and labels look: the limits of two axes, and how much there is to show."""
+    """What decides how axes and labels look: the limits of the axes, and how much there is to show."""
 
+    width: int
     rate: Limits
     loss: Limits
     ghost: bool
@@ -94,39 +97,42 @@ def require_matplotlib() -> None:
 
 
 class Screen:
-    """Draws the frames of one game, all of the same size and scales."""
+    """Draws the frames of one game, all of the same size."""
 
     def __init__(self, config: TaskConfig, budget: int, n_classes: int, small: bool = False) -> None:
         """Draw nothing yet.
 
         Args:
             config: the game.
-            budget: mini-batches of an episode, the width of the curves.
+            budget: mini-batches of an episode.
             n_classes: K.
             small: a tile of a mosaic, without the strip of actions and the values.
         """
         self.config, self.budget, self.n_classes, self.small = config, budget, n_classes, small
-        self._stage: Stage | None = None
+        self._scenes: dict[Stage, Scene] = {}
 
     def draw(self, moment: Moment) -> NDArray[np.uint8]:
         """The frame of a moment, (H, W, 3) uint8."""
         stage = Stage(
+            width=self._width(moment),
             rate=self._rate_limits(moment),
             loss=self._loss_limits(moment),
             ghost=moment.ghost is not None,
             values=0 if moment.values is None or self.small else len(moment.values),
         )
-        if stage != self._stage:  # seldom: a loss below the axis, an agent that begins to say its values
-            self._stage = stage
-            self._set_the_stage(stage, moment)
-        self._canvas.restore_region(self._background)
-        self._move(moment)
-        renderer = self._canvas.get_renderer()
-        for artist in self._moving:
-            artist.draw(renderer)
-        return np.asarray(self._canvas.buffer_rgba())[..., :3].copy()
+        scene = self._scenes.pop(stage, None) or Scene(self.config, self.n_classes, self.small, stage, moment)
+        self._scenes[stage] = scene  # the last used, last
+        if len(self._scenes) > SCENES:
+            del self._scenes[next(iter(self._scenes))]
+        return scene.draw(moment)
 
-    # --- scales -----------------------------------------------------------------------------------------------------
+    def _width(self, moment: Moment) -> int:
+        """Of the curves, in mini-batches: the budget, or, early in an episode, a fourth of it, or of that."""
+        batch, width = moment.history.curve("batch")[-1], self.budget
+        least = LAST_ACTIONS * self.config.batches_per_action
+        while width >= 4 * max(batch, least):
+            width = -(-width // 4)
+        return width
 
     def _rate_limits(self, moment: Moment) -> Limits:
         least = min(self.config.learning_rate_min, _decade_below(moment.history.curve("learning_rate").min()))
@@ -138,7 +144,25 @@ class Screen:
         curves += [moment.ghost[1]] if moment.ghost is not None else []
         low = max(LEAST_LOSS, _decade_below(min(curve.min() for curve in curves)))
         high = min(LARGEST_LOSS, 10 * _decade_below(max(curve.max() for curve in curves)))
-        return min(low, 0.1), max(high, 1.0)
+        return min(low, 0.01), max(high, 1.0)
+
+
+class Scene:
+    """One stage, drawn once, and what moves on it."""
+
+    def __init__(self, config: TaskConfig, n_classes: int, small: bool, stage: Stage, moment: Moment) -> None:
+        """Draw what stands still; for the arguments see `Screen`, and the moment is the first to be drawn."""
+        self.config, self.n_classes, self.small = config, n_classes, small
+        self._set_the_stage(stage, moment)
+
+    def draw(self, moment: Moment) -> NDArray[np.uint8]:
+        """The frame of a moment, (H, W, 3) uint8."""
+        self._canvas.restore_region(self._background)
+        self._move(moment)
+        renderer = self._canvas.get_renderer()
+        for artist in self._moving:
+            artist.draw(renderer)
+        return np.asarray(self._canvas.buffer_rgba())[..., :3].copy()
 
     # --- what stands still ------------------------------------------------------------------------------------------
 
@@ -193,7 +217,7 @@ class Screen:
             bar.set_ticks([-FILTER_LIMIT, 0, FILTER_LIMIT])
 
     def _stage_control(self, axes: Any, stage: Stage) -> None:
-        axes.set_xlim(0, self.budget)
+        axes.set_xlim(0, stage.width)
         axes.xaxis.get_major_locator().set_params(integer=True)
         if self.config.game == "lr":
             axes.set(yscale="log", ylim=stage.rate)
@@ -207,7 +231,7 @@ class Screen:
             axes.set(ylim=(-0.5, self.n_classes - 0.5), yticks=range(0, self.n_classes, every), ylabel="class")
             look = {"cmap": SHARES, "vmin": 0, "vmax": 1, "aspect": "auto", "origin": "lower"}
             self._control = self._add(axes.imshow(np.zeros((self.n_classes, 1)), interpolation="nearest", **look))
-            axes.set_xlim(0, self.budget)
+            axes.set_xlim(0, stage.width)
         axes.tick_params(labelbottom=False)
 
     def _stage_loss(self, axes: Any, stage: Stage) -> None:

@@ -207,14 +207,16 @@ def test_nothing_is_drawn_outside_the_frame():
         if "continuous" not in kwargs:
             env.show_values(-1234.5 - np.arange(env.action_space.n))
         height, width = env.render().shape[:2]
-        _require_apart(env._screen._canvas, width, height)
+        _require_apart(env._screen, width, height)
     envs = gym.make_vec(LR, num_envs=2, render_mode="rgb_array", **SHORT)
     envs.reset(seed=0)
     height, width = envs.render()[0].shape[:2]
-    _require_apart(envs.unwrapped._screen._canvas, width, height)
+    _require_apart(envs.unwrapped._screen, width, height)
 
 
-def _require_apart(canvas, width, height):
+def _require_apart(screen, width, height):
+    (*_, scene) = screen._scenes.values()  # the one that was drawn last
+    canvas = scene._canvas
     renderer = canvas.get_renderer()
     boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in _texts(canvas.figure)]
     assert len(boxes) > 10
@@ -255,6 +257,19 @@ def test_a_loss_beyond_the_axis_moves_the_axis():
         assert high >= min(loss, 1e3)
         seen.append(screen.draw(rendering.Moment(filters, history)))
     assert all((one != other).any() for one, other in pairwise(seen))
+
+
+def test_the_curves_are_as_wide_as_the_episode_so_far():
+    """In steps of four, so that a beginning is more than a sliver and nothing lies beyond the edge."""
+    env = gym.make("QanLR-MNIST5k-v0", meta_momentum=None).unwrapped
+    screen = rendering.Screen(env.config, 10_000, 10)
+    info = {"learning_rate": 0.05, "loss": 2.3, "smoothed_loss": 2.3, "validation_loss": 2.3}
+    widths = []
+    for batch in (0, 500, 700, 2_500, 2_501, 10_000):
+        history = History()
+        history.start({**info, "batch": batch, "validation_accuracy": 0.1})
+        widths.append(screen._width(rendering.Moment(np.zeros((4, 5, 5), np.float32), history)))
+    assert widths == [625, 625, 2_500, 2_500, 10_000, 10_000]
 
 
 def test_arguments_that_are_wrong():
