@@ -7,6 +7,7 @@ cache, or one of them from a file; nothing is downloaded.
 
 import argparse
 import sys
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from PIL import Image
 import qan_gym  # noqa: F401 (registers the environments)
 from qan_gym.data import data_root
 from qan_gym.downloads import SOURCES, missing
+from qan_gym.files import write_aside
 from qan_gym.tasks import PRESETS
 
 PICTURES = Path(__file__).parent / "pictures"
@@ -68,11 +70,13 @@ def write(path: Path, pictures: list[Image.Image]) -> None:
         ValueError: it is larger in the lowest quality.
     """
     durations = [1000 * SECONDS // len(pictures)] * (len(pictures) - 1) + [2000]  # milliseconds
+    look = {"save_all": True, "append_images": pictures[1:], "duration": durations, "loop": 0, "method": 4}
     for quality in QUALITIES:
-        pictures[0].save(
-            path, save_all=True, append_images=pictures[1:], duration=durations, loop=0, quality=quality, method=4
-        )
-        if path.stat().st_size <= LIMIT:
+        film = BytesIO()
+        pictures[0].save(film, "webp", quality=quality, **look)
+        if len(film.getvalue()) <= LIMIT:
+            with write_aside(path) as aside:
+                aside.write_bytes(film.getvalue())
             print(f"{path.name}: {len(pictures)} frames, {path.stat().st_size / 1000:.0f} kB, quality {quality}")
             return
     raise ValueError(f"{path} has more than {LIMIT:,} bytes: take fewer frames, or make them smaller")

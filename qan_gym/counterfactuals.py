@@ -17,7 +17,7 @@ from torch import Tensor
 from qan_gym.actions import KEEP
 from qan_gym.env import QanEnv
 from qan_gym.reward import safe_log
-from qan_gym.training import LOSS_LIMIT, Flags, Info, Training, Transition
+from qan_gym.training import LOSS_LIMIT, Imagined, Info, Training, Transition
 
 GRID = 5  # actions that are tried where the game is continuous
 
@@ -134,7 +134,7 @@ def counterfactual(
     )
 
 
-class Fork(Training):
+class Fork(Imagined):
     """One run, many times over, from where it stands; only for looking ahead."""
 
     def __init__(self, core: Training, num_runs: int) -> None:
@@ -148,10 +148,6 @@ class Fork(Training):
     def validate_all(self) -> None:
         """Measure what has not ended (what has is measured already); the last step's info is told."""
         self._validate(~self.over)
-
-    def _finish(self, ended: Flags, whole: Flags) -> Info:
-        """What would have been is not judged on the test set, and no episode follows."""
-        return {}
 
 
 def _game_of(env: gym.Env[Any, Any]) -> QanEnv:

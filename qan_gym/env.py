@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from qan_gym.data import SPLITS
 from qan_gym.ghost import Ghost
 from qan_gym.history import History
-from qan_gym.playing import class_shares, make_training, next_seeds, pictures, spaces_of, wants_shuffled
+from qan_gym.playing import class_shares, classes_of, make_training, next_seeds, pictures, spaces_of, wants_shuffled
 from qan_gym.rendering import Moment, Screen, require_matplotlib
 from qan_gym.state import State
 from qan_gym.tasks import make_config
@@ -52,6 +52,8 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
             raise ValueError(f"ghost must be True or False, not {ghost!r}")
         if render_mode in ("rgb_array", "human"):
             require_matplotlib()
+        elif ghost:
+            raise ValueError("ghost=True is drawn in frames: it needs render_mode='rgb_array' or 'human'")
         self._arguments = {"task": task, "device": device, "render_mode": render_mode, "ghost": ghost, **overrides}
         self.config = make_config(task, overrides)
         self.render_mode = render_mode
@@ -60,6 +62,7 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
         self.screen_shape = self.training.screen_shape
         self.observation_space, self.action_space = spaces_of(self.training)
         self._phase = "new"  # then "playing", then "over"
+        self._classes = classes_of(self.training)
         self._history = History(self._classes)
         self._screen = Screen(self.config, self.training.budget, self.training.n_classes)
         self._ghost: Ghost | None = None
@@ -86,7 +89,7 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
         self._values = None
         if self.render_mode is not None:
             self._history.start(scalars)
-            self._ghost = Ghost(self.training) if self._arguments["ghost"] else None
+            self._haunt(True)
             self._show()
         return screen[0].cpu().numpy().copy(), scalars
 
@@ -157,14 +160,16 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
         self._values = shown
 
     def close(self) -> None:
-        """Close the window, where there is one."""
+        """Close the window, where there is one, and give the ghost's memory back."""
+        self._haunt(False)
         if self._window is not None:
             self._window.close()
 
-    @property
-    def _classes(self) -> int:
-        """Of how many classes the history keeps the shares."""
-        return self.training.n_classes if self.config.game == "minibatch" else 0
+    def _haunt(self, follows: bool) -> None:
+        """The ghost of the episode that stands now; or none."""
+        if self._ghost is not None:
+            self._ghost.close()
+        self._ghost = Ghost(self.training) if follows and self._arguments["ghost"] else None
 
     def _show(self) -> None:
         """In a window every step is shown, as far as it keeps up; the end always."""
@@ -234,7 +239,7 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
             "np_random": self.np_random.bit_generator.state,
             "np_random_seed": self.np_random_seed,
         }
-        return State(arrays | {HISTORY: self._history.rows()}, metadata)
+        return State(arrays | {HISTORY: self._history.rows().copy()}, metadata)
 
     def set_state(self, state: State) -> None:
         """Continue from a state of the same game, bit for bit on CPU.
@@ -246,20 +251,19 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
         state.require("fingerprint", self.training.fingerprint)
         if HISTORY not in state.arrays:
             raise ValueError(f"the state has other tensors: {HISTORY} is missing")
+        # What is not rendered keeps no history: it would fall behind.
+        history = History(self._classes, state.arrays[HISTORY] if self.render_mode is not None else None)
         tensors = {name: torch.from_numpy(array) for name, array in state.arrays.items() if name != HISTORY}
         self.training.load_state(tensors)
         generator = np.random.Generator(np.random.PCG64())
         generator.bit_generator.state = state.metadata["np_random"]
         self._np_random, self._np_random_seed = generator, state.metadata["np_random_seed"]
         self._phase = state.metadata["phase"]
-        self._history = History(self._classes, state.arrays[HISTORY])
-        self._values = None
-        if self.render_mode is not None and self._phase != "new" and len(state.arrays[HISTORY]) == 0:
-            self._history.start(_scalars(self.training.measured()))  # saved where nothing was rendered
+        self._history, self._values = history, None
+        if self.render_mode is not None and self._phase != "new" and len(history) == 0:
+            history.start(_scalars(self.training.measured()))  # saved where nothing was rendered
         # An episode that is over has handed its weights on, with reference="previous".
-        follows = self._arguments["ghost"] and self.render_mode is not None
-        known = self._phase == "playing" or (self._phase == "over" and self.config.reference != "previous")
-        self._ghost = Ghost(self.training) if follows and known else None
+        self._haunt(self._phase == "playing" or (self._phase == "over" and self.config.reference != "previous"))
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and deepcopy: how it was made and where it stands, not the data set."""

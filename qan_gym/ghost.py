@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from qan_gym.actions import KEEP
-from qan_gym.training import Training
+from qan_gym.training import Imagined, Training
 
 
 class Ghost:
@@ -34,14 +34,14 @@ class Ghost:
         if training.reference is not None and training.has_reference[row]:
             # Copies: with reference="previous" they are the next episode's as soon as this one is over.
             self._reference = {name: value[row].clone() for name, value in training.reference.items()}
-        self._training: Training | None = None
+        self._training: Imagined | None = None
         self._batches = [0]
         self._smoothed: list[float] = []
 
     def until(self, batch: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Its course up to a mini-batch: mini-batches done and the running mean of the loss, (steps + 1,) each."""
         if self._training is None:
-            self._training = Training(self._config, None, 1, self._device)
+            self._training = Imagined(self._config, None, 1, self._device)
             self._training.adopt(self._reference)
             _, info = self._training.reset(np.ones(1, np.bool_), self._seed, shuffled=self._config.game == "minibatch")
             self._smoothed.append(info["smoothed_loss"].item())
@@ -52,3 +52,9 @@ class Ghost:
             self._smoothed.append(info["smoothed_loss"].item())
         count = int(np.searchsorted(self._batches, batch, side="right"))
         return np.array(self._batches[:count], np.float64), np.array(self._smoothed[:count])
+
+    def close(self) -> None:
+        """Give its memory back."""
+        if self._training is not None:
+            self._training.close()
+            self._training = None

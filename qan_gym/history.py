@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qan_gym.observation import NO_ACTION
+
 SCALARS = ("batch", "learning_rate", "loss", "smoothed_loss", "validation_loss", "validation_accuracy")
-NO_ACTION = -1.0  # in the row of the reset
 
 
 class History:

@@ -54,6 +54,11 @@ def pictures(training: Training, row: int) -> NDArray[np.float32]:
     return observation.shown_weights(network, {network.shown: weight[row : row + 1]}).cpu().numpy()
 
 
+def classes_of(training: Training) -> int:
+    """Of how many classes a history keeps the shares: K in the mini-batch game, else 0."""
+    return training.n_classes if training.config.game == "minibatch" else 0
+
+
 def class_shares(training: Training) -> NDArray[np.float64]:
     """The shares of the classes in the last action's mini-batches, (N, K)."""
     labels = training.data.labels["train"][training.batch_indices].flatten(1).cpu().numpy()  # (N, images)

@@ -19,6 +19,7 @@ DPI = 100
 FRAME, TILE = (1080, 720), (480, 320)  # pixels: of a frame, and of one of a vector environment's
 FILTER_LIMIT = 0.4  # of the colour scale, fixed so that frames can be compared
 LAST_ACTIONS = 50  # in the strip
+MOST_NUMBERS = 10  # beside the bars of the Q-values
 SCENES = 8  # that are kept: an episode has a few, and the next one the same
 LONGEST_LINE = 1_500  # points of a curve that are drawn: more than there are pixels
 LEAST_LOSS, LARGEST_LOSS = 1e-6, 1e3  # ends of the loss axis, whatever happens
@@ -72,6 +73,11 @@ def tiles(filters: NDArray[np.float32]) -> NDArray[np.float32]:
     return canvas
 
 
+def shown(filters: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The filters within the colour scale; what is not a number as 0."""
+    return np.nan_to_num(filters).clip(-FILTER_LIMIT, FILTER_LIMIT)
+
+
 def mosaic(frames: tuple[NDArray[np.uint8], ...]) -> NDArray[np.uint8]:
     """Frames (H, W, 3) of the same size as one picture, about as wide as high; missing ones white."""
     height, width, depth = frames[0].shape
@@ -110,6 +116,10 @@ class Screen:
         """
         self.config, self.budget, self.n_classes, self.small = config, budget, n_classes, small
         self._scenes: dict[Stage, Scene] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What was drawn is drawn again where it is wanted."""
+        return {**self.__dict__, "_scenes": {}}
 
     def draw(self, moment: Moment) -> NDArray[np.uint8]:
         """The frame of a moment, (H, W, 3) uint8."""
@@ -206,7 +216,7 @@ class Scene:
         axes = figure.add_axes(place)
         axes.set_axis_off()
         scaled = {"cmap": FILTERS, "vmin": -FILTER_LIMIT, "vmax": FILTER_LIMIT, "interpolation": "nearest"}
-        self._filters = self._add(axes.imshow(tiles(moment.filters), **scaled))
+        self._filters = self._add(axes.imshow(tiles(shown(moment.filters)), **scaled))
         if scale:
             count, rows, columns = moment.filters.shape
             many = f"the {count} filters, {rows} x {columns}"
@@ -272,10 +282,11 @@ class Scene:
         axes.set_title("Q-values (number; bar: less or more than their mean)", loc="left", fontsize=8)
         names = {RAISE: "raise", LOWER: "lower", KEEP: "keep"} if self.config.game == "lr" else {}
         axes.set(xlim=(-1.05, 1.05), ylim=(count - 0.4, -0.6), xticks=[0], xticklabels=[])
-        axes.set_yticks(range(count), [names.get(action, str(action)) for action in range(count)], fontsize=8)
+        self._named = range(0, count, -(-count // MOST_NUMBERS))
+        axes.set_yticks(self._named, [names.get(action, str(action)) for action in self._named], fontsize=8)
         axes.grid(axis="x", alpha=0.5)
         self._bars = [self._add(bar) for bar in axes.barh(range(count), [0.0] * count, height=0.7)]
-        self._numbers = [self._add(axes.text(1.1, action, "", va="center", fontsize=8)) for action in range(count)]
+        self._numbers = [self._add(axes.text(1.1, action, "", va="center", fontsize=8)) for action in self._named]
 
     # --- what moves -------------------------------------------------------------------------------------------------
 
@@ -283,13 +294,13 @@ class Scene:
         history = moment.history
         batch = history.curve("batch")
         self._title.set_text(moment.title)
-        self._filters.set_data(tiles(np.nan_to_num(moment.filters)))
+        self._filters.set_data(tiles(shown(moment.filters)))
         if self.config.game == "lr":
             self._control.set_data(*_thinned(batch, history.curve("learning_rate")))
         else:
             shares = history.shares()
             self._control.set_data(shares.T if len(shares) else np.zeros((self.n_classes, 1)))
-            self._control.set_extent((0, max(batch[-1], 1), -0.5, self.n_classes - 0.5))
+            self._control.set_extent((batch[0], max(batch[-1], batch[0] + 1), -0.5, self.n_classes - 0.5))
         self._losses["mini-batches"].set_data(*_thinned(batch[1:], history.curve("loss")[1:]))
         self._losses["running mean"].set_data(*_thinned(batch, history.curve("smoothed_loss")))
         validation = history.curve("validation_loss")
@@ -305,14 +316,17 @@ class Scene:
     def _move_strip(self, actions: NDArray[np.float64]) -> None:
         if self.config.game == "lr" and not self.config.continuous:
             actions = (actions == RAISE) * 1.0 - (actions == LOWER) * 1.0
+        if self.config.continuous:
+            actions = actions.clip(-1, 1)  # as they were understood
         self._strip.set_data(np.arange(len(actions)) - len(actions) + 1, actions)
 
     def _move_values(self, values: NDArray[np.float64], chosen: float) -> None:
         offsets = values - values.mean()
         widest = np.abs(offsets).max() or 1.0
-        for action, (bar, number) in enumerate(zip(self._bars, self._numbers, strict=True)):
+        for action, bar in enumerate(self._bars):
             bar.set_width(offsets[action] / widest)
             bar.set(facecolor=CONTROL if action == chosen else "0.75", edgecolor="black", linewidth=0.6)
+        for action, number in zip(self._named, self._numbers, strict=True):
             number.set_text(f"{values[action]:.4g}" + (" played" if action == chosen else ""))
 
 

@@ -123,7 +123,7 @@ def make_config(task: str, overrides: dict[str, Any]) -> TaskConfig:
     names = [field.name for field in fields(TaskConfig)]
     for name in overrides:
         if name not in names:
-            there_are = f"{', '.join(names)}, device, render_mode"
+            there_are = f"{', '.join(names)}, device, render_mode, ghost"
             raise UnexpectedKeywordError(f"got an unexpected keyword argument {name!r}; there are {there_are}")
     optimizer = overrides.get("optimizer")
     own = OPTIMIZER_DEFAULTS.get(optimizer, {}) if isinstance(optimizer, str) else {}

@@ -526,6 +526,13 @@ class Training:
         self._copy_clocks()
 
 
+class Imagined(Training):
+    """Runs that nobody plays, to be looked at: never judged on the test set, and no episode follows them."""
+
+    def _finish(self, ended: Flags, whole: Flags) -> Info:
+        return {}
+
+
 def _rows_of(params: Params, rows: slice | Tensor) -> Params:
     return {name: value[rows] for name, value in params.items()}
 

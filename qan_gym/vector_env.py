@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qan_gym.history import History
-from qan_gym.playing import class_shares, make_training, next_seeds, pictures, spaces_of, wants_shuffled
+from qan_gym.playing import class_shares, classes_of, make_training, next_seeds, pictures, spaces_of, wants_shuffled
 from qan_gym.rendering import Moment, Screen, require_matplotlib
 from qan_gym.tasks import make_config
 from qan_gym.training import Flags, Info
@@ -68,6 +68,7 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
 
         Raises:
             ValueError: an argument is out of its range.
+            ImportError: matplotlib is missing, and is to draw.
         """
         if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
             raise ValueError(f"num_envs must be an integer of at least 1, not {num_envs!r}")
@@ -93,7 +94,7 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._generators: list[np.random.Generator] = [seeding.np_random()[0] for _ in range(num_envs)]
         self._begun = False
-        classes = self.training.n_classes if self.config.game == "minibatch" else 0
+        classes = classes_of(self.training)
         self._histories = [History(classes) for _ in range(num_envs if render_mode is not None else 0)]
         self._screen = Screen(self.config, self.training.budget, self.training.n_classes, small=True)
 

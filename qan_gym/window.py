@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qan_gym.rendering import DPI
+
 
 class Window:
     """A window of matplotlib's, in whatever backend it chose."""
@@ -44,7 +46,8 @@ class Window:
         pyplot = self._pyplot
         if self._figure is None:
             height, width = frame.shape[:2]
-            self._figure = pyplot.figure(self._title, figsize=(width / 100, height / 100), dpi=100)
+            self._figure = pyplot.figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+            self._figure.canvas.manager.set_window_title(self._title)
             axes = self._figure.add_axes((0, 0, 1, 1))
             axes.set_axis_off()
             self._image = axes.imshow(frame)

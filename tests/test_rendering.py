@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+import weakref
 from itertools import pairwise
 
 import gymnasium as gym
@@ -11,12 +12,13 @@ import numpy as np
 import pytest
 import window_backend
 from gymnasium.error import ResetNeeded
-from helpers import SHORT
+from helpers import SHORT, TINY, made_npz
 
 from qan_gym import rendering
 from qan_gym.env import QanEnv
 from qan_gym.ghost import Ghost
 from qan_gym.history import History
+from qan_gym.training import Training
 
 LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
 
@@ -157,6 +159,83 @@ def test_a_restored_episode_has_its_ghost():
     assert np.array_equal(fork.render(), seen)
 
 
+def test_a_ghost_without_frames_is_refused():
+    for render_mode in (None, "ansi"):
+        with pytest.raises(ValueError, match="ghost=True is drawn in frames"):
+            gym.make(LR, ghost=True, render_mode=render_mode)
+
+
+def test_the_ghost_is_not_judged(monkeypatch):
+    """The test set is not read for it, and its memory is free when the next episode begins."""
+    env = gym.make(LR, render_mode="rgb_array", ghost=True, **SHORT).unwrapped
+    env.reset(seed=0)
+    ghost, read = env._ghost, []
+    ghost.until(0)
+    core = weakref.ref(ghost._training)
+    evaluate = Training._evaluate
+    monkeypatch.setattr(
+        Training, "_evaluate", lambda self, rows, split: read.append(split) or evaluate(self, rows, split)
+    )
+    ghost.until(20)
+    assert "validation" in read
+    assert "test" not in read
+    env.reset()
+    assert core() is None
+
+
+# --- states ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_state_does_not_change_with_the_episode():
+    env = gym.make(LR, render_mode="rgb_array", **SHORT).unwrapped
+    seen = frames(env, 3)[-1]
+    state = env.get_state()
+    env.reset(seed=1)
+    env.step(1)
+    env.set_state(state)
+    assert np.array_equal(env.render(), seen)
+
+
+def test_a_state_that_went_through_an_episode_nobody_saw():
+    """Its history begins where it is seen again: nothing of another episode, no gap that looks like a step."""
+    env = gym.make(LR, render_mode="rgb_array", **SHORT).unwrapped
+    frames(env, 3)
+    plain = gym.make(LR, **SHORT).unwrapped
+    plain.set_state(env.get_state())
+    plain.reset(seed=9)
+    plain.step(0)
+    env.set_state(plain.get_state())
+    env.step(0)
+    assert env._history.curve("batch").tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("kwargs", [{"render_mode": "rgb_array", "ghost": True}, {"render_mode": "human"}])
+def test_a_copy_shows_itself(kwargs, windows):
+    """In a picture, and in a window, of its own."""
+    env = gym.make(LR, **kwargs, **SHORT).unwrapped
+    env.reset(seed=0)
+    env.render()
+    fork = copy.deepcopy(env)
+    env.step(0)
+    fork.step(1)
+    if kwargs["render_mode"] == "human":
+        fork.render()
+        assert len(matplotlib.pyplot.get_fignums()) == 2
+        fork.close()
+        assert len(matplotlib.pyplot.get_fignums()) == 1
+        env.close()
+    else:
+        assert (env.render() != fork.render()).any()
+
+
+def test_a_copy_of_a_vector_environment_shows_itself():
+    envs = gym.make_vec(LR, num_envs=2, render_mode="rgb_array", **SHORT)
+    envs.reset(seed=0)
+    envs.step([0, 1])
+    seen = envs.render()
+    assert np.array_equal(copy.deepcopy(envs).render(), seen)
+
+
 # --- frames ---------------------------------------------------------------------------------------------------------
 
 
@@ -239,6 +318,33 @@ def _texts(figure):
         for axis in (axes.xaxis, axes.yaxis) if axes.axison else ():
             texts += [axis.label, *(tick.label1 for tick in axis._update_ticks())]
     return [text for text in texts if text.get_visible() and text.get_text().strip()]
+
+
+def test_many_classes_are_legible(tmp_path):
+    """Not every bar can have its number: those that have one do not lie on each other."""
+    npz = made_npz(tmp_path / "letters.npz", n_train=520, n_test=260, n_classes=26)
+    env = gym.make(MINIBATCH, render_mode="rgb_array", dataset=npz, **{**TINY, "batch_size": 26}).unwrapped
+    env.reset(seed=0)
+    env.step(25)
+    env.show_values(-1234.5 - np.arange(26))
+    height, width = env.render().shape[:2]
+    _require_apart(env._screen, width, height)
+
+
+def test_an_action_beyond_its_range_is_shown_as_it_was_understood():
+    one, other = (gym.make(LR, render_mode="rgb_array", continuous=True, **SHORT) for _ in range(2))
+    pictures = [frames(env, 2, action=np.array([value], np.float32))[-1] for env, value in ((one, 5.0), (other, 1.0))]
+    assert np.array_equal(*pictures)
+
+
+@pytest.mark.filterwarnings("error")
+def test_weights_without_bounds_can_be_drawn():
+    screen = rendering.Screen(gym.make(LR, **SHORT).unwrapped.config, 20, 10)
+    history = History()
+    info = {"batch": 0, "learning_rate": 0.05, "loss": 2.3, "smoothed_loss": 2.3, "validation_loss": 2.3}
+    history.start(info | {"validation_accuracy": 0.1})
+    filters = np.array([np.inf, -np.inf, np.nan, 0.0], np.float32).reshape(1, 2, 2)
+    assert screen.draw(rendering.Moment(filters, history)).shape == (720, 1080, 3)
 
 
 def test_a_loss_beyond_the_axis_moves_the_axis():

@@ -42,4 +42,4 @@ def page(title: str, text: str, folder: Path) -> str:
 def write_text(path: Path, text: str) -> None:
     """Write a file, atomically."""
     with write_aside(path) as aside:
-        aside.write_text(text)
+        aside.write_text(text, encoding="utf-8")

@@ -17,7 +17,7 @@ from qan_agents.regret import regrets
 from qan_agents.runs import Run
 from qan_agents.train import load_agent
 from qan_gym.playing import pictures
-from qan_gym.rendering import FILTER_LIMIT, FILTERS, tiles
+from qan_gym.rendering import FILTER_LIMIT, FILTERS, shown, tiles
 
 LOOKS = 20  # of an episode, from which is looked ahead by a LOOKS-th of it
 FILTERS_PICTURE, REGRET_PICTURE = "filters.png", "regret.png"
@@ -37,42 +37,46 @@ def write_page(run: Run) -> list[Any]:
 
     Raises:
         ValueError: the run has no finished episode or was not evaluated, or a file of it is damaged.
+        ModuleNotFoundError: a library of the extra `agents` is missing.
     """
     if not (run.folder / "evaluation.csv").is_file():
         raise ValueError(f"{run.folder} was not evaluated yet: qan evaluate {run.folder}")
     drawn = plot_run(run)
-    filters, rows = _play(run)
+    filters, rows, ahead = _play(run)
     drawn.append(save(_filters_picture(filters), run.folder / FILTERS_PICTURE))
     drawn.append(save(_regret_picture(rows, run), run.folder / REGRET_PICTURE))
     config = run.config()
     title = f"{config.env}, {config.agent} ({config.preset}), seed {config.seed}"
-    write_text(run.folder / PAGE, page(title, _text(run, title, rows), run.folder))
+    write_text(run.folder / PAGE, page(title, _text(run, title, rows, ahead), run.folder))
     return [run.folder / PAGE, *drawn]
 
 
-def _play(run: Run) -> tuple[list[NDArray[np.float32]], list[dict[str, Any]]]:
-    """The agent on its first unseen seed: the filters (F, h, w) at the start and the end, and its regrets."""
+def _play(run: Run) -> tuple[list[NDArray[np.float32]], list[dict[str, Any]], int]:
+    """The agent on its first unseen seed: filters (F, h, w) at start and end, regrets, steps that were looked ahead."""
     learner, config = load_agent(run), run.config()
     env = FrameStackObservation(gym.make(config.env, **config.env_kwargs), learner.config.history)
     training, seed = env.unwrapped.training, config.judged_on[0]
     env.reset(seed=seed)
     start = pictures(training, 0)
-    step = max(1, learner.facts.decisions // LOOKS)
-    rows = regrets(env, Greedy(learner), seed, every=step, k=step)
+    ahead = max(1, learner.facts.decisions // LOOKS)
+    rows = regrets(env, Greedy(learner), seed, every=ahead, k=ahead)
     end = pictures(training, 0)
     env.close()
     learner.close()
-    return [start, end], rows
+    return [start, end], rows, ahead
 
 
 # --- the text -------------------------------------------------------------------------------------------------------
 
 
-def _text(run: Run, title: str, rows: list[dict[str, Any]]) -> str:
+def _text(run: Run, title: str, rows: list[dict[str, Any]], ahead: int) -> str:
     config, settings = run.config(), run.settings()
     mean = np.mean([row["regret"] for row in rows])
     agreed = np.mean([row["action"] == row["best"] for row in rows])
-    step = max(1, settings["decisions_per_episode"] // LOOKS)
+    then = {
+        "lr": "the same mini-batches follow and nobody acts further",
+        "minibatch": "the classes follow in turn, each with the images that it would have had",
+    }[settings["task"]["game"]]
     beside = {**asdict(config), "dataset_fingerprint": settings["dataset_fingerprint"], **settings["versions"]}
     return "\n".join(
         (
@@ -90,10 +94,10 @@ def _text(run: Run, title: str, rows: list[dict[str, Any]]) -> str:
             "![losses and control of one unseen episode](episode.png)\n",
             f"![the filters before and after]({FILTERS_PICTURE})\n",
             "## What each action would have done\n",
-            f"From {len(rows)} moments of that episode every action was tried and {step} steps played on from it, with "
-            "the same mini-batches and nobody acting further. The regret of the agent's choice, in nats of ln "
-            f"(validation loss), is {mean:.3f} in the mean; it chose as the greedy oracle in {agreed:.0%} of them. A "
-            "greedy oracle sees no further than those steps: it is not the best that can be done.\n",
+            f"From {len(rows)} moments of that episode every action was tried, and {ahead} steps were played from "
+            f"there: after the action {then}. The regret of the agent's choice, in nats of ln(validation loss), is "
+            f"{mean:.3f} in the mean; it chose as the greedy oracle in {agreed:.0%} of them. A greedy oracle sees no "
+            "further than those steps: it is not the best that can be done.\n",
             f"![regret over the episode]({REGRET_PICTURE})\n",
             "## Settings\n",
             as_table(("of the run", ""), [(name, f"`{value}`") for name, value in beside.items()]),
@@ -123,7 +127,7 @@ def _filters_picture(filters: list[NDArray[np.float32]]) -> Figure:
     figure = Figure(figsize=(9, 4), layout="constrained")
     for axes, some, when in zip(figure.subplots(1, 2), filters, ("start", "end"), strict=True):
         scaled = {"vmin": -FILTER_LIMIT, "vmax": FILTER_LIMIT, "cmap": FILTERS, "interpolation": "nearest"}
-        image = axes.imshow(tiles(np.nan_to_num(some)), **scaled)
+        image = axes.imshow(tiles(shown(some)), **scaled)
         axes.set_title(f"the weights shown, at the {when}")
         axes.set_axis_off()
     figure.colorbar(image, ax=figure.axes, label="weight", shrink=0.8)

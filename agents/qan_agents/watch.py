@@ -89,7 +89,7 @@ def watch(run: Run, seed: int, video: Path | None) -> Episode:
 
 def _play(run: Run, seed: int, render_mode: str, show: Show | None) -> Episode:
     learner, config = load_agent(run), run.config()
-    env: gym.Env = Recorder(gym.make(config.env, **config.env_kwargs, render_mode=render_mode, ghost=True))
+    env: gym.Env = Recorder(gym.make(config.env, **{**config.env_kwargs, "render_mode": render_mode, "ghost": True}))
     if show is not None:
         env = Filmed(env, -(-learner.facts.decisions // MOST_FRAMES), show)
     try:
