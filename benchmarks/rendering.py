@@ -15,7 +15,7 @@ import torch
 import qan_gym  # noqa: F401 (registers the ids)
 
 EVERY = 20  # actions from frame to frame
-ROUNDS = 10
+ROUNDS = 5
 
 
 def seconds(env: gym.Env, look: bool) -> float:
