@@ -7,12 +7,12 @@ import weakref
 from itertools import pairwise
 
 import gymnasium as gym
-import matplotlib
 import numpy as np
 import pytest
 import window_backend
 from gymnasium.error import ResetNeeded
 from helpers import SHORT, TINY, made_npz
+from matplotlib import pyplot
 
 from qan_gym import rendering
 from qan_gym.env import QanEnv
@@ -26,6 +26,7 @@ LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
 @pytest.fixture
 def windows(monkeypatch):
     """What the windows showed."""
+    pyplot.close("all")  # of other tests
     monkeypatch.setattr(window_backend, "drawn", [])
     return window_backend.drawn
 
@@ -220,9 +221,9 @@ def test_a_copy_shows_itself(kwargs, windows):
     fork.step(1)
     if kwargs["render_mode"] == "human":
         fork.render()
-        assert len(matplotlib.pyplot.get_fignums()) == 2
+        assert len(pyplot.get_fignums()) == 2
         fork.close()
-        assert len(matplotlib.pyplot.get_fignums()) == 1
+        assert len(pyplot.get_fignums()) == 1
         env.close()
     else:
         assert (env.render() != fork.render()).any()
@@ -448,7 +449,7 @@ def test_a_window_shows_the_episode(windows, monkeypatch):
         assert np.abs(windows[-1][..., :3].astype(int) - seen[step]).max() <= 1
     assert env.render() is None
     env.close()
-    assert not matplotlib.pyplot.get_fignums()
+    assert not pyplot.get_fignums()
 
 
 def test_a_window_passes_over_what_comes_too_fast(windows, monkeypatch):
@@ -465,7 +466,7 @@ def test_a_window_that_was_closed_stays_closed(windows, monkeypatch):
     monkeypatch.setitem(QanEnv.metadata, "render_fps", 1e9)
     env = gym.make(LR, render_mode="human", **SHORT)
     env.reset(seed=0)
-    matplotlib.pyplot.close("all")
+    pyplot.close("all")
     env.step(0)
     assert len(windows) == 1
     env.close()
