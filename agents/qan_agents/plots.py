@@ -147,9 +147,9 @@ def _actions(title: str, steps: Rows, task: dict) -> Figure:
         image = _map(panels[1], _grid(steps, "learning_rate"), "magma", None, log=True)
         figure.colorbar(image, ax=panels[1], label="learning rate (log)")
     else:
-        classes = int(np.nanmax(actions)) + 1
-        image = _map(panels[0], actions, "tab10", (-0.5, max(classes, 10) - 0.5))
-        figure.colorbar(image, ax=panels[0], label="class chosen", ticks=range(max(classes, 10)))
+        classes = max(int(np.nanmax(actions)) + 1, 10)
+        image = _map(panels[0], actions, "viridis", (-0.5, classes - 0.5), bins=classes)  # in grey, too
+        figure.colorbar(image, ax=panels[0], label="class chosen", ticks=range(classes))
     panels[-1].set_xlabel("action number")
     return figure
 

@@ -84,8 +84,8 @@ def _text(run: Run, title: str, rows: list[dict[str, Any]], ahead: int) -> str:
             f"{config.episodes} trainings were played; then the agent played greedily on unseen seeds.\n",
             "## Against fixed policies\n",
             _table(run),
-            f"Mean (lowest-highest) over the seeds {', '.join(map(str, config.judged_on))}; all with the same pull "
-            "towards the reference weights. So few seeds are no interval: `qan bench` makes those.\n",
+            f"Mean (lowest-highest) over the seeds {', '.join(map(str, config.judged_on))}; all with the same "
+            "meta-momentum. So few seeds are no interval: `qan bench` makes those.\n",
             "## Episode by episode\n",
             "![accuracy of every episode](accuracy.png)\n\n![what the agent expects](max_q.png)\n",
             "## What it did, and when\n",
