@@ -16,7 +16,6 @@ import qan_gym  # noqa: F401 (registers the ids)
 from qan_agents.controllers import (
     ABSOLUTE,
     FAMILIES,
-    UNSEEN_BELOW,
     Family,
     Problem,
     Scheduled,
@@ -24,6 +23,7 @@ from qan_agents.controllers import (
     make_env,
     play,
 )
+from qan_agents.seeds import UNSEEN_BELOW
 
 CONSTANT = 0.041
 PEAKS = (0.05, 0.1, 0.2, 0.4)

@@ -14,7 +14,7 @@ from qan_gym.data import SPLITS
 from qan_gym.ghost import Ghost
 from qan_gym.history import History
 from qan_gym.playing import class_shares, classes_of, make_training, next_seeds, pictures, spaces_of, wants_shuffled
-from qan_gym.rendering import Moment, Screen, require_matplotlib
+from qan_gym.rendering import FPS, Moment, Screen, require_matplotlib
 from qan_gym.state import State
 from qan_gym.tasks import make_config
 from qan_gym.training import Info
@@ -28,7 +28,7 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
 
     metadata: dict[str, Any] = {  # noqa: RUF012 (Gymnasium's)
         "render_modes": ["rgb_array", "human", "ansi"],
-        "render_fps": 10,
+        "render_fps": FPS,
     }
 
     def __init__(

@@ -17,8 +17,8 @@ class Ghost:
     for it, and then only so far.
     """
 
-    def __init__(self, training: Training, row: int = 0) -> None:
-        """training: whose run `row` is an episode that has begun; it is left as it is."""
+    def __init__(self, training: Training) -> None:
+        """training: whose only run is an episode that has begun; it is left as it is."""
         self._config = replace(
             training.config,
             schedule="constant",
@@ -29,11 +29,11 @@ class Ghost:
             validate_every=None,
         )
         self._device = str(training.device)
-        self._seed = training.seeds[[row]].copy()
+        self._seed = training.seeds.copy()
         self._reference = None
-        if training.reference is not None and training.has_reference[row]:
+        if training.reference is not None and training.has_reference[0]:
             # Copies: with reference="previous" they are the next episode's as soon as this one is over.
-            self._reference = {name: value[row].clone() for name, value in training.reference.items()}
+            self._reference = {name: value[0].clone() for name, value in training.reference.items()}
         self._training: Imagined | None = None
         self._batches = [0]
         self._smoothed: list[float] = []

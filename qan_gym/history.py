@@ -32,10 +32,10 @@ class History:
     def __len__(self) -> int:
         return self._length
 
-    def start(self, info: dict[str, Any], shares: NDArray[np.float64] | None = None) -> None:
+    def start(self, info: dict[str, Any]) -> None:
         """Forget the last episode; info is that of the reset."""
         self._length = 0
-        self.add(info, NO_ACTION, shares)
+        self.add(info, NO_ACTION)
 
     def add(self, info: dict[str, Any], action: Any, shares: NDArray[np.float64] | None = None) -> None:
         """Add a step; shares: (K,) of the classes in its mini-batches."""

@@ -15,7 +15,7 @@ from qan_gym.actions import KEEP, LOWER, RAISE
 from qan_gym.history import History
 from qan_gym.tasks import TaskConfig
 
-DPI = 100
+DPI, FPS = 100, 10
 FRAME, TILE = (1080, 720), (480, 320)  # pixels: of a frame, and of one of a vector environment's
 FILTER_LIMIT = 0.4  # of the colour scale, fixed so that frames can be compared
 LAST_ACTIONS = 50  # in the strip
@@ -26,7 +26,8 @@ LEAST_LOSS, LARGEST_LOSS = 1e-6, 1e3  # ends of the loss axis, whatever happens
 
 # Okabe and Ito's colours, told apart by the colour-blind; widths, dashes and marks tell them apart in grey.
 CONTROL, MEAN, VALIDATION, GHOST, BATCHES = "#D55E00", "#0072B2", "#009E73", "0.35", "0.8"
-FILTERS, SHARES = "cividis", "Greys"  # scales of growing lightness, so that grey prints say the same
+SHARES = "Greys"  # and filters: scales of growing lightness, so that grey prints say the same
+FILTER_SCALE = {"cmap": "cividis", "vmin": -FILTER_LIMIT, "vmax": FILTER_LIMIT, "interpolation": "nearest"}
 
 Artist = Any  # matplotlib's, which has no types
 Limits = tuple[float, float]
@@ -62,7 +63,11 @@ class Stage(NamedTuple):
 
 
 def tiles(filters: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Filters (F, h, w) as one picture, a gap of one between tiles; gaps are NaN."""
+    """Filters (F, h, w) as one picture, within the colour scale, a gap of one between tiles.
+
+    Gaps are NaN; weights that are not a number are 0.
+    """
+    filters = np.nan_to_num(filters).clip(-FILTER_LIMIT, FILTER_LIMIT)
     count, height, width = filters.shape
     columns = min(count, int(np.ceil(np.sqrt(count * 1.5))))
     rows = -(-count // columns)
@@ -71,11 +76,6 @@ def tiles(filters: NDArray[np.float32]) -> NDArray[np.float32]:
         top, left = (number // columns) * (height + 1) + 1, (number % columns) * (width + 1) + 1
         canvas[top : top + height, left : left + width] = picture
     return canvas
-
-
-def shown(filters: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The filters within the colour scale; what is not a number as 0."""
-    return np.nan_to_num(filters).clip(-FILTER_LIMIT, FILTER_LIMIT)
 
 
 def mosaic(frames: tuple[NDArray[np.uint8], ...]) -> NDArray[np.uint8]:
@@ -215,8 +215,7 @@ class Scene:
     ) -> None:
         axes = figure.add_axes(place)
         axes.set_axis_off()
-        scaled = {"cmap": FILTERS, "vmin": -FILTER_LIMIT, "vmax": FILTER_LIMIT, "interpolation": "nearest"}
-        self._filters = self._add(axes.imshow(tiles(shown(moment.filters)), **scaled))
+        self._filters = self._add(axes.imshow(tiles(moment.filters), **FILTER_SCALE))
         if scale:
             count, rows, columns = moment.filters.shape
             many = f"the {count} filters, {rows} x {columns}"
@@ -227,7 +226,6 @@ class Scene:
             bar.set_ticks([-FILTER_LIMIT, 0, FILTER_LIMIT])
 
     def _stage_control(self, axes: Any, stage: Stage) -> None:
-        axes.set_xlim(0, stage.width)
         axes.xaxis.get_major_locator().set_params(integer=True)
         if self.config.game == "lr":
             axes.set(yscale="log", ylim=stage.rate)
@@ -237,12 +235,15 @@ class Scene:
             self._add(self._control)
         else:
             axes.set_title("classes of the mini-batches (dark: many of a class)", loc="left")
-            every = max(1, self.n_classes // 5)
-            axes.set(ylim=(-0.5, self.n_classes - 0.5), yticks=range(0, self.n_classes, every), ylabel="class")
+            axes.set(ylim=(-0.5, self.n_classes - 0.5), yticks=self._some_classes(), ylabel="class")
             look = {"cmap": SHARES, "vmin": 0, "vmax": 1, "aspect": "auto", "origin": "lower"}
             self._control = self._add(axes.imshow(np.zeros((self.n_classes, 1)), interpolation="nearest", **look))
-            axes.set_xlim(0, stage.width)
+        axes.set_xlim(0, stage.width)  # after the picture, which sets it too
         axes.tick_params(labelbottom=False)
+
+    def _some_classes(self) -> range:
+        """About five, for the ticks of an axis."""
+        return range(0, self.n_classes, max(1, self.n_classes // 5))
 
     def _stage_loss(self, axes: Any, stage: Stage) -> None:
         axes.set(yscale="log", ylim=stage.loss)
@@ -272,8 +273,7 @@ class Scene:
         elif self.config.game == "lr":
             axes.set(ylim=(-1.6, 1.6), yticks=[1, 0, -1], yticklabels=["raise", "keep", "lower"])
         else:
-            every = max(1, self.n_classes // 5)
-            axes.set(ylim=(-1, self.n_classes), yticks=range(0, self.n_classes, every), ylabel="class")
+            axes.set(ylim=(-1, self.n_classes), yticks=self._some_classes(), ylabel="class")
         axes.grid(axis="y", alpha=0.3)
         (self._strip,) = axes.plot([], [], color=CONTROL, marker="s", markersize=4, linestyle="none")
         self._add(self._strip)
@@ -294,7 +294,7 @@ class Scene:
         history = moment.history
         batch = history.curve("batch")
         self._title.set_text(moment.title)
-        self._filters.set_data(tiles(shown(moment.filters)))
+        self._filters.set_data(tiles(moment.filters))
         if self.config.game == "lr":
             self._control.set_data(*_thinned(batch, history.curve("learning_rate")))
         else:
@@ -314,10 +314,10 @@ class Scene:
             self._move_values(moment.values, history.curve("action")[-1])
 
     def _move_strip(self, actions: NDArray[np.float64]) -> None:
-        if self.config.game == "lr" and not self.config.continuous:
-            actions = (actions == RAISE) * 1.0 - (actions == LOWER) * 1.0
         if self.config.continuous:
             actions = actions.clip(-1, 1)  # as they were understood
+        elif self.config.game == "lr":
+            actions = (actions == RAISE) * 1.0 - (actions == LOWER) * 1.0
         self._strip.set_data(np.arange(len(actions)) - len(actions) + 1, actions)
 
     def _move_values(self, values: NDArray[np.float64], chosen: float) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from qan_gym.history import History
 from qan_gym.playing import class_shares, classes_of, make_training, next_seeds, pictures, spaces_of, wants_shuffled
-from qan_gym.rendering import Moment, Screen, require_matplotlib
+from qan_gym.rendering import FPS, Moment, Screen, require_matplotlib
 from qan_gym.tasks import make_config
 from qan_gym.training import Flags, Info
 
@@ -49,7 +49,7 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
 
     metadata: dict[str, Any] = {  # noqa: RUF012 (Gymnasium's)
         "render_modes": ["rgb_array"],
-        "render_fps": 10,
+        "render_fps": FPS,
         "autoreset_mode": AutoresetMode.NEXT_STEP,
     }
 

@@ -1,5 +1,6 @@
 """Small made data, and the keyword arguments that make an episode short."""
 
+import importlib.util
 import signal
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import gymnasium as gym
@@ -19,6 +21,8 @@ from qan_gym.tasks import TaskConfig
 from qan_gym.training import Training
 
 Arrays = dict[str, Any]
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
 
 # An episode of 20 mini-batches, without a reference that would have to be trained first.
 SHORT = {"train_size": 200, "batch_size": 10, "epochs": 1, "batches_per_action": 1, "meta_momentum": None}
@@ -92,6 +96,14 @@ def start(config: TaskConfig, seeds: list[int], reference: dict[str, torch.Tenso
     training = Training(config, reference, num_runs=len(seeds))
     training.reset(np.ones(len(seeds), np.bool_), np.array(seeds))
     return training
+
+
+def load_example(name: str) -> ModuleType:
+    """An example, as a module."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def start_qan(*arguments: object) -> subprocess.Popen:

@@ -15,7 +15,6 @@ from qan_agents.controllers import (
     FAMILIES,
     FIXED,
     TUNED,
-    UNSEEN_BELOW,
     Problem,
     Scheduled,
     batches_of,
@@ -23,6 +22,7 @@ from qan_agents.controllers import (
     play,
     prepare,
 )
+from qan_agents.seeds import UNSEEN_BELOW
 from qan_gym.optimizee import evaluate
 from qan_gym.optimizers import build_optimizer
 from qan_gym.tasks import make_config

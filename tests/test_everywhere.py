@@ -1,35 +1,23 @@
 """The games at home elsewhere: the examples of other people's libraries run, and play whole episodes."""
 
-import importlib.util
 import re
 import subprocess
 import sys
 from importlib.resources import files
-from pathlib import Path
-from types import ModuleType
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from helpers import SHORT
+from helpers import EXAMPLES, SHORT, load_example
 
 from qan_agents import zoo
 from qan_agents.presets import make_config
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
 RETURN = re.compile(r"return (\S+?)(?:,|$)", re.MULTILINE)
 LEAST, MOST = 0.5, 5.0  # a return: ln(initial loss / final validation loss), whatever the actions
 
 GAME = {"epochs": 1, "meta_momentum": None}  # 40 actions
-
-
-def load(name: str) -> ModuleType:
-    """An example, as a module."""
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def require(module: str, extra: str) -> None:
@@ -61,7 +49,7 @@ def test_ppo_in_the_manner_of_cleanrl():
 
 
 def test_its_advantages_know_where_an_episode_ends():
-    ppo = load("cleanrl_ppo")
+    ppo = load_example("cleanrl_ppo")
     gamma, decay = ppo.GAMMA, ppo.GAMMA * ppo.LAMBDA
     # Columns: nothing ends; the second step is truncated; it terminates. The third, after an end, is a reset.
     rewards = torch.tensor([[1.0] * 3, [2.0] * 3, [3.0, 0.0, 0.0], [4.0] * 3])
@@ -83,7 +71,7 @@ def test_spawned_processes():
 @pytest.mark.parametrize("name", ["QRDQN", "RecurrentPPO"])
 def test_sb3_contrib(name):
     require("sb3_contrib", "sb3-contrib")
-    example = load("sb3_algorithms")
+    example = load_example("sb3_algorithms")
     model = example.make(name, "QanLR-MNIST5k-v0", **SHORT)
     before = {key: value.clone() for key, value in model.policy.state_dict().items()}
     model.learn(80)

@@ -1,14 +1,12 @@
 """The examples run, and every algorithm of Stable-Baselines3 trains on the games."""
 
-import importlib.util
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import EXAMPLES, load_example
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
 SHORT = {"epochs": 1, "meta_momentum": None, "reference": None}
 RUNS = [
     *((name, "QanLR-MNIST5k-v0", {"batches_per_action": 4}) for name in ("DQN", "PPO", "A2C", "SAC", "TD3")),
@@ -16,16 +14,9 @@ RUNS = [
 ]
 
 
-def load(name: str):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize(("name", "env_id", "kwargs"), RUNS)
 def test_every_algorithm_learns_from_the_game(name, env_id, kwargs):
-    example = load("sb3_algorithms")
+    example = load_example("sb3_algorithms")
     model = example.make(name, env_id, **SHORT, **kwargs)
     before = {key: value.clone() for key, value in model.policy.state_dict().items()}
     model.learn(120)  # past the end of an episode of 100

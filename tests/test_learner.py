@@ -10,7 +10,8 @@ import torch
 from qan_agents.learner import VALUES_BATCH, Greedy, episode_values
 from qan_agents.presets import PRESETS, make_config
 from qan_agents.runs import RunConfig
-from qan_agents.train import UNSEEN_BELOW, episode_seed, make_learner
+from qan_agents.seeds import UNSEEN_BELOW
+from qan_agents.train import episode_seed, make_learner
 
 SHORT = {"epochs": 1, "meta_momentum": None, "reference": None, "batches_per_action": 20}  # 20 actions
 ENDING = {**SHORT, "batches_per_action": 2, "target_loss": 1.5}  # at different times

@@ -211,15 +211,12 @@ def _evaluate(run: Any) -> None:
 
     with console.status("evaluating") as status:
         standings = evaluation.evaluate(run, lambda name, seed: status.update(f"evaluating {name}, seed {seed}"))
-    baseline = standings[1].policy
+    head, rows = evaluation.as_rows(standings)
     table = Table(title=f"unseen seeds: {len(standings[0].test_loss)}; mean (lowest-highest)")
-    for name in ("policy", "test loss", "test accuracy (%)", f"actions to {baseline}'s loss"):
+    for name in head:
         table.add_column(name, justify="left" if name == "policy" else "right")
-    for standing in standings:
-        reached = ", ".join("never" if steps is None else str(steps) for steps in standing.steps_to_baseline)
-        loss = evaluation.mean_and_range(standing.test_loss, digits=3)
-        accuracy = evaluation.mean_and_range([100 * value for value in standing.test_accuracy], digits=1)
-        table.add_row(standing.policy, loss, accuracy, reached)
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
 
 
@@ -239,15 +236,18 @@ def plot(
             from qan_agents.run_page import write_page
         with console.status("drawing, and trying every action of an unseen episode"):
             written = write_page(Run(run))
-        for path in written:
-            console.print(f"drawn: {path}", highlight=False)
+        _say_drawn(written)
 
 
 def _plot(run: Any) -> None:
     from qan_agents.plots import plot_run
 
-    for picture in plot_run(run):
-        console.print(f"drawn: {picture}", highlight=False)
+    _say_drawn(plot_run(run))
+
+
+def _say_drawn(paths: list[Path]) -> None:
+    for path in paths:
+        console.print(f"drawn: {path}", highlight=False)
 
 
 @app.command()

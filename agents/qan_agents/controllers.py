@@ -17,13 +17,13 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 from torch.optim import lr_scheduler
 
+from qan_agents.seeds import training_seed
 from qan_gym.actions import KEEP
 from qan_gym.data import load_dataset
 from qan_gym.optimizee import evaluate
 from qan_gym.references import pretrained_path, resolve_reference
 from qan_gym.tasks import TaskConfig, make_config
 
-UNSEEN_BELOW = 2**31  # seeds below are never tuned or trained on: the comparison takes its own from there
 LEAST_RATE, LARGEST_RATE = 1e-5, 10.0  # of the schedules: wider than the game's, as a practitioner is free to choose
 FAILED = 1e3  # ln-loss that a diverged run counts as in tuning
 LOOKS = 25  # measurements of the validation loss in an episode
@@ -71,7 +71,7 @@ class Problem:
 
     def tuning_seed(self, number: int) -> int:
         """The seed of the training of that number, in [2**31, 2**32)."""
-        return UNSEEN_BELOW + int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0]) % UNSEEN_BELOW
+        return training_seed(self.seed, number)
 
 
 @dataclass(frozen=True)

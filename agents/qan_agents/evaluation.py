@@ -100,6 +100,17 @@ def standings(run: Run) -> list[Standing]:
     return table
 
 
+def as_rows(table: Sequence[Standing]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Standings as they are shown: the head, and a row each; the second standing is the baseline's."""
+    head = ("policy", "test loss", "test accuracy (%)", f"actions to {table[1].policy}'s loss")
+    rows = []
+    for one in table:
+        reached = ", ".join("never" if steps is None else str(steps) for steps in one.steps_to_baseline)
+        accuracy = mean_and_range([100 * value for value in one.test_accuracy], digits=1)
+        rows.append((one.policy, mean_and_range(one.test_loss, digits=3), accuracy, reached))
+    return head, rows
+
+
 def mean_and_range(values: Sequence[float], digits: int) -> str:
     """`mean (lowest-highest)`, because three seeds make no interval."""
     mean, low, high = (f"{value:.{digits}f}" for value in (np.mean(values), min(values), max(values)))

@@ -5,6 +5,8 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
+from markdown import markdown
+
 from qan_gym.files import write_aside
 
 STYLE = """
@@ -25,8 +27,6 @@ def as_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def page(title: str, text: str, folder: Path) -> str:
     """The page of a text in Markdown, whose pictures, PNG files in a folder, become part of it."""
-    from markdown import markdown
-
     body = markdown(text, extensions=["tables"])
     for picture in folder.glob("*.png"):
         data = base64.b64encode(picture.read_bytes()).decode()

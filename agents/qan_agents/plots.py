@@ -27,10 +27,9 @@ def plot_run(run: Run) -> list[Path]:
     Raises:
         ValueError: the run has no finished episode, or a file of it is damaged.
     """
-    config, task = run.config(), run.settings()["task"]
+    title, task = run.config().title, run.settings()["task"]
     if not (run.folder / "episodes.csv").is_file():
         raise ValueError(f"{run.folder} has no finished episode yet: continue it with qan train --resume {run.folder}")
-    title = f"{config.env}, {config.agent} ({config.preset}), seed {config.seed}"
     episodes, steps = read_rows(run.folder / "episodes.csv"), read_rows(run.folder / "steps.csv.gz")
     evaluated = (run.folder / "evaluation.csv.gz").is_file()
     played = read_rows(run.folder / "evaluation.csv.gz") if evaluated else []
@@ -43,10 +42,10 @@ def plot_run(run: Run) -> list[Path]:
     return pictures
 
 
-def save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path, dpi: int = 120) -> Path:
     """Write a picture, atomically; returns its path."""
     with write_aside(path) as aside:
-        figure.savefig(aside, dpi=120)
+        figure.savefig(aside, dpi=dpi)
     return path
 
 

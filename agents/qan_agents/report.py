@@ -12,9 +12,9 @@ from matplotlib.ticker import PercentFormatter
 from qan_agents import statistics
 from qan_agents.controllers import AGENTS
 from qan_agents.page import as_table, page, write_text
+from qan_agents.plots import save
 from qan_agents.results import read_table
 from qan_agents.statistics import BASELINE, TARGET, Estimate, Judged
-from qan_gym.files import write_aside
 
 LINES = ("-", "--", ":", "-.")
 SCHEDULES = ("step", "linear", "cosine", "one-cycle")  # what a practitioner would tune
@@ -87,9 +87,7 @@ def _section(number: int, where: tuple, rows: list[dict], done: list[dict], out:
     }
     pictures = []
     for name, figure in figures.items():
-        picture = out / f"{number}-{name}.png"
-        with write_aside(picture) as aside:
-            figure.savefig(aside, dpi=110)
+        picture = save(figure, out / f"{number}-{name}.png", dpi=110)
         pictures.append(picture)
         text.append(f"![{_title(where)}: {name}]({picture.name})\n")
     return "\n".join(text), pictures

@@ -1,6 +1,7 @@
 """A training run as one page: what was asked, what came out, what the agent did and what it might have done."""
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -9,7 +10,7 @@ from gymnasium.wrappers import FrameStackObservation
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from qan_agents.evaluation import mean_and_range, standings
+from qan_agents.evaluation import as_rows, standings
 from qan_agents.learner import Greedy
 from qan_agents.page import as_table, page, write_text
 from qan_agents.plots import STYLES, plot_run, save
@@ -17,14 +18,14 @@ from qan_agents.regret import regrets
 from qan_agents.runs import Run
 from qan_agents.train import load_agent
 from qan_gym.playing import pictures
-from qan_gym.rendering import FILTER_LIMIT, FILTERS, shown, tiles
+from qan_gym.rendering import FILTER_SCALE, tiles
 
 LOOKS = 20  # of an episode, from which is looked ahead by a LOOKS-th of it
 FILTERS_PICTURE, REGRET_PICTURE = "filters.png", "regret.png"
 PAGE = "run.html"
 
 
-def write_page(run: Run) -> list[Any]:
+def write_page(run: Run) -> list[Path]:
     """Draw all pictures of a run, play an unseen episode for two more, and put everything on one page.
 
     Looking ahead takes as long as about one training per action that there is, in lock-step.
@@ -37,7 +38,6 @@ def write_page(run: Run) -> list[Any]:
 
     Raises:
         ValueError: the run has no finished episode or was not evaluated, or a file of it is damaged.
-        ModuleNotFoundError: a library of the extra `agents` is missing.
     """
     if not (run.folder / "evaluation.csv").is_file():
         raise ValueError(f"{run.folder} was not evaluated yet: qan evaluate {run.folder}")
@@ -45,9 +45,8 @@ def write_page(run: Run) -> list[Any]:
     filters, rows, ahead = _play(run)
     drawn.append(save(_filters_picture(filters), run.folder / FILTERS_PICTURE))
     drawn.append(save(_regret_picture(rows, run), run.folder / REGRET_PICTURE))
-    config = run.config()
-    title = f"{config.env}, {config.agent} ({config.preset}), seed {config.seed}"
-    write_text(run.folder / PAGE, page(title, _text(run, title, rows, ahead), run.folder))
+    text = _text(run, rows, ahead)
+    write_text(run.folder / PAGE, page(run.config().title, text, run.folder))
     return [run.folder / PAGE, *drawn]
 
 
@@ -69,7 +68,7 @@ def _play(run: Run) -> tuple[list[NDArray[np.float32]], list[dict[str, Any]], in
 # --- the text -------------------------------------------------------------------------------------------------------
 
 
-def _text(run: Run, title: str, rows: list[dict[str, Any]], ahead: int) -> str:
+def _text(run: Run, rows: list[dict[str, Any]], ahead: int) -> str:
     config, settings = run.config(), run.settings()
     mean = np.mean([row["regret"] for row in rows])
     agreed = np.mean([row["action"] == row["best"] for row in rows])
@@ -80,10 +79,10 @@ def _text(run: Run, title: str, rows: list[dict[str, Any]], ahead: int) -> str:
     beside = {**asdict(config), "dataset_fingerprint": settings["dataset_fingerprint"], **settings["versions"]}
     return "\n".join(
         (
-            f"# {title}\n",
+            f"# {config.title}\n",
             f"{config.episodes} trainings were played; then the agent played greedily on unseen seeds.\n",
             "## Against fixed policies\n",
-            _table(run),
+            as_table(*as_rows(standings(run))),
             f"Mean (lowest-highest) over the seeds {', '.join(map(str, config.judged_on))}; all with the same "
             "meta-momentum. So few seeds are no interval: `qan bench` makes those.\n",
             "## Episode by episode\n",
@@ -109,25 +108,13 @@ def _text(run: Run, title: str, rows: list[dict[str, Any]], ahead: int) -> str:
     )
 
 
-def _table(run: Run) -> str:
-    table = standings(run)
-    baseline = table[1].policy
-    rows = []
-    for one in table:
-        reached = ", ".join("never" if steps is None else str(steps) for steps in one.steps_to_baseline)
-        accuracy = mean_and_range([100 * value for value in one.test_accuracy], digits=1)
-        rows.append((one.policy, mean_and_range(one.test_loss, digits=3), accuracy, reached))
-    return as_table(("policy", "test loss", "test accuracy (%)", f"actions to {baseline}'s loss"), rows)
-
-
 # --- the pictures ---------------------------------------------------------------------------------------------------
 
 
 def _filters_picture(filters: list[NDArray[np.float32]]) -> Figure:
     figure = Figure(figsize=(9, 4), layout="constrained")
     for axes, some, when in zip(figure.subplots(1, 2), filters, ("start", "end"), strict=True):
-        scaled = {"vmin": -FILTER_LIMIT, "vmax": FILTER_LIMIT, "cmap": FILTERS, "interpolation": "nearest"}
-        image = axes.imshow(tiles(shown(some)), **scaled)
+        image = axes.imshow(tiles(some), **FILTER_SCALE)
         axes.set_title(f"the weights shown, at the {when}")
         axes.set_axis_off()
     figure.colorbar(image, ax=figure.axes, label="weight", shrink=0.8)

@@ -65,6 +65,11 @@ class RunConfig:
     beside: Sequence[str] | None = None
     agent_kwargs: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def title(self) -> str:
+        """What pictures and pages are headed with."""
+        return f"{self.env}, {self.agent} ({self.preset}), seed {self.seed}"
+
     def trains(self, episode: int) -> bool:
         """Whether the agent learns from an episode, counted from 0."""
         return self.test_epsilon is None or episode // self.num_envs % 2 == 0

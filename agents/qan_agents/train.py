@@ -15,10 +15,10 @@ from qan_agents.learner import Learner, Progress, episode_values
 from qan_agents.play import Episode
 from qan_agents.presets import make_config
 from qan_agents.runs import MODEL_FILES, Run, RunConfig
+from qan_agents.seeds import training_seed
 from qan_gym.files import load_arrays, save_arrays
 
 EPISODE_COLUMNS = ("validation_loss", "validation_accuracy", "test_loss", "test_accuracy", "learning_rate")
-UNSEEN_BELOW = 2**31  # seeds below are never trained on: evaluation takes its own from there
 
 
 def make_learner(config: RunConfig) -> Learner:
@@ -89,7 +89,7 @@ def start_run(folder: Path, config: RunConfig) -> Run:
 
 def episode_seed(config: RunConfig, episode: int) -> int:
     """The seed of a training episode, in [2**31, 2**32); never one that is evaluated on."""
-    return UNSEEN_BELOW + int(np.random.SeedSequence([config.seed, episode]).generate_state(1)[0]) % UNSEEN_BELOW
+    return training_seed(config.seed, episode)
 
 
 def train(run: Run, show: Callable[[Progress], None], finished: Callable[[int, Episode], None]) -> Learner:

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from qan_agents.learner import Greedy
 from qan_agents.play import Episode, Recorder, play
 from qan_agents.runs import Run
+from qan_agents.seeds import UNSEEN_BELOW
 from qan_agents.train import load_agent
-from qan_gym.env import QanEnv
 from qan_gym.files import require_writable, write_aside
+from qan_gym.rendering import FPS
 
 MOST_FRAMES = 600  # of a video: of longer episodes not every action is shown
 MACRO_BLOCK = 8  # pixels by which width and height can be divided, as the codec wants
@@ -76,7 +77,7 @@ def watch(run: Run, seed: int, video: Path | None) -> Episode:
         ValueError: the run has no agent, the seed or the file's name is wrong, or there is no display for a window.
         ImportError: a library that draws or films is missing.
     """
-    if not 0 <= seed < 2**31:
+    if not 0 <= seed < UNSEEN_BELOW:
         raise ValueError(f"seed must be in [0, 2**31), where no training episode is, not {seed}")
     if video is None:
         return _play(run, seed, "human", None)
@@ -110,8 +111,7 @@ def _film(path: Path) -> Iterator[Show]:
         def show(frame: NDArray[np.uint8]) -> None:
             if not writers:
                 height, width = frame.shape[:2]
-                fps = QanEnv.metadata["render_fps"]
-                writers.append(write_frames(str(aside), (width, height), fps=fps, macro_block_size=MACRO_BLOCK))
+                writers.append(write_frames(str(aside), (width, height), fps=FPS, macro_block_size=MACRO_BLOCK))
                 writers[0].send(None)
             writers[0].send(np.ascontiguousarray(frame))
 
