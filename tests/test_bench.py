@@ -271,6 +271,21 @@ def test_statistics_against_what_can_be_worked_out():
     assert means["x"].low < 3.5 < means["x"].high
 
 
+def test_intervals_are_the_same_each_time():
+    """Whatever was drawn before; and what is drawn after is as if nothing had been."""
+    mine, other = (np.random.default_rng(seed).normal(size=(20, 1)) for seed in (0, 1))
+    found, drawn = [], []
+    for seed in (1, 2):
+        np.random.seed(seed)  # noqa: NPY002
+        bands = statistics.profiles({"mine": mine}, np.linspace(-1, 1, 5))[1]["mine"].tolist()
+        means = statistics.interquartile_means({"mine": mine, "other": other})
+        found.append((bands, means, statistics.probability_of_improvement(mine, other)))
+        drawn.append(np.random.uniform())  # noqa: NPY002
+    assert found[0] == found[1]
+    np.random.seed(2)  # noqa: NPY002
+    assert np.random.uniform() == drawn[1]  # noqa: NPY002
+
+
 def test_cells_judged_on_different_seeds_are_not_thrown_together(whole):
     rows = [row for row in read_table(whole).to_pylist() if row["label"] == "down"]
     assert len(statistics.judged(rows)[0].seeds) == 3

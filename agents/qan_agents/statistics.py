@@ -6,8 +6,8 @@ resample preparations and evaluation seeds, each with all that belongs to it (Ow
 
 import json
 import math
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,21 +124,29 @@ def scores(mine: Judged, baseline: Judged) -> NDArray[np.float64]:
     return np.log(baseline.test_loss.mean(axis=0)[None] / mine.test_loss).ravel()
 
 
-def _random() -> np.random.RandomState:
-    warnings.filterwarnings("ignore", "random_state is deprecated", FutureWarning)  # rliable knows no other
-    return np.random.RandomState(0)
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """rliable draws from NumPy's global generator, whatever it is given: here the same each time; left as it was."""
+    before = np.random.get_state()  # noqa: NPY002
+    np.random.seed(0)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(before)  # noqa: NPY002
 
 
+@_seeded()
 def interquartile_means(all_scores: dict[str, NDArray[np.float64]]) -> dict[str, Estimate]:
     """IQM and its stratified-bootstrap interval, by rliable; all_scores: name -> (trainings, environments)."""
     from rliable import library, metrics
 
     values, intervals = library.get_interval_estimates(
-        all_scores, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=REPETITIONS, random_state=_random()
+        all_scores, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=REPETITIONS
     )
     return {name: Estimate(float(values[name][0]), *map(float, intervals[name][:, 0])) for name in all_scores}
 
 
+@_seeded()
 def probability_of_improvement(mine: NDArray[np.float64], other: NDArray[np.float64]) -> Estimate:
     """P(mine > other) and its interval, by rliable; (trainings, environments) each."""
     from rliable import library, metrics
@@ -147,11 +155,11 @@ def probability_of_improvement(mine: NDArray[np.float64], other: NDArray[np.floa
         {"": (mine, other)},
         lambda x, y: np.array([metrics.probability_of_improvement(x, y)]),
         reps=REPETITIONS // 4,
-        random_state=_random(),
     )
     return Estimate(float(values[""][0]), *map(float, intervals[""][:, 0]))
 
 
+@_seeded()
 def profiles(all_scores: dict[str, NDArray[np.float64]], taus: NDArray[np.float64]) -> Any:
     """Performance profiles by rliable: the share of trainings with a score above each tau, and intervals."""
     from rliable import library
