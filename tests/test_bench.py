@@ -13,7 +13,7 @@ from helpers import SHORT, start_qan
 
 from qan_agents import statistics
 from qan_agents.bench import Cell, Failure, _guarded, _in_processes, bench, cells_of, read_grid, run_cell
-from qan_agents.report import _contest, report
+from qan_agents.report import _contest, _table, report
 from qan_agents.results import Results, read_table
 
 LR = "QanLR-MNIST5k-v0"
@@ -226,6 +226,20 @@ def test_learned_controllers_are_set_against_those_of_their_budget():
     assert [cell.startswith(start) for cell, start in zip(found, wanted, strict=True)] == [True] * 5, found
     others = [replace(one, runs=100 if one.label == "dqn-gpu" else one.runs) for one in everyone]
     assert _contest(others, constant) == ""  # nobody was tuned on as many
+
+
+def test_the_target_is_the_constant_of_the_same_budget():
+    curve = [4.0, 2.0, 1.0]
+    few, many = (replace(judged("best-constant", [[loss]], curve), runs=runs) for loss, runs in ((2.0, 20), (1.0, 100)))
+    agents = [replace(judged("dqn-gpu", [[1.0]], curve), runs=runs) for runs in (20, 100)]
+    constant = judged("constant", [[1.0]], curve)  # prepared on nothing: set against the smallest budget
+    text = _table([few, many, *agents, constant], constant, [few, many])
+    shares = {line.split("|")[1].strip(): line.split("|")[-4].strip() for line in text.splitlines()[2:]}
+    assert {name: shares[name] for name in ("dqn-gpu (20)", "dqn-gpu (100)", "constant")} == {
+        "dqn-gpu (20)": "50%",
+        "dqn-gpu (100)": "100%",
+        "constant": "50%",
+    }
 
 
 def judged(label: str, losses: list[list[float]], curve: list[float] | None = None) -> statistics.Judged:

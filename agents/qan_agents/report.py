@@ -76,10 +76,9 @@ def _section(number: int, where: tuple, rows: list[dict], done: list[dict], out:
     same = [row for row in done if (row["environment"], row["environment_kwargs"]) == where[:2]]
     baselines = {one.label: one for one in statistics.judged([row for row in same if row["label"] == BASELINE])}
     baseline = baselines.get(BASELINE) or next((one for one in everyone if one.label == "shuffled"), everyone[-1])
-    targets = [one for one in everyone if one.label == TARGET]
-    target = targets[-1] if targets else baseline
-    table, contest = _table(everyone, baseline, target), _contest(everyone, baseline)
-    text = [f"## {_title(where)}\n", table, _legend(baseline, target), contest]
+    targets = sorted((one for one in everyone if one.label == TARGET), key=lambda one: one.runs) or [baseline]
+    table, contest = _table(everyone, baseline, targets), _contest(everyone, baseline)
+    text = [f"## {_title(where)}\n", table, _legend(baseline, targets), contest]
     figures = {
         "scores": _scores_picture(everyone, baseline),
         "curves": _curves_picture(everyone),
@@ -102,13 +101,14 @@ HEAD = (
 )
 
 
-def _table(everyone: Sequence[Judged], baseline: Judged, target: Judged) -> str:
+def _table(everyone: Sequence[Judged], baseline: Judged, targets: Sequence[Judged]) -> str:
     scores = {one.name: statistics.scores(one, baseline)[:, None] for one in everyone}
     means, ranks = statistics.interquartile_means(scores), statistics.mean_ranks(everyone)
     against = statistics.scores(baseline, baseline)[:, None]
     rows = []
     for one in everyone:
         itself = one.name == baseline.name
+        target = next((other for other in targets if other.runs == one.runs), targets[0])
         share = float(np.median(statistics.steps_to(one, target)))
         rows.append(
             (
@@ -137,14 +137,15 @@ def _chance(estimate: Estimate) -> str:
     return f"{estimate.value:.0%} ({estimate.low:.0%} to {estimate.high:.0%})"
 
 
-def _legend(baseline: Judged, target: Judged) -> str:
+def _legend(baseline: Judged, targets: Sequence[Judged]) -> str:
+    target = targets[0].name + ("" if len(targets) == 1 else f", or of {TARGET} prepared on as many trainings,")
     return (
         f"Test loss and accuracy: means. Minus baseline: the difference in test loss to {baseline.name} on the same "
         "seeds; 95 % interval, preparations and evaluation seeds resampled (of a single preparation it does not say "
         "how another would differ). Score: ln(test loss of the baseline / test loss). IQM: its interquartile mean; "
         "95 %, stratified bootstrap (rliable), all trainings taken as independent. "
         "Rank: mean over the evaluation seeds. Steps to target: the share of the training until the validation loss "
-        f"was down to where that of {target.name} ended, median. Mean ln validation loss: the area under that curve.\n"
+        f"was down to where that of {target} ended, median. Mean ln validation loss: the area under that curve.\n"
     )
 
 
