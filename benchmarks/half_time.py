@@ -1,6 +1,6 @@
 """Can any schedule reach the tuned constant's final validation loss in half of the training?
 
-    python benchmarks/half_time.py [--no-pull] [--trials 200]
+    python benchmarks/half_time.py [--no-pull] [--trials 100]
 
 Optuna searches the learning rates of the first half of `QanLR-MNIST5k-v0`, linear in the logarithm between seven knots,
 for the lowest validation loss up to half time: on the very seeds that it is judged on, which are shown to no controller
@@ -56,7 +56,7 @@ def main() -> None:
     """Search and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--no-pull", action="store_true", help="the game without meta-momentum")
-    parser.add_argument("--trials", type=int, default=200, help="schedules to try")
+    parser.add_argument("--trials", type=int, default=100, help="schedules to try")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
