@@ -10,6 +10,7 @@ from qan_gym.tasks import TaskConfig
 RAISE, LOWER, KEEP = 0, 1, 2
 MULTIPLICATIVE_FACTOR = 1.25  # of one discrete action on the multiplicative scale
 COOLDOWN = 0.25  # of the budget, over which the learning rate of the schedule "cooldown" falls
+PEAK, START, RISE = 3.4, 0.5, 20.0  # of the schedule "one-cycle"; found on other tasks by benchmarks/base.py
 CONTINUOUS_FACTOR = 2.0  # of a continuous action of 1; its inverse, of -1
 
 
@@ -47,15 +48,16 @@ def scheduled(level: Tensor, share: Tensor, schedule: str) -> Tensor:
     """The learning rate that a schedule makes of its level.
 
     linear: level * (1 - share); cosine: level * (1 + cos(pi share)) / 2; cooldown: level, and over the last quarter
-    linearly to 0 (arXiv:2405.18392).
+    linearly to 0 (arXiv:2405.18392); one-cycle (arXiv:1708.07120): from level * PEAK / RISE up to level * PEAK at the
+    share START, then down to 0, both along half a cosine.
 
     Args:
         level: (N,) float64.
         share: (N,) of the budget that is used, in [0, 1).
-        schedule: "constant", "linear", "cosine" or "cooldown".
+        schedule: "constant", "linear", "cosine", "cooldown" or "one-cycle".
 
     Returns:
-        (N,) float64 in (0, level].
+        (N,) float64 in (0, level]; of one-cycle in (0, PEAK * level].
     """
     if schedule == "linear":
         return level * (1 - share)
@@ -63,4 +65,9 @@ def scheduled(level: Tensor, share: Tensor, schedule: str) -> Tensor:
         return level * (1 + torch.cos(math.pi * share)) / 2
     if schedule == "cooldown":
         return level * ((1 - share) / COOLDOWN).clamp(max=1)
+    if schedule == "one-cycle":
+        rises = share < START
+        place = torch.where(rises, share / START - 1, (share - START) / (1 - START))  # -1 to 0 up, 0 to 1 down
+        least = rises.to(level.dtype) / RISE
+        return level * PEAK * (least + (1 - least) * (1 + torch.cos(math.pi * place)) / 2)
     return level

@@ -295,9 +295,10 @@ class LearningRateEnv(QanEnv):
     (`action_scale="additive"`) or by a factor of 1.25 (`"multiplicative"`). With `continuous=True`, `Box(-1, 1, (1,))`:
     action a multiplies the learning rate by 2**a; with `action_scale="absolute"` too, it is the place of the learning
     rate between the ends of its range, in the logarithm. A `schedule` ("linear", "cosine", "cooldown") multiplies what
-    the actions made of the learning rate by a factor that falls from 1 to 0. The learning rate stays in [0.005, 1.0]
-    and starts at 0.05; for CIFAR-10, it changes by 0.01, stays in [0.01, 1.0] and starts at 0.1. `optimizer="adamw"`
-    brings its own rates: a start at 0.001, changes of 0.0001, a range of [0.0001, 0.02].
+    the actions made of the learning rate by a factor that falls from 1 to 0; that of "one-cycle" rises from 0.17 to 3.4
+    and falls to 0. What the actions make of it stays in [0.005, 1.0] and starts at 0.05; for CIFAR-10, it changes by
+    0.01, stays in [0.01, 1.0] and starts at 0.1. `optimizer="adamw"` brings its own rates: a start at 0.001, changes of
+    0.0001, a range of [0.0001, 0.02].
 
     ## Observation Space
     `Box(-10, 10, (825,), float32)`, a screen of 33 rows and 25 columns, row by row

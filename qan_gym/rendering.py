@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from qan_gym.actions import KEEP, LOWER, RAISE
+from qan_gym.actions import KEEP, LOWER, PEAK, RAISE
 from qan_gym.history import History
 from qan_gym.tasks import TaskConfig
 
@@ -146,7 +146,8 @@ class Screen:
 
     def _rate_limits(self, moment: Moment) -> Limits:
         least = min(self.config.learning_rate_min, _decade_below(moment.history.curve("learning_rate").min()))
-        return max(least, LEAST_LOSS) / 1.3, self.config.learning_rate_max * 1.3
+        most = self.config.learning_rate_max * (PEAK if self.config.schedule == "one-cycle" else 1)
+        return max(least, LEAST_LOSS) / 1.3, most * 1.3
 
     def _loss_limits(self, moment: Moment) -> Limits:
         history = moment.history

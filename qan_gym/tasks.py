@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 FILTER_REGRESSION = "filter-regression"
-SCHEDULES = ("constant", "linear", "cosine", "cooldown")
+SCHEDULES = ("constant", "linear", "cosine", "cooldown", "one-cycle")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class TaskConfig:
     continuous: bool = False  # learning-rate game only: Box(-1, 1) instead of raise, lower, keep
     action_scale: str = "additive"  # of raise and lower: "additive" (the paper) or "multiplicative"; "absolute" where
     # continuous: the action is the learning rate itself, -1 the least, 1 the most, in the logarithm
-    schedule: str = "constant"  # what the actions change the level of; "linear", "cosine", "cooldown" end at 0
+    schedule: str = "constant"  # what the actions change the level of: "linear", "cosine", "cooldown", "one-cycle"
     learning_rate_step: float = 0.005  # of one additive action
     learning_rate_min: float = 0.005  # the range that actions cannot leave
     learning_rate_max: float = 1.0  # likewise

@@ -23,6 +23,7 @@ from qan_agents.controllers import (
     prepare,
 )
 from qan_agents.seeds import UNSEEN_BELOW
+from qan_gym.actions import PEAK, RISE, START
 from qan_gym.optimizee import evaluate
 from qan_gym.optimizers import build_optimizer
 from qan_gym.tasks import make_config
@@ -39,10 +40,12 @@ def rates_of(family: str, chosen: dict, seeds: list[int] = [3]) -> np.ndarray:  
     return play(env, Scheduled(FAMILIES[family], [chosen]), seeds).rates[1:].T
 
 
-@pytest.mark.parametrize("family", ["constant", "step", "linear", "cosine", "one-cycle", "cooldown"])
+@pytest.mark.parametrize("family", ["constant", "step", "linear", "cosine", "one-cycle", "one-cycle-wide", "cooldown"])
 def test_schedules_are_torchs(family):
     rate, steps = 0.3, 20
     chosen = {"learning_rate": rate, "factor": 0.25, "at": 0.5, "start": 0.3, "length": 0.5}
+    if family == "one-cycle-wide":
+        chosen["rise"] = 60
     optimizer = optim.SGD(nn.Linear(1, 1).parameters(), lr=rate)
     scheduler = {
         "constant": lambda: lr_scheduler.LambdaLR(optimizer, lambda _: 1.0),
@@ -51,6 +54,9 @@ def test_schedules_are_torchs(family):
         "cosine": lambda: lr_scheduler.CosineAnnealingLR(optimizer, steps),
         "cooldown": lambda: lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (steps - step) / 10)),
         "one-cycle": lambda: lr_scheduler.OneCycleLR(optimizer, rate, steps + 1, pct_start=0.3, cycle_momentum=False),
+        "one-cycle-wide": lambda: lr_scheduler.OneCycleLR(
+            optimizer, rate, steps + 1, pct_start=0.3, div_factor=60, cycle_momentum=False
+        ),
     }[family]()
     wanted = []
     for _ in range(steps):
@@ -192,12 +198,24 @@ def test_tuning_finds_what_trained_best(monkeypatch):
     assert min(seeds) >= UNSEEN_BELOW
 
 
-def test_base_is_the_schedule_under_the_actions():
+@pytest.mark.parametrize(
+    ("settings", "family", "chosen"),
+    [
+        ({}, "cooldown", {"learning_rate": 0.05, "length": 0.25}),
+        # torch's peak of 20 steps is at (share * 21 - 1) / 20 of them
+        (
+            {"env": {"schedule": "one-cycle"}},
+            "one-cycle-wide",
+            {"learning_rate": 0.05 * PEAK, "start": (20 * START + 1) / 21, "rise": RISE},
+        ),
+    ],
+)
+def test_base_is_the_schedule_under_the_actions(settings, family, chosen):
     problem = Problem(LR, KWARGS, 0, 0)
-    prepared = prepare("base", problem, {})
+    prepared = prepare("base", problem, settings)
     rates = play(make_env(problem, 1, {**prepared.env_kwargs, "validate_every": 1}), prepared.player, [0]).rates[1:, 0]
-    cooldown = rates_of("cooldown", {"learning_rate": 0.05, "length": 0.25})[0]
-    assert rates == pytest.approx(cooldown, rel=1e-4)
+    # not closer, since torch's ends at a ten thousandth of its start, not at 0
+    assert rates == pytest.approx(rates_of(family, chosen)[0], rel=1e-3)
 
 
 def test_everyone_is_pulled_alike_towards_the_same_weights():

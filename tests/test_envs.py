@@ -708,7 +708,7 @@ def test_the_validation_loss_is_measured_as_often_as_asked_shown_and_paid_for():
     ("kwargs", "message"),
     [
         ({"action_scale": "absolute"}, "continuous=True"),
-        ({"schedule": "exponential"}, "constant, linear, cosine, cooldown"),
+        ({"schedule": "exponential"}, "constant, linear, cosine, cooldown, one-cycle"),
         ({"validate_every": 0}, "at least 1"),
     ],
 )

@@ -178,8 +178,10 @@ def _cosine(optimizer: torch.optim.Optimizer, steps: int, chosen: Settings) -> l
 
 
 def _one_cycle(optimizer: torch.optim.Optimizer, steps: int, chosen: Settings) -> lr_scheduler.LRScheduler:
-    peak, start = chosen["learning_rate"], chosen["start"]
-    return lr_scheduler.OneCycleLR(optimizer, peak, total_steps=steps + 1, pct_start=start, cycle_momentum=False)
+    peak, start, rise = chosen["learning_rate"], chosen["start"], chosen.get("rise", 25.0)  # 25 is torch's default
+    return lr_scheduler.OneCycleLR(
+        optimizer, peak, total_steps=steps + 1, pct_start=start, div_factor=rise, cycle_momentum=False
+    )
 
 
 def _cooldown(optimizer: torch.optim.Optimizer, steps: int, chosen: Settings) -> lr_scheduler.LRScheduler:
@@ -214,6 +216,7 @@ FAMILIES = {
     "linear": Family(_linear),
     "cosine": Family(_cosine),
     "one-cycle": Family(_one_cycle, {"start": (0.05, 0.5)}),
+    "one-cycle-wide": Family(_one_cycle, {"start": (0.05, 0.85), "rise": (1.0, 100.0)}),
     "cooldown": Family(_cooldown, {"length": (0.05, 0.5)}),
     "plateau": Family(_plateau, {"factor": (0.1, 0.7), "patience": (1, 8)}),
     "schedule-free-sgd": Family(

@@ -17,7 +17,7 @@ from qan_agents.results import read_table
 from qan_agents.statistics import BASELINE, TARGET, Estimate, Judged
 
 LINES = ("-", "--", ":", "-.")
-SCHEDULES = ("step", "linear", "cosine", "one-cycle")  # what a practitioner would tune
+SCHEDULES = ("step", "linear", "cosine", "one-cycle", "one-cycle-wide")  # what a practitioner would tune
 WIDE = 0.1  # nats: a picture of larger differences has a logarithmic axis
 SHOWN = 8  # curves in a picture, the best by test loss; more cannot be told apart
 
