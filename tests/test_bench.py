@@ -4,6 +4,7 @@ import math
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -176,6 +177,20 @@ def test_a_stopped_bench_goes_on_with_what_is_left(grid_file, whole, tmp_path, h
     assert f"{len(before)} finished" in output
     assert output.count("done: ") == 4 - len(before)
     assert without_time(path) == without_time(whole)
+
+
+def test_benches_that_write_to_one_file_keep_one_anothers_cells(tmp_path):
+    path, cells = tmp_path / "r.parquet", [cell(seed=seed) for seed in range(40)]
+    writers = [Results(path) for _ in range(4)]  # all of them opened before there is anything
+
+    def write(number: int) -> None:
+        for one in cells[number::4]:
+            writers[number].append(one.key, [{"config_hash": one.key, "status": "done"}])
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(write, range(4)))
+    assert writers[0].finished() == {one.key for one in cells}
+    assert len(read_table(path)) == 40
 
 
 def test_ray_runs_the_same_cells(whole, grid_file, tmp_path):

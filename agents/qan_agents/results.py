@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
+from filelock import FileLock
 
 from qan_gym.files import require_writable, write_aside
 
@@ -48,7 +49,10 @@ SCHEMA = pa.schema(
 
 
 class Results:
-    """A Parquet file that grows by cells: rewritten aside and renamed each time, so a kill never tears it."""
+    """A Parquet file that grows by cells: rewritten aside and renamed each time, so a kill never tears it.
+
+    Several benches may write to one file at once: each adds its cells to what is there by then.
+    """
 
     def __init__(self, path: Path) -> None:
         """path: of the file; need not exist.
@@ -58,19 +62,26 @@ class Results:
         """
         require_writable(path.parent)
         self.path = path
-        self.table = read_table(path) if path.exists() else SCHEMA.empty_table()
+        self.lock = FileLock(path.with_name(f".{path.name}.lock"))
+        self._table()
 
     def finished(self) -> set[str]:
         """The keys of the cells that are done; failed ones are tried again."""
-        rows = self.table.select(["config_hash", "status"]).to_pylist()
+        rows = self._table().select(["config_hash", "status"]).to_pylist()
         return {row["config_hash"] for row in rows if row["status"] == "done"}
 
     def append(self, key: str, rows: Sequence[Row]) -> None:
         """Add the rows of a cell in the place of those it may have had."""
-        kept = self.table.filter(pa.compute.not_equal(self.table["config_hash"], key))
-        self.table = pa.concat_tables([kept, pa.Table.from_pylist(list(rows), SCHEMA)])
-        with write_aside(self.path) as aside:
-            pq.write_table(self.table, aside, compression="zstd")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.lock:
+            there = self._table()
+            others = there.filter(pa.compute.not_equal(there["config_hash"], key))
+            table = pa.concat_tables([others, pa.Table.from_pylist(list(rows), SCHEMA)])
+            with write_aside(self.path) as aside:
+                pq.write_table(table, aside, compression="zstd")
+
+    def _table(self) -> pa.Table:
+        return read_table(self.path) if self.path.exists() else SCHEMA.empty_table()
 
 
 def read_table(path: Path) -> pa.Table:
