@@ -169,6 +169,12 @@ def test_every_controller_is_prepared_and_plays(name):
     assert prepared.batches == (0 if unprepared else 2 * batches_of(problem))
 
 
+def test_training_an_agent_leaves_no_folder_of_logs(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    prepare("ppo", Problem(LR, KWARGS, 2, 0), {})
+    assert list(tmp_path.glob("SB3*")) == []
+
+
 @pytest.mark.parametrize("name", ["linear", "dqn-gpu", "ppo"])
 def test_the_same_seed_prepares_the_same(name):
     problem = Problem(LR, KWARGS, runs=2, seed=5, at_once=2)

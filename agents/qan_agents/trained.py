@@ -131,6 +131,7 @@ def _consumed(finished: int, problem: Problem) -> int:
 def _sb3(name: str, problem: Problem, arguments: Settings, wanted: Settings, rows: int) -> Prepared:
     from stable_baselines3 import DQN as SB3DQN
     from stable_baselines3 import PPO, SAC, TD3
+    from stable_baselines3.common.logger import Logger
 
     from qan_agents.sb3 import GymnasiumVecEnv, StackHistory
     from qan_agents.sb3_dqn import Extractor
@@ -159,6 +160,7 @@ def _sb3(name: str, problem: Problem, arguments: Settings, wanted: Settings, row
         model = algorithms[name]("MlpPolicy", env, seed=problem.seed, device="cpu", **{**defaults, **wanted})
     except TypeError as error:
         raise ValueError(f"settings of {name}: {error}") from error
+    model.set_logger(Logger(folder=None, output_formats=[]))  # else each leaves an empty folder behind
     env.seed(problem.tuning_seed(0))
     model.learn(steps)
 
