@@ -179,6 +179,20 @@ def test_a_stopped_bench_goes_on_with_what_is_left(grid_file, whole, tmp_path, h
     assert without_time(path) == without_time(whole)
 
 
+def test_the_processes_of_a_killed_bench_end_with_it(tmp_path):
+    import yaml
+
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump({**GRID, "runs": [4_000], "seeds": [0]}))
+    process = start_qan("bench", tmp_path / "grid.yaml", "--out", tmp_path / "r.parquet", "--workers", 1)
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "r.parquet").exists():  # the constant; next is the linear, with minutes of tuning
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.communicate(timeout=30)  # until nobody has its output open
+
+
 def test_benches_that_write_to_one_file_keep_one_anothers_cells(tmp_path):
     path, cells = tmp_path / "r.parquet", [cell(seed=seed) for seed in range(40)]
     writers = [Results(path) for _ in range(4)]  # all of them opened before there is anything

@@ -18,12 +18,16 @@ again; a cell that fails (an error, a dead process) is there too, with the reaso
 import hashlib
 import itertools
 import json
+import multiprocessing
+import os
 import platform
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -295,16 +299,27 @@ def _guarded(cell: Cell) -> list[Row] | Failure:
         return Failure(f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})")
 
 
+def _end_with_parent() -> None:
+    """End this process when the bench is killed: nobody would write down what it still finds."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 Work = Callable[[Cell], list[Row] | Failure]
 
 
 def _in_processes(cells: Sequence[Cell], workers: int, work: Work = _guarded) -> Iterator[Outcome]:
-    import multiprocessing
     from concurrent.futures import as_completed
 
     from pebble import ProcessExpired, ProcessPool
 
-    with ProcessPool(max_workers=workers, context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPool(max_workers=workers, context=context, initializer=_end_with_parent) as pool:
         futures = {pool.schedule(work, args=[cell]): cell for cell in cells}
         try:
             for future in as_completed(futures):
