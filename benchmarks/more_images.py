@@ -6,7 +6,8 @@
 images: a schedule can be better on these 500 alone. So every finished cell of the results that was prepared on so many
 trainings, or on none, is played again on its evaluation seeds: the same training images, validation images and pull,
 hence the same trainings (each validation loss is compared with the recorded one), but judged on the 10,000 test images
-of MNIST, of which the game has none. What an agent did is read off the recorded learning rates and repeated.
+of MNIST, of which the game has none. What an agent did is read off the recorded learning rates and repeated; where they
+were recorded too rarely for that, the agent is left out.
 
 Printed is, for each controller, the test loss on the 500 and on the 10,000, and the difference of each to the best of
 the tuned schedules on that side. It needs MNIST (`qan data --fetch`) and takes two minutes of a core per cell.
@@ -30,6 +31,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+import qan_agents.schedule_free  # noqa: F401 (registers the optimizers)
 import qan_gym  # noqa: F401 (registers the ids)
 from qan_agents.controllers import (
     ABSOLUTE,
@@ -40,10 +42,11 @@ from qan_agents.controllers import (
     Prepared,
     Problem,
     Scheduled,
+    batches_of,
     make_env,
     play,
+    prepare,
 )
-from qan_agents.controllers import prepare as make_ready
 from qan_agents.report import SCHEDULES
 from qan_agents.results import read_table
 from qan_agents.statistics import Judged, difference, judged
@@ -83,27 +86,35 @@ class Recorded:
 
 def actions_of(rows: Sequence[Row], problem: Problem, arguments: dict[str, Any]) -> NDArray[np.int64]:
     """The actions (decisions, N) of N episodes, read off the learning rate at the end of each."""
-    env = gym.make(problem.env, **problem.env_kwargs, **arguments).unwrapped
     rates = torch.tensor([row["rate_curve"] for row in rows], dtype=torch.float64)  # (N, 1 + decisions)
-    if rates.shape[1] != 1 + env.decisions or arguments["action_scale"] != "multiplicative":
-        raise ValueError("the learning rate was recorded too rarely to read the actions off")
-    every = arguments["batches_per_action"]
-    last = torch.arange(every, every * env.decisions + 1, every) - 1  # the last mini-batch of each action
-    factor = scheduled(torch.ones(()), last / last.max().add(1), arguments["schedule"])  # (decisions,)
+    every, budget = arguments["batches_per_action"], batches_of(problem)
+    last = torch.arange(every, budget + 1, every) - 1  # (decisions,), the last mini-batch of each action
+    factor = scheduled(torch.ones(()), last / budget, arguments["schedule"])  # (decisions,)
     levels = torch.cat([torch.full_like(rates[:, :1], problem.task.learning_rate), rates[:, 1:] / factor], dim=1)
     steps = levels.log().diff(dim=1).div(np.log(MULTIPLICATIVE_FACTOR)).round()  # (N, decisions)
     return torch.where(steps > 0, RAISE, torch.where(steps < 0, LOWER, KEEP)).T.numpy()
+
+
+def is_known(row: Row) -> bool:
+    """Whether what a controller did can be done again."""
+    if row["controller"] not in AGENTS:
+        return True
+    problem = Problem(GAME, {}, 0, 0)
+    arguments = playing(problem, json.loads(row["settings"]).get("env", {}), row["controller"] in ("sac", "td3"))
+    decisions = batches_of(problem) // arguments["batches_per_action"]
+    return arguments.get("action_scale") == "multiplicative" and len(row["rate_curve"]) == 1 + decisions
 
 
 def prepared_again(rows: Sequence[Row], problem: Problem) -> Prepared:
     """The controller of a cell as it was when it was judged."""
     name, settings, chosen = rows[0]["controller"], json.loads(rows[0]["settings"]), json.loads(rows[0]["chosen"])
     if name in TUNED:
-        return Prepared(Scheduled(FAMILIES[TUNED[name]], [chosen]), ABSOLUTE)
+        family = FAMILIES[TUNED[name]]
+        return Prepared(Scheduled(family, [chosen]), {**ABSOLUTE, **family.optimizer})
     if name in AGENTS:
         arguments = playing(problem, settings.get("env", {}), continuous=False)
         return Prepared(Recorded(actions_of(rows, problem, arguments)), arguments)
-    return make_ready(name, problem, settings)
+    return prepare(name, problem, settings)
 
 
 def judge(rows: Sequence[Row], data: str, reference: str) -> tuple[list[Row], float]:
@@ -145,7 +156,10 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = [row for row in read_table(arguments.results).to_pylist() if row["status"] == "done"]
     rows = [row for row in rows if row["environment"] == GAME and row["environment_kwargs"] == "{}"]
-    rows = [row for row in rows if row["runs"] in (0, arguments.runs)]
+    rows = [row for row in rows if row["runs"] in (0, arguments.runs) and row["prepared_on_kwargs"] == "{}"]
+    left_out = {row["label"] for row in rows if not is_known(row)}
+    print(f"left out: {', '.join(sorted(left_out)) or 'nobody'}")
+    rows = [row for row in rows if row["label"] not in left_out]
     rows.sort(key=lambda row: (row["runs"], row["label"], row["seed"], row["evaluation_seed"]))
     cells = [list(cell) for _, cell in itertools.groupby(rows, key=lambda row: row["config_hash"])]
     with tempfile.TemporaryDirectory() as folder:
