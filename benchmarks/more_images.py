@@ -137,7 +137,10 @@ def judge(rows: Sequence[Row]) -> list[Row]:
     env = make_env(problem, len(rows), prepared.env_kwargs)
     final = play(env, prepared.player, [row["evaluation_seed"] for row in rows]).final
     if not np.allclose(final["validation_loss"], [row["validation_loss"] for row in rows], rtol=1e-6):
-        raise ValueError(f"{rows[0]['label']}, seed {rows[0]['seed']}: on this machine the trainings differ")
+        raise ValueError(
+            f"{rows[0]['label']}, seed {rows[0]['seed']}: the trainings differ from the recorded ones, of another "
+            "machine or another torch; run the bench here first"
+        )
     now = {
         "environment_kwargs": json.dumps({"dataset": DATA}),
         "data_fingerprint": env.unwrapped.training.fingerprint,
@@ -165,8 +168,12 @@ def main() -> None:
     cells = {key: list(cell) for key, cell in itertools.groupby(filter(is_known, rows), lambda row: row["config_hash"])}
     with ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn")) as pool:
         futures = {pool.submit(judge, cell): key for key, cell in cells.items()}
-        for future in tqdm(as_completed(futures), total=len(cells), unit="cell"):
-            results.append(futures[future], future.result())
+        try:
+            for future in tqdm(as_completed(futures), total=len(cells), unit="cell"):
+                results.append(futures[future], future.result())
+        except ValueError as error:
+            pool.shutdown(cancel_futures=True)
+            parser.error(str(error))
 
 
 if __name__ == "__main__":
