@@ -18,9 +18,11 @@ from pathlib import Path
 import numpy as np
 import optuna
 import torch
+from numpy.typing import NDArray
+from waves import bests
 
 import qan_gym  # noqa: F401 (registers the ids)
-from qan_agents.controllers import ABSOLUTE, FAMILIES, RATES, Problem, Scheduled, batches_of, make_env, play
+from qan_agents.controllers import ABSOLUTE, FAMILIES, RATES, Problem, Scheduled, Settings, batches_of, make_env, play
 from qan_agents.seeds import UNSEEN_BELOW
 from qan_gym.data import load_dataset
 from qan_gym.references import make_reference, reference_name
@@ -60,25 +62,22 @@ def search(problems: list[Problem], trials: int) -> None:
     """Search, and print each best so far."""
     once = {**ABSOLUTE, "validate_every": batches_of(problems[0])}  # what is searched for is not the validation loss
     envs = [make_env(problem, AT_ONCE, once) for problem in problems]
-    sampler = optuna.samplers.TPESampler(seed=0, multivariate=True, constant_liar=True, n_startup_trials=24)
-    study, best = optuna.create_study(sampler=sampler), np.inf
-    for _ in range(0, trials, AT_ONCE):
-        wave = [study.ask() for _ in range(AT_ONCE)]
-        for trial in wave:
-            trial.suggest_float("learning_rate", *RATES, log=True)
-            for name, (low, high) in FAMILY.space.items():
-                trial.suggest_float(name, low, high, log=name == "rise")
+
+    def suggest(trial: optuna.Trial) -> Settings:
+        rate = {"learning_rate": trial.suggest_float("learning_rate", *RATES, log=True)}
+        others = {name: trial.suggest_float(name, *ends, log=name == "rise") for name, ends in FAMILY.space.items()}
+        return {**rate, **others}
+
+    def measure(wave: list[Settings]) -> NDArray[np.float64]:
         losses = []  # (draws, schedules)
         for number, env in enumerate(envs):
-            player = Scheduled(FAMILY, [trial.params for trial in wave])
-            final = play(env, player, [UNSEEN_BELOW + 40_000 + number] * AT_ONCE).final
+            final = play(env, Scheduled(FAMILY, wave), [UNSEEN_BELOW + 40_000 + number] * AT_ONCE).final
             losses.append(np.where(final["diverged"], DIVERGED, final["test_loss"]))
-        for trial, value in zip(wave, np.log(losses).mean(axis=0).tolist(), strict=True):
-            study.tell(trial, value)
-            if value < best:
-                best = value
-                settings = ", ".join(f"{name} {chosen:.3g}" for name, chosen in trial.params.items())
-                print(f"schedule {trial.number + 1}, {settings}: {np.exp(value):.4f}", flush=True)
+        return np.array(losses).T  # (schedules, draws)
+
+    for number, chosen, _, mean in bests(suggest, measure, trials, AT_ONCE):
+        settings = ", ".join(f"{name} {setting:.3g}" for name, setting in chosen.items())
+        print(f"schedule {number}, {settings}: {mean:.4f}", flush=True)
 
 
 def main() -> None:

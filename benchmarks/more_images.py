@@ -163,13 +163,14 @@ def main() -> None:
     there = results.finished()
     rows = [row for row in read_table(arguments.results).to_pylist() if wanted.items() <= row.items()]
     rows = [row for row in rows if row["config_hash"] not in there and row["prepared_on_kwargs"] == "{}"]
-    print(f"left out: {', '.join(sorted({row['label'] for row in rows if not is_known(row)})) or 'nobody'}")
     rows.sort(key=lambda row: (row["runs"], row["label"], row["seed"], row["evaluation_seed"]))
-    cells = {key: list(cell) for key, cell in itertools.groupby(filter(is_known, rows), lambda row: row["config_hash"])}
+    cells = {key: list(cell) for key, cell in itertools.groupby(rows, key=lambda row: row["config_hash"])}
+    known = {key: cell for key, cell in cells.items() if is_known(cell[0])}
+    print(f"left out: {', '.join(sorted({cells[key][0]['label'] for key in cells.keys() - known})) or 'nobody'}")
     with ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(judge, cell): key for key, cell in cells.items()}
+        futures = {pool.submit(judge, cell): key for key, cell in known.items()}
         try:
-            for future in tqdm(as_completed(futures), total=len(cells), unit="cell"):
+            for future in tqdm(as_completed(futures), total=len(known), unit="cell"):
                 results.append(futures[future], future.result())
         except ValueError as error:
             pool.shutdown(cancel_futures=True)

@@ -23,6 +23,7 @@ import torch
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 from scipy import stats
+from waves import bests
 
 import qan_gym  # noqa: F401 (registers the ids)
 from qan_agents.controllers import ABSOLUTE, FAMILIES, LARGEST_RATE, LEAST_RATE, Problem, Scheduled, make_env, play
@@ -92,24 +93,21 @@ def losses(env: VectorEnv, knots: Floats, seeds: Sequence[int], asked: Question)
 
 def search(env: VectorEnv, goal: Floats, asked: Question, trials: int) -> Floats:
     """The best ln learning rates (knots,) of a search; prints each best so far."""
-    sampler = optuna.samplers.TPESampler(seed=0, multivariate=True, constant_liar=True, n_startup_trials=24)
-    study = optuna.create_study(sampler=sampler)
     names = [f"at {place}" for place in PLACES]
-    for peak in (0.1, 0.2, 0.3):
-        for warm_up in (0.05, 0.3):
-            study.enqueue_trial(dict(zip(names, triangle(peak, warm_up).tolist(), strict=True)))
-    best, found = np.inf, np.empty(0)
-    for _ in range(0, trials, AT_ONCE):
-        wave = [study.ask() for _ in range(AT_ONCE)]
-        knots = np.array([[trial.suggest_float(name, LOW, HIGH) for name in names] for trial in wave])
-        for trial, logs, reached in zip(wave, knots, losses(env, knots, SEEDS, asked), strict=True):
-            value = float(np.log(reached / goal).mean())
-            study.tell(trial, value)
-            if value < best:
-                best, found = value, logs
-                rates = ", ".join(f"{rate:.2g}" for rate in np.exp(logs))
-                print(f"schedule {trial.number + 1}, learning rates {rates}: {np.exp(value):.3f} times that, ", end="")
-                print(f"below it on {(reached <= goal).sum()} of {len(SEEDS)} seeds", flush=True)
+    triangles = [triangle(peak, warm_up) for peak in (0.1, 0.2, 0.3) for warm_up in (0.05, 0.3)]
+    first = [dict(zip(names, logs.tolist(), strict=True)) for logs in triangles]
+
+    def suggest(trial: optuna.Trial) -> Floats:
+        return np.array([trial.suggest_float(name, LOW, HIGH) for name in names])
+
+    def measure(wave: list[Floats]) -> Floats:
+        return losses(env, np.array(wave), SEEDS, asked) / goal  # (schedules, seeds)
+
+    found = np.empty(0)
+    for number, found, ratios, mean in bests(suggest, measure, trials, AT_ONCE, first):
+        rates = ", ".join(f"{rate:.2g}" for rate in np.exp(found))
+        print(f"schedule {number}, learning rates {rates}: {mean:.3f} times that, ", end="")
+        print(f"below it on {(ratios <= 1).sum()} of {len(SEEDS)} seeds", flush=True)
     return found
 
 

@@ -220,8 +220,8 @@ def test_base_is_the_schedule_under_the_actions(settings, family, chosen):
     problem = Problem(LR, KWARGS, 0, 0)
     prepared = prepare("base", problem, settings)
     rates = play(make_env(problem, 1, {**prepared.env_kwargs, "validate_every": 1}), prepared.player, [0]).rates[1:, 0]
-    # not closer, since torch's ends at a ten thousandth of its start, not at 0
-    assert rates == pytest.approx(rates_of(family, chosen)[0], rel=1e-3)
+    end = 0.05 * PEAK / RISE * 1e-4  # torch's one-cycle ends at a ten thousandth of its start, not at 0
+    assert rates == pytest.approx(rates_of(family, chosen)[0], rel=1e-4, abs=end)
 
 
 def test_everyone_is_pulled_alike_towards_the_same_weights():

@@ -356,7 +356,7 @@ def bench(
         }
         cells = benching.cells_of(flags if grid is None else benching.read_grid(grid))
         results = Results(out)
-        there = sum(cell.key in results.finished() for cell in cells)
+        there = len({cell.key for cell in cells} & results.finished())
         console.print(f"{len(cells)} cells, {there} finished: {out}", highlight=False)
         columns = (TextColumn("{task.completed}/{task.total} cells"), BarColumn(), TimeRemainingColumn())
         failed = 0

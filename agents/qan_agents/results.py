@@ -63,7 +63,7 @@ class Results:
         require_writable(path.parent)
         self.path = path
         self.lock = FileLock(path.with_name(f".{path.name}.lock"))
-        self._table()
+        self._table()  # a damaged file is found out before any work
 
     def finished(self) -> set[str]:
         """The keys of the cells that are done; failed ones are tried again."""
