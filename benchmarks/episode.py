@@ -1,0 +1,95 @@
+"""Episodes at a constant learning rate: accuracy per epoch, seconds, and the memory they took.
+
+    python benchmarks/episode.py QanLR-CIFAR10-v0 --set network=resnet-8 --set epochs=2
+    python benchmarks/episode.py QanLR-CIFAR10-v0 --set network=nin --num-envs 8 --steps 3
+    python benchmarks/episode.py QanLR-MNIST-v0 --num-envs 20 --set device=cuda --json figures.json
+
+`--set dataset=FILE.npz` plays on other data, `--set meta_momentum=null` without the pull (and without the reference,
+which is otherwise trained first).
+"""
+
+import argparse
+import json
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch
+from throughput import hardware
+
+import qan_gym  # noqa: F401 (registers the environments)
+from qan_agents.cli.app import parse_settings
+from qan_gym.games.learning_rate import KEEP
+
+MIB = 2**20
+
+
+def peak_memory(device: str) -> float:
+    """MiB that the process, or its tensors on the GPU, have held at most."""
+    if device == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return torch.cuda.max_memory_allocated(device) / MIB
+
+
+def play(env_id: str, num_envs: int, steps: int | None, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """Play `steps` actions, or an episode, of N environments; prints as it goes."""
+    device = settings.get("device", "cpu")
+    started = time.perf_counter()
+    envs = gym.make_vec(env_id, num_envs=num_envs, output="torch", **settings)
+    envs.reset(seed=seed)
+    print(f"made and reset: {time.perf_counter() - started:.1f} s, peak {peak_memory(device):,.0f} MiB", flush=True)
+    steps = steps or envs.unwrapped.episode_length
+    keep = torch.full((num_envs,), KEEP, device=device)
+    started, epoch = time.perf_counter(), 0
+    for number in range(1, steps + 1):
+        *_, infos = envs.step(keep)
+        begun = envs.unwrapped.training.run.batch[0] // envs.unwrapped.training.parts.batches_per_epoch
+        if begun > epoch or number == steps:
+            epoch = begun
+            scores = {name: infos[name].tolist() for name in ("smoothed_loss", "validation_accuracy")}
+            seconds = time.perf_counter() - started
+            losses = ", ".join(f"{value:.3f}" for value in scores["smoothed_loss"])
+            accuracies = ", ".join(f"{value:.1%}" for value in scores["validation_accuracy"])
+            print(f"step {number}, {seconds:.1f} s: smoothed loss {losses}; validation {accuracies}", flush=True)
+    test = {name: infos[name].tolist() for name in ("test_loss", "test_accuracy") if name in infos}
+    return {
+        "env": env_id,
+        "num_envs": num_envs,
+        "settings": settings,
+        "hardware": hardware(torch.device(device).type),
+        "steps": steps,
+        "seconds": seconds,
+        "milliseconds_per_environment_step": 1e3 * seconds / steps / num_envs,
+        "peak_mib": peak_memory(device),
+        **scores,
+        **test,
+    }
+
+
+def main() -> None:
+    """Play, print, write down."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("env_id", metavar="ENV")
+    parser.add_argument("--num-envs", type=int, default=1)
+    parser.add_argument("--steps", type=int, help="actions; default: the whole episode")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", action="append", metavar="NAME=VALUE", help="a keyword argument of the environment")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    arguments = parser.parse_args()
+    settings = parse_settings(arguments.set)
+    found = play(arguments.env_id, arguments.num_envs, arguments.steps, arguments.seed, settings)
+    print(
+        f"{found['seconds']:.1f} s, {found['milliseconds_per_environment_step']:.3f} ms per environment step, "
+        f"evaluations included; peak {found['peak_mib']:,.0f} MiB"
+    )
+    for name in ("test_loss", "test_accuracy"):
+        if name in found:
+            print(name, ", ".join(f"{value:.4f}" for value in found[name]))
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
