@@ -24,10 +24,10 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from throughput import Contest, hardware
 
-from qan_agents.dqn import DQN, DQNConfig, Game, Stream
-from qan_agents.presets import PRESETS
-from qan_agents.sb3 import GymnasiumVecEnv
-from qan_agents.sb3_dqn import Extractor, sb3_arguments
+from qan_agents.dqn.agent import DQN, DQNConfig, Game, Stream
+from qan_agents.dqn.presets import PRESETS
+from qan_agents.sb3.bridge import GymnasiumVecEnv
+from qan_agents.sb3.dqn import Extractor, sb3_arguments
 
 MANY = {"cpu": 16, "cuda": 1024}
 LONG = 10_000_000  # steps: exploration goes on as long as it is measured

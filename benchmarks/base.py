@@ -22,10 +22,20 @@ from numpy.typing import NDArray
 from waves import bests
 
 import qan_gym  # noqa: F401 (registers the ids)
-from qan_agents.controllers import ABSOLUTE, FAMILIES, RATES, Problem, Scheduled, Settings, batches_of, make_env, play
+from qan_agents.bench.controllers import (
+    ABSOLUTE,
+    FAMILIES,
+    RATES,
+    Problem,
+    Scheduled,
+    Settings,
+    batches_of,
+    make_env,
+    play,
+)
 from qan_agents.seeds import UNSEEN_BELOW
-from qan_gym.data import load_dataset
-from qan_gym.references import make_reference, reference_name
+from qan_gym.core.references import make_reference, reference_name
+from qan_gym.data.datasets import load_dataset
 
 GAME = "QanLR-MNIST5k-v0"
 DRAWS, TRAIN, JUDGED = 8, 450, 500  # of them; images of each class in a draw, and in what all are judged on

@@ -37,8 +37,8 @@ def cartpole(agent: str, seed: int) -> Curve:
     from stable_baselines3 import DQN as SB3DQN
     from stable_baselines3.common.monitor import Monitor
 
-    from qan_agents.dqn import DQN, DQNConfig, Game, train
-    from qan_agents.sb3_dqn import sb3_arguments
+    from qan_agents.dqn.agent import DQN, DQNConfig, Game, train
+    from qan_agents.sb3.dqn import sb3_arguments
 
     config = DQNConfig(
         hidden=(256, 256),
@@ -63,8 +63,8 @@ def cartpole(agent: str, seed: int) -> Curve:
 
 def mnist5k(agent: str, seed: int) -> Curve:
     """The training episodes of one agent on QanLR-MNIST5k-v0."""
-    from qan_agents.runs import RunConfig, read_rows
-    from qan_agents.train import start_run, train
+    from qan_agents.experiments.run_folder import RunConfig, read_rows
+    from qan_agents.experiments.train import start_run, train
 
     with tempfile.TemporaryDirectory() as folder:
         run = start_run(Path(folder) / "run", RunConfig("QanLR-MNIST5k-v0", {}, agent, "quick", EPISODES, seed))

@@ -30,9 +30,9 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-import qan_agents.schedule_free  # noqa: F401 (registers the optimizers)
+import qan_agents.bench.schedule_free  # noqa: F401 (registers the optimizers)
 import qan_gym
-from qan_agents.controllers import (
+from qan_agents.bench.controllers import (
     ABSOLUTE,
     AGENTS,
     FAMILIES,
@@ -46,11 +46,11 @@ from qan_agents.controllers import (
     play,
     prepare,
 )
-from qan_agents.results import Results, Row, read_table
-from qan_agents.trained import playing
-from qan_gym.actions import KEEP, LOWER, MULTIPLICATIVE_FACTOR, RAISE, scheduled
-from qan_gym.data import MNIST5K_FILE, load_dataset, read_npz
-from qan_gym.references import pretrained_path
+from qan_agents.bench.results import Results, Row, read_table
+from qan_agents.bench.trained_agents import playing
+from qan_gym.core.references import pretrained_path
+from qan_gym.data.datasets import MNIST5K_FILE, load_dataset, read_npz
+from qan_gym.games.learning_rate import KEEP, LOWER, MULTIPLICATIVE_FACTOR, RAISE, scheduled
 
 GAME, DATA = "QanLR-MNIST5k-v0", "mnist5k-10000"
 
@@ -143,7 +143,7 @@ def judge(rows: Sequence[Row]) -> list[Row]:
         )
     now = {
         "environment_kwargs": json.dumps({"dataset": DATA}),
-        "data_fingerprint": env.unwrapped.training.fingerprint,
+        "data_fingerprint": env.unwrapped.training.parts.fingerprint,
         "seconds": time.perf_counter() - started,
     }
     scores = {name: final[name].tolist() for name in ("test_loss", "test_accuracy")}

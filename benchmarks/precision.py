@@ -22,7 +22,7 @@ def final_scores(precision: str, num_envs: int, device: str) -> dict[str, np.nda
         "QanLR-MNIST5k-v0", num_envs=num_envs, device=device, precision=precision, batches_per_action=100
     )
     env.reset(seed=1000)
-    for _ in range(env.unwrapped.decisions):
+    for _ in range(env.unwrapped.episode_length):
         infos = env.step(np.full(num_envs, KEEP))[4]
     env.close()
     return {name: infos[name] for name in ("test_loss", "test_accuracy")}

@@ -37,7 +37,7 @@ def main() -> None:
     for env_id in ("QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"):
         plain = gym.make(env_id)
         for ghost in (False, True):
-            shown = gym.make(env_id, render_mode="rgb_array", ghost=ghost)
+            shown = gym.make(env_id, render_mode="rgb_array", baseline_run=ghost)
             ratios = []
             for number in range(ROUNDS + 1):
                 ratio = seconds(shown, look=True) / seconds(plain, look=False)

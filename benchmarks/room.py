@@ -26,7 +26,16 @@ from scipy import stats
 from waves import bests
 
 import qan_gym  # noqa: F401 (registers the ids)
-from qan_agents.controllers import ABSOLUTE, FAMILIES, LARGEST_RATE, LEAST_RATE, Problem, Scheduled, make_env, play
+from qan_agents.bench.controllers import (
+    ABSOLUTE,
+    FAMILIES,
+    LARGEST_RATE,
+    LEAST_RATE,
+    Problem,
+    Scheduled,
+    make_env,
+    play,
+)
 from qan_agents.seeds import UNSEEN_BELOW
 
 CONSTANT = {True: 0.041, False: 0.092}  # with the pull and without: chosen by Optuna on 20 trainings in the bench
@@ -74,7 +83,7 @@ def triangle(peak: float, warm_up: float) -> Floats:
 
 def losses(env: VectorEnv, knots: Floats, seeds: Sequence[int], asked: Question) -> Floats:
     """Of ln learning rates (schedules, knots) the losses (schedules, seeds): the lowest, or the one in the end."""
-    steps, rows = env.unwrapped.decisions, np.repeat(knots, len(seeds), axis=0)
+    steps, rows = env.unwrapped.episode_length, np.repeat(knots, len(seeds), axis=0)
     low, high = np.log(LEAST_RATE), np.log(LARGEST_RATE)
     env.reset(seed=list(seeds) * len(knots))
     best, diverged = np.full(len(rows), np.inf), np.zeros(len(rows), np.bool_)

@@ -37,8 +37,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from qan_gym.data import data_root  # and registers the environments
-from qan_gym.downloads import missing
+from qan_gym.data.datasets import data_root  # and registers the environments
+from qan_gym.data.downloads import missing
 
 ENV = "QanLR-MNIST5k-v0"
 ONE_BATCH = {"batches_per_action": 1}

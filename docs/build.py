@@ -20,13 +20,14 @@ import numpy as np
 from pictures import ACTIONS, KWARGS, SEED
 
 import qan_gym  # noqa: F401 (registers the environments)
+from qan_gym.config import TaskConfig
 from qan_gym.env import LearningRateEnv, MinibatchEnv
-from qan_gym.tasks import PRESETS, TaskConfig
+from qan_gym.tasks import TASKS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 REPORT = ROOT / "benchmarks" / "results" / "bench"
-GAMES = {"lr": LearningRateEnv, "minibatch": MinibatchEnv}
+GAMES = {"learning-rate": LearningRateEnv, "minibatch": MinibatchEnv}
 SHARED = "As `LearningRateEnv`."  # begins a section of one game that the other's docstring has
 
 
@@ -64,7 +65,7 @@ def meanings() -> dict[str, str]:
 
 def made_data(folder: Path, env_id: str) -> dict[str, Any]:
     """Arguments that give the game 200 noise images of the right shape: enough to ask for its spaces."""
-    shape = (32, 32, 3) if PRESETS[env_id].dataset == "cifar10" else (28, 28)
+    shape = (32, 32, 3) if TASKS[env_id].dataset == "cifar10" else (28, 28)
     images, labels = np.random.default_rng(0).integers(0, 256, (200, *shape), np.uint8), np.arange(200) % 10
     path = folder / f"{env_id}.npz"
     np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
@@ -73,7 +74,7 @@ def made_data(folder: Path, env_id: str) -> dict[str, Any]:
 
 def page(env_id: str, folder: Path) -> str:
     """The page of an id, in the form of Gymnasium's own."""
-    config = PRESETS[env_id]
+    config = TASKS[env_id]
     env = gym.make(env_id, **made_data(folder, env_id))
     parts = whole_sections(GAMES[config.game])
     made = "".join(f", {name}={value!r}" for name, value in KWARGS.get(env_id, {}).items())
@@ -104,7 +105,7 @@ def page(env_id: str, folder: Path) -> str:
 def linked(text: str) -> str:
     """With names of this package as links into the reference."""
     names = {game.__name__: f"{game.__module__}.{game.__name__}" for game in GAMES.values()}
-    names["qan_gym.tasks.TaskConfig"] = "qan_gym.tasks.TaskConfig"
+    names["qan_gym.config.TaskConfig"] = "qan_gym.config.TaskConfig"
     return re.sub(r"(?<!\[)`([\w.]+)`", lambda it: f"[{it[0]}][{names[it[1]]}]" if it[1] in names else it[0], text)
 
 
@@ -119,7 +120,7 @@ def settings(config: TaskConfig) -> list[str]:
 def main() -> None:
     """Write what is written by code, then build."""
     with TemporaryDirectory() as folder:
-        for env_id in PRESETS:
+        for env_id in TASKS:
             text = linked(page(env_id, Path(folder)))
             (DOCS / "environments" / f"{env_id}.md").write_text(text, encoding="utf-8")
     shutil.copytree(REPORT, DOCS / "report", dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.html"))

@@ -16,10 +16,10 @@ import numpy as np
 from PIL import Image
 
 import qan_gym  # noqa: F401 (registers the environments)
-from qan_gym.data import data_root
-from qan_gym.downloads import SOURCES, missing
-from qan_gym.files import write_aside
-from qan_gym.tasks import PRESETS
+from qan_gym.data.datasets import data_root
+from qan_gym.data.downloads import SOURCES, missing
+from qan_gym.tasks import TASKS
+from qan_gym.utils.files import write_aside
 
 PICTURES = Path(__file__).parent / "pictures"
 LIMIT = 400_000  # bytes of a picture
@@ -43,10 +43,10 @@ KWARGS = {"QanLR-CIFAR10-v0": {"network": "resnet-8", "meta_momentum": None, "re
 
 def frames(env_id: str, kwargs: dict[str, Any]) -> list[Image.Image]:
     """About FRAMES pictures of an episode of random actions, its first and last moment among them."""
-    env = gym.make(env_id, render_mode="rgb_array", ghost=True, **kwargs)
+    env = gym.make(env_id, render_mode="rgb_array", baseline_run=True, **kwargs)
     env.reset(seed=SEED)
     env.action_space.seed(SEED)
-    actions = ACTIONS[env_id] or env.unwrapped.decisions
+    actions = ACTIONS[env_id] or env.unwrapped.episode_length
     shown = set(np.linspace(0, actions, FRAMES).round().astype(int).tolist())
     pictures = [scaled(env)]
     for step in range(1, actions + 1):
@@ -93,7 +93,7 @@ def main() -> None:
         parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(ACTIONS)}")
     for env_id in ids:
         kwargs = KWARGS.get(env_id, {}) | ({"dataset": arguments.dataset} if arguments.dataset else {})
-        dataset = kwargs.get("dataset", PRESETS[env_id].dataset)
+        dataset = kwargs.get("dataset", TASKS[env_id].dataset)
         if dataset in SOURCES and missing(dataset, data_root()):
             print(f"{env_id}: {dataset} is not in {data_root()}, its picture stays as it is", file=sys.stderr)
             continue

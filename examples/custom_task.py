@@ -63,10 +63,10 @@ class SignSGD:
     slots = ()  # it keeps nothing between updates
 
     def __init__(self, config: object) -> None:
-        """config: the game, `qan_gym.tasks.TaskConfig`."""
+        """config: the game, `qan_gym.config.TaskConfig`."""
 
     def update(self, params: dict, gradients: dict, slots: dict, learning_rate: Tensor, step: Tensor) -> None:
-        """See `qan_gym.optimizers.Optimizer`."""
+        """See `qan_gym.optimizee.optimizers.Optimizer`."""
         for name, value in params.items():  # (N, *shape)
             rate = learning_rate.view(-1, *[1] * (value.dim() - 1))  # (N, 1, ..., 1)
             value.sub_(rate * gradients[name].sign())

@@ -16,10 +16,13 @@ register_envs()
 # The registries that a user adds to, and what looks ahead, by the module each is in.
 _FUNCTIONS = {
     "counterfactual": "qan_gym.counterfactuals",
-    "register_dataset": "qan_gym.data",
-    "register_network": "qan_gym.networks",
-    "register_optimizer": "qan_gym.optimizers",
-    "register_reward": "qan_gym.reward",
+    "register_dataset": "qan_gym.data.datasets",
+    "register_feature": "qan_gym.core.observation",
+    "register_game": "qan_gym.games",
+    "register_network": "qan_gym.optimizee.zoo",
+    "register_optimizer": "qan_gym.optimizee.optimizers",
+    "register_reward": "qan_gym.core.reward",
+    "register_schedule": "qan_gym.schedules",
 }
 
 __all__ = ["__version__", "register_envs", *_FUNCTIONS]

@@ -14,10 +14,9 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qan_gym.actions import KEEP
+from qan_gym.core.reward import safe_log
+from qan_gym.core.training import LOSS_LIMIT, Info, StepResult
 from qan_gym.env import QanEnv
-from qan_gym.reward import safe_log
-from qan_gym.training import LOSS_LIMIT, Imagined, Info, Training, Transition
 
 GRID = 5  # actions that are tried where the game is continuous
 
@@ -54,7 +53,7 @@ class Counterfactual:
         The validation loss, because that is what the game is about; the smoothed loss, which the reward is made of,
         still remembers the mini-batches before the action. What diverged is the worst.
         """
-        return self.actions[self._levels().argmin()].item()
+        return self.actions[self._log_losses().argmin()].item()
 
     def regret(self, action: Any) -> float:
         """How much lower the oracle's ln(validation loss) is than that of an action: nats of log loss, at least 0.
@@ -65,14 +64,14 @@ class Counterfactual:
         places = np.flatnonzero(self.actions == np.asarray(action, self.actions.dtype).reshape(-1)[0])
         if len(places) == 0:
             raise ValueError(f"action {action!r} was not tried; there are {self.actions.tolist()}")
-        levels = self._levels()
-        return float(levels[places[0]] - levels.min())
+        losses = self._log_losses()
+        return float(losses[places[0]] - losses.min())
 
-    def _levels(self) -> NDArray[np.float64]:
+    def _log_losses(self) -> NDArray[np.float64]:
         """ln(validation loss), (A,), what diverged at its limit."""
         losses = torch.from_numpy(np.where(self.diverged, LOSS_LIMIT, self.validation_loss))
-        levels: NDArray[np.float64] = safe_log(losses).numpy()
-        return levels
+        logs: NDArray[np.float64] = safe_log(losses).numpy()
+        return logs
 
 
 def counterfactual(
@@ -101,30 +100,30 @@ def counterfactual(
         gymnasium.error.ResetNeeded: the episode is over or has not begun.
         ValueError: the environment is no single one of qan-gym, k is below 1, or an action is not in the action space.
     """
-    game = _game_of(env)
+    game = _single_env(env)
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
         raise ValueError(f"k must be an integer of at least 1, not {k!r}")
-    first = _as_tensor(game, _all_actions(game) if actions is None else actions)  # (A,)
-    follow = _following(game, then, first)
-    fork = Fork(game.training, len(first))
+    first = _as_tensor(game, _all_actions(game) if actions is None else actions)  # (A,) or (A, 1)
+    follow = _next_actions(game, then, first)
+    fork = game.training.fork(len(first))
     steps, returns = np.zeros(len(first), np.int64), np.zeros(len(first))
     kept: dict[str, NDArray[Any]] = {}
     chosen = first
     for number in range(k):
-        playing = ~fork.over  # (A,)
+        playing = ~fork.run.over  # (A,)
         done = fork.step(chosen)
         if number == k - 1:
-            fork.validate_all()
+            fork.validate_unfinished()
         now = _on_host(done.info)
         kept = {name: np.where(playing, value, kept.get(name, value)) for name, value in now.items()}
         steps += playing
         returns += np.where(playing, done.reward.cpu().numpy().astype(np.float64), 0)
-        if fork.over.all():
+        if fork.run.over.all():
             break
         chosen = follow(number, done)
     fork.close()
     return Counterfactual(
-        actions=first.cpu().numpy(),
+        actions=first.flatten().cpu().numpy(),
         steps=steps,
         learning_rate=kept["learning_rate"],
         smoothed_loss=kept["smoothed_loss"].astype(np.float64),
@@ -134,27 +133,11 @@ def counterfactual(
     )
 
 
-class Fork(Imagined):
-    """One run, many times over, from where it stands; only for looking ahead."""
-
-    def __init__(self, core: Training, num_runs: int) -> None:
-        """core: of one run; it is only read."""
-        one = None
-        if core.reference is not None and core.config.reference != "previous":  # that one is in the state
-            one = {name: value[0] for name, value in core.reference.items()}
-        super().__init__(core.config, one, num_runs, str(core.device))
-        self.load_state({name: value.expand(num_runs, *value.shape[1:]) for name, value in core.state().items()})
-
-    def validate_all(self) -> None:
-        """Measure what has not ended (what has is measured already); the last step's info is told."""
-        self._validate(~self.over)
-
-
-def _game_of(env: gym.Env[Any, Any]) -> QanEnv:
+def _single_env(env: gym.Env[Any, Any]) -> QanEnv:
     game = getattr(env, "unwrapped", env)
     if not isinstance(game, QanEnv):
         raise ValueError(f"counterfactual needs a single environment of qan-gym, made by gym.make, not {env!r}")
-    if game.training.over[0]:
+    if game.training.run.over[0]:
         raise ResetNeeded("the episode is over or has not begun: there is nothing to look ahead from before reset()")
     return game
 
@@ -177,19 +160,16 @@ def _as_tensor(game: QanEnv, actions: Any) -> Tensor:
     return torch.cat([game._as_tensor(value) for value in values])
 
 
-def _following(game: QanEnv, then: Then, first: Tensor) -> Callable[[int, Transition], Tensor]:
-    """(the number of the last step, what it gave) -> the actions of the next, (A,)."""
-    config, core = game.config, game.training
+def _next_actions(game: QanEnv, then: Then, first: Tensor) -> Callable[[int, StepResult], Tensor]:
+    """(the number of the last step, what it gave) -> the actions of the next."""
+    parts = game.training.parts
     if callable(then):
         return lambda number, done: _checked(game, then(done.observation.cpu().numpy(), _on_host(done.info)), first)
-    if then is None and config.game == "minibatch":
-        decision = int(core.batch[0]) // config.batches_per_action
-        return lambda number, done: torch.full_like(first, (decision + number + 1) % core.n_classes)
-    if then is None and config.action_scale == "absolute":
-        return lambda number, done: first  # the same place of the learning rate, again
-    default = 0.0 if config.continuous else KEEP
-    throughout = _as_tensor(game, [default if then is None else then]).expand_as(first)
-    return lambda number, done: throughout
+    if then is not None:
+        throughout = _as_tensor(game, [then]).expand_as(first)
+        return lambda number, done: throughout
+    step = int(game.training.run.batch[0]) // parts.config.batches_per_action
+    return lambda number, done: parts.game.continuation(parts.config, parts.n_classes, step + number + 1, first)
 
 
 def _checked(game: QanEnv, actions: Any, first: Tensor) -> Tensor:

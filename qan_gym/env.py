@@ -1,5 +1,6 @@
 """The Gymnasium environments: the core with N = 1, and nothing of the game besides."""
 
+import json
 from dataclasses import asdict
 from typing import Any
 
@@ -10,21 +11,24 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
-from qan_gym.data import SPLITS
-from qan_gym.ghost import Ghost
-from qan_gym.history import History
-from qan_gym.playing import class_shares, classes_of, make_training, next_seeds, pictures, spaces_of, wants_shuffled
-from qan_gym.rendering import FPS, Moment, Screen, require_matplotlib
+from qan_gym.core.factory import make_training
+from qan_gym.core.observation import filter_pictures
+from qan_gym.core.training import Info
+from qan_gym.data.datasets import SPLITS
+from qan_gym.rendering.baseline_run import BaselineRun
+from qan_gym.rendering.frames import FPS, FrameContent, FrameRenderer, require_matplotlib
+from qan_gym.rendering.history import History, class_shares
+from qan_gym.rendering.window import Window
 from qan_gym.state import State
-from qan_gym.tasks import make_config
-from qan_gym.training import Info
-from qan_gym.window import Window
+from qan_gym.tasks import make_task_config
+from qan_gym.utils.random_streams import next_seeds
 
 HISTORY = "history"  # of the episode for rendering, beside the tensors of the state
+RESET_OPTIONS = {"sampler": ("game", "shuffled")}
 
 
 class QanEnv(gym.Env[NDArray[np.float32], Any]):
-    """What the two games have in common; their own pages are `LearningRateEnv` and `MinibatchEnv`."""
+    """One training run, as a Gymnasium environment; the games' own pages are `LearningRateEnv` and `MinibatchEnv`."""
 
     metadata: dict[str, Any] = {  # noqa: RUF012 (Gymnasium's)
         "render_modes": ["rgb_array", "human", "ansi"],
@@ -37,7 +41,7 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
         *,
         device: str = "cpu",
         render_mode: str | None = None,
-        ghost: bool = False,
+        baseline_run: bool = False,
         **overrides: Any,
     ) -> None:
         """See the class; `task` is set by the registration.
@@ -48,24 +52,31 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
         """
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ValueError(f"render_mode must be one of {self.metadata['render_modes']}, not {render_mode!r}")
-        if not isinstance(ghost, bool):
-            raise ValueError(f"ghost must be True or False, not {ghost!r}")
+        if not isinstance(baseline_run, bool):
+            raise ValueError(f"baseline_run must be True or False, not {baseline_run!r}")
         if render_mode in ("rgb_array", "human"):
             require_matplotlib()
-        elif ghost:
-            raise ValueError("ghost=True is drawn in frames: it needs render_mode='rgb_array' or 'human'")
-        self._arguments = {"task": task, "device": device, "render_mode": render_mode, "ghost": ghost, **overrides}
-        self.config = make_config(task, overrides)
+        elif baseline_run:
+            raise ValueError("baseline_run=True is drawn in frames: it needs render_mode='rgb_array' or 'human'")
+        self._arguments = {
+            "task": task,
+            "device": device,
+            "render_mode": render_mode,
+            "baseline_run": baseline_run,
+            **overrides,
+        }
+        self.config = make_task_config(task, overrides)
         self.render_mode = render_mode
         self._window = Window(task, self.metadata["render_fps"]) if render_mode == "human" else None
         self.training = make_training(self.config, num_runs=1, device=device)
-        self.screen_shape = self.training.screen_shape
-        self.observation_space, self.action_space = spaces_of(self.training)
+        parts = self.training.parts
+        self.screen_shape = parts.observer.shape
+        self.observation_space: spaces.Space[Any] = parts.observer.space
+        self.action_space = parts.action_space
         self._phase = "new"  # then "playing", then "over"
-        self._classes = classes_of(self.training)
-        self._history = History(self._classes)
-        self._screen = Screen(self.config, self.training.budget, self.training.n_classes)
-        self._ghost: Ghost | None = None
+        self._history = History(self.training)
+        self._renderer = FrameRenderer(parts)
+        self._baseline: BaselineRun | None = None
         self._values: NDArray[np.float64] | None = None
 
     def reset(
@@ -89,7 +100,7 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
         self._values = None
         if self.render_mode is not None:
             self._history.start(scalars)
-            self._haunt(True)
+            self._begin_baseline(True)
             self._show()
         return screen[0].cpu().numpy().copy(), scalars
 
@@ -108,19 +119,26 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
         if terminated or truncated:
             self._phase = "over"
         if self.render_mode is not None:
-            self._history.add(info, action, class_shares(self.training)[0] if self._classes else None)
+            shares = class_shares(self.training)
+            self._history.add(info, action, None if shares is None else shares[0])
             self._show()
         return done.observation[0].cpu().numpy().copy(), float(done.reward[0]), terminated, truncated, info
 
     def _as_tensor(self, action: Any) -> torch.Tensor:
-        """The action as the core takes it, (1,)."""
-        if isinstance(self.action_space, spaces.Box):
+        """The action as the core takes it, with a leading axis of 1."""
+        space = self.action_space
+        if isinstance(space, spaces.Box):
             value = np.array(action, np.float32)  # a copy
-            if value.shape != self.action_space.shape or not np.isfinite(value).all():
-                raise ValueError(f"the action must be a finite number in [-1, 1] in an array of shape (1,): {action!r}")
-            return torch.from_numpy(value).to(self.training.device)
-        if not self.action_space.contains(np.asarray(action)[()]) and not self.action_space.contains(action):
-            raise ValueError(f"the action must be in {self.action_space}: {action!r}")
+            if value.shape != space.shape or not np.isfinite(value).all():
+                raise ValueError(f"the action must be finite numbers in an array of shape {space.shape}: {action!r}")
+            return torch.from_numpy(value)[None].to(self.training.device)
+        if isinstance(space, spaces.MultiDiscrete):
+            value = np.asarray(action)
+            if value.dtype.kind not in "iu" or not space.contains(value.astype(space.dtype)):
+                raise ValueError(f"the action must be in {space}: {action!r}")
+            return torch.from_numpy(value.astype(np.int64))[None].to(self.training.device)
+        if not space.contains(np.asarray(action)[()]) and not space.contains(action):
+            raise ValueError(f"the action must be in {space}: {action!r}")
         return torch.tensor([int(action)], device=self.training.device)
 
     # --- rendering --------------------------------------------------------------------------------------------------
@@ -160,16 +178,16 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
         self._values = shown
 
     def close(self) -> None:
-        """Close the window, where there is one, and give the ghost's memory back."""
-        self._haunt(False)
+        """Close the window, where there is one, and give the baseline_run's memory back."""
+        self._begin_baseline(False)
         if self._window is not None:
             self._window.close()
 
-    def _haunt(self, follows: bool) -> None:
-        """The ghost of the episode that stands now; or none."""
-        if self._ghost is not None:
-            self._ghost.close()
-        self._ghost = Ghost(self.training) if follows and self._arguments["ghost"] else None
+    def _begin_baseline(self, wanted: bool) -> None:
+        """The baseline run of the episode that stands now, where one is to be drawn; or none."""
+        if self._baseline is not None:
+            self._baseline.close()
+        self._baseline = BaselineRun(self.training) if wanted and self._arguments["baseline_run"] else None
 
     def _show(self) -> None:
         """In a window every step is shown, as far as it keeps up; the end always."""
@@ -179,12 +197,12 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
     def _frame(self) -> NDArray[np.uint8]:
         batch = int(self._history.curve("batch")[-1])
         accuracy = self._history.curve("validation_accuracy")[-1]
-        title = f"{self._arguments['task']}: mini-batch {batch:,} of {self.training.budget:,}, "
-        return self._screen.draw(
-            Moment(
-                filters=pictures(self.training, 0),
+        title = f"{self._arguments['task']}: mini-batch {batch:,} of {self.training.parts.budget:,}, "
+        return self._renderer.draw(
+            FrameContent(
+                filters=filter_pictures(self.training.network, self.training.run.params, 0),
                 history=self._history,
-                ghost=self._ghost.until(batch) if self._ghost is not None else None,
+                baseline=self._baseline.until(batch) if self._baseline is not None else None,
                 values=self._values,
                 title=title + f"validation accuracy {accuracy:.1%}",
             )
@@ -194,17 +212,17 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
         """The network's parameters by name, float32, copies."""
-        return {name: value[0].cpu().numpy().copy() for name, value in self.training.params.items()}
+        return {name: value[0].cpu().numpy().copy() for name, value in self.training.run.params.items()}
 
     @property
-    def decisions(self) -> int:
+    def episode_length(self) -> int:
         """Actions of an episode that spends its budget."""
-        return self.training.budget // self.config.batches_per_action
+        return self.training.parts.episode_length
 
     @property
     def batch_indices(self) -> NDArray[np.int64]:
         """Indices into the training split of the last action's images, (batches_per_action, batch_size), a copy."""
-        return self.training.batch_indices[0].cpu().numpy().copy()
+        return self.training.run.batch_indices[0].cpu().numpy().copy()
 
     def split(self, name: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Images as the network sees them, (n, C, H, W) float32, and labels, (n,) int64, copies.
@@ -223,7 +241,7 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
     @property
     def reference(self) -> dict[str, NDArray[np.float32]] | None:
         """The reference weights, like `weights()`; None where there are none (yet)."""
-        if self.training.reference is None or not self.training.has_reference[0]:
+        if self.training.reference is None or not self.training.run.has_reference[0]:
             return None
         return {name: value[0].cpu().numpy().copy() for name, value in self.training.reference.items()}
 
@@ -231,10 +249,10 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
 
     def get_state(self) -> State:
         """Everything that the future depends on: `State.save` writes it to one file."""
-        arrays = {name: value.cpu().numpy().copy() for name, value in self.training.state().items()}
+        arrays = {name: value.cpu().numpy().copy() for name, value in self.training.run.saved().items()}
         metadata = {
-            "config": asdict(self.config),
-            "fingerprint": self.training.fingerprint,
+            "config": self._plain_config(),
+            "fingerprint": self.training.parts.fingerprint,
             "phase": self._phase,
             "np_random": self.np_random.bit_generator.state,
             "np_random_seed": self.np_random_seed,
@@ -247,23 +265,30 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
         Raises:
             ValueError: the state is of another game or other data; the message says what differs.
         """
-        state.require("config", asdict(self.config))
-        state.require("fingerprint", self.training.fingerprint)
+        state.require("config", self._plain_config())
+        state.require("fingerprint", self.training.parts.fingerprint)
         if HISTORY not in state.arrays:
             raise ValueError(f"the state has other tensors: {HISTORY} is missing")
         # What is not rendered keeps no history: it would fall behind.
-        history = History(self._classes, state.arrays[HISTORY] if self.render_mode is not None else None)
+        history = History(self.training, state.arrays[HISTORY] if self.render_mode is not None else None)
         tensors = {name: torch.from_numpy(array) for name, array in state.arrays.items() if name != HISTORY}
-        self.training.load_state(tensors)
+        self.training.run.restore(tensors)
         generator = np.random.Generator(np.random.PCG64())
         generator.bit_generator.state = state.metadata["np_random"]
         self._np_random, self._np_random_seed = generator, state.metadata["np_random_seed"]
         self._phase = state.metadata["phase"]
         self._history, self._values = history, None
         if self.render_mode is not None and self._phase != "new" and len(history) == 0:
-            history.start(_scalars(self.training.measured()))  # saved where nothing was rendered
+            history.start(_scalars(self.training.info()))  # saved where nothing was rendered
         # An episode that is over has handed its weights on, with reference="previous".
-        self._haunt(self._phase == "playing" or (self._phase == "over" and self.config.reference != "previous"))
+        self._begin_baseline(
+            self._phase == "playing" or (self._phase == "over" and self.config.reference != "previous")
+        )
+
+    def _plain_config(self) -> dict[str, Any]:
+        """The configuration as it comes back from a file of JSON."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self.config)))
+        return plain
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and deepcopy: how it was made and where it stands, not the data set."""
@@ -337,15 +362,15 @@ class LearningRateEnv(QanEnv):
     end of the episode `test_loss`, `test_accuracy`.
 
     ## Arguments
-    The fields of `qan_gym.tasks.TaskConfig`, among them `dataset` (a registered name or the path of an `.npz`),
+    The fields of `qan_gym.config.TaskConfig`, among them `dataset` (a registered name or the path of an `.npz`),
     `preprocess` (`"normalise"`, `"whiten"`), `augment` (None, `"zero"`, `"reflect"`), `network`, `optimizer` (`"sgd"`,
     `"adamw"`), `momentum`, `nesterov`, `weight_decay`, `batch_size`, `epochs`, `batches_per_action` (a rest of the
     budget that fills no action is dropped), `continuous`, `action_scale`, `schedule`, `validate_every`, `observation`,
     `reward`, `meta_momentum` (the pull c, on all weights, for CIFAR-10 all convolutions; `"filter-regression"`; None),
     `reference` (`"pretrained"`, `"previous"`, a path, None), `distillation`, `target_loss`, `early_stopping`; and
     `device`, `render_mode` (`"rgb_array"`: pictures of 720 x 1080 pixels; `"human"`: the same in a window, as far as it
-    keeps up; `"ansi"`: a line of text), and `ghost=True`, which draws behind the loss that of the same seed with nobody
-    acting: a training of its own, as long again. A wrong one raises ValueError.
+    keeps up; `"ansi"`: a line of text), and `baseline_run=True`, which draws behind the loss that of the same seed with
+    nobody acting: a training of its own, as long again. A wrong one raises ValueError.
 
     The `"pretrained"` reference of CIFAR-10 does not ship: it is trained when the environment is first made, for as
     long as an episode takes, and cached (`qan reference` does it beforehand). `meta_momentum=None` needs none.
@@ -382,6 +407,18 @@ class MinibatchEnv(QanEnv):
     ## Version History
     - v0: initial version.
     """
+
+
+def wants_shuffled(options: dict[str, Any]) -> bool:
+    """Whether the options of a reset ask for shuffled SGD.
+
+    Raises:
+        ValueError: an option or its value is unknown.
+    """
+    for name, value in options.items():
+        if name not in RESET_OPTIONS or value not in RESET_OPTIONS[name]:
+            raise ValueError(f"unknown reset option {name}={value!r}; there are {RESET_OPTIONS}")
+    return options.get("sampler") == "shuffled"
 
 
 def _scalars(info: Info) -> dict[str, Any]:

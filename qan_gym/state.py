@@ -6,7 +6,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from qan_gym.files import load_arrays, save_arrays
+from qan_gym.utils.files import load_arrays, save_arrays
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -11,11 +12,15 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qan_gym.history import History
-from qan_gym.playing import class_shares, classes_of, make_training, next_seeds, pictures, spaces_of, wants_shuffled
-from qan_gym.rendering import FPS, Moment, Screen, require_matplotlib
-from qan_gym.tasks import make_config
-from qan_gym.training import Flags, Info
+from qan_gym.core.factory import make_training
+from qan_gym.core.observation import filter_pictures
+from qan_gym.core.run_state import Flags
+from qan_gym.core.training import Info
+from qan_gym.env import wants_shuffled
+from qan_gym.rendering.frames import FPS, FrameContent, FrameRenderer, require_matplotlib
+from qan_gym.rendering.history import History, class_shares
+from qan_gym.tasks import make_task_config
+from qan_gym.utils.random_streams import next_seeds
 
 Array = NDArray[Any] | Tensor  # as `output` says
 Outcome = tuple[Array, Array, Array, Array, dict[str, Any]]
@@ -43,8 +48,8 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
     them together.
 
     ## Arguments
-    Those of the single environment but `ghost`, and `num_envs`, `autoreset_mode`, and `output`: `"numpy"` (default), or
-    `"torch"` for tensors on the device, which are copied nowhere.
+    Those of the single environment but `baseline_run`, and `num_envs`, `autoreset_mode`, and `output`: `"numpy"`
+    (default), or `"torch"` for tensors on the device, which are copied nowhere.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 (Gymnasium's)
@@ -86,17 +91,18 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.num_envs = num_envs
         self.output = output
-        self.config = make_config(task, overrides)
+        self.config = make_task_config(task, overrides)
         self.training = make_training(self.config, num_envs, device)
-        self.screen_shape = self.training.screen_shape
-        self.single_observation_space, self.single_action_space = spaces_of(self.training)
+        parts = self.training.parts
+        self.screen_shape = parts.observer.shape
+        self.single_observation_space, self.single_action_space = parts.observer.space, parts.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
+        self._choices = _choices(self.single_action_space)
         self._generators: list[np.random.Generator] = [seeding.np_random()[0] for _ in range(num_envs)]
         self._begun = False
-        classes = classes_of(self.training)
-        self._histories = [History(classes) for _ in range(num_envs if render_mode is not None else 0)]
-        self._screen = Screen(self.config, self.training.budget, self.training.n_classes, small=True)
+        self._histories = [History(self.training) for _ in range(num_envs if render_mode is not None else 0)]
+        self._renderer = FrameRenderer(parts, small=True)
 
     # --- reset ------------------------------------------------------------------------------------------------------
 
@@ -163,7 +169,8 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
         """Play one action in every row, as Gymnasium defines it for the `autoreset_mode`.
 
         Args:
-            actions: (N,) integers, or (N, 1) floats where the game is continuous; an array or a tensor.
+            actions: (N,) integers of a Discrete space, (N, k) of a MultiDiscrete, (N, *shape) floats of a Box; an array
+                or a tensor.
 
         Raises:
             gymnasium.error.ResetNeeded: nothing has begun yet, or a row is over and `autoreset_mode` is DISABLED.
@@ -172,12 +179,12 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
         self._require_open()
         if not self._begun:
             raise ResetNeeded("no episode has begun: call reset() first")
-        was_over = self.training.over.copy()
+        was_over = self.training.run.over.copy()
         if self.autoreset_mode == AutoresetMode.DISABLED and was_over.any():
             rows = ", ".join(map(str, np.flatnonzero(was_over)[:10]))
             raise ResetNeeded(f"the episodes of rows {rows} are over: reset(options={{'reset_mask': mask}}) them first")
         done = self.training.step(self._checked(actions))
-        self._write_down(done.info, ~was_over, self.training.action)
+        self._write_down(done.info, ~was_over, self.training.run.action)
         ended = done.terminated | done.truncated
         observation, reward, info = done.observation, done.reward, done.info
         infos: dict[str, Any] = {}
@@ -194,7 +201,7 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
         return self._out(observation), self._out(reward.to(torch.float64)), terminated, truncated, infos
 
     def _checked(self, actions: Any) -> Tensor:
-        """The actions as the core takes them, (N,).
+        """The actions as the core takes them, (N,) or (N, *shape).
 
         Raises:
             ValueError: wrong shape, dtype or range. The range of tensors on a CUDA device is the caller's business: to
@@ -203,15 +210,16 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
         values = actions if isinstance(actions, Tensor) else _as_tensor(actions)
         if values.shape != self.action_space.shape:
             raise ValueError(f"the actions must have shape {self.action_space.shape}, not {tuple(values.shape)}")
-        if self.config.continuous:
+        space = self.single_action_space
+        if isinstance(space, spaces.Box):
             if not values.is_floating_point() or not (values.is_cuda or values.isfinite().all()):
-                raise ValueError(f"the actions must be finite floats in [-1, 1], not {actions!r}")
-            return values[:, 0].to(torch.float32)
-        count = int(self.single_action_space.n)  # type: ignore[attr-defined]
+                raise ValueError(f"the actions must be finite floats in {space}, not {actions!r}")
+            return values.to(torch.float32)
         if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
             raise ValueError(f"the actions must be integers, not {values.dtype}")
-        if not values.is_cuda and not ((values >= 0) & (values < count)).all():
-            raise ValueError(f"the actions must be from 0 to {count - 1}: {actions!r}")
+        first, count = self._choices
+        if not values.is_cuda and not ((values >= first) & (values < first + count)).all():
+            raise ValueError(f"the actions must be in {self.action_space}: {actions!r}")
         return values
 
     # --- what goes out ----------------------------------------------------------------------------------------------
@@ -259,20 +267,21 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
             return None
         if not self._begun:
             raise ResetNeeded("there is nothing to render before reset()")
-        return tuple(self._screen.draw(self._moment(row)) for row in range(self.num_envs))
+        return tuple(self._renderer.draw(self._content(row)) for row in range(self.num_envs))
 
-    def _moment(self, row: int) -> Moment:
+    def _content(self, row: int) -> FrameContent:
         history = self._histories[row]
         accuracy = history.curve("validation_accuracy")[-1]
         title = f"{row}: mini-batch {history.curve('batch')[-1]:,.0f}, validation accuracy {accuracy:.1%}"
-        return Moment(pictures(self.training, row), history, title=title)
+        filters = filter_pictures(self.training.network, self.training.run.params, row)
+        return FrameContent(filters, history, title=title)
 
     def _write_down(self, info: Info, mask: Flags, actions: Tensor | None = None) -> None:
         """Where the rows of a mask stand, for the pictures; without actions, at the beginning of an episode."""
         if self.render_mode is None:
             return
         values = {name: value.tolist() for name, value in info.items()}
-        shares = class_shares(self.training) if self.config.game == "minibatch" else None
+        shares = class_shares(self.training)
         played = None if actions is None else actions.tolist()
         for row in np.flatnonzero(mask):
             now = {name: value[row] for name, value in values.items()}
@@ -286,17 +295,17 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
 
     def weights(self) -> dict[str, Array]:
         """The networks' parameters by name, (N, *shape) float32, copies."""
-        return {name: self._out(value.clone()) for name, value in self.training.params.items()}
+        return {name: self._out(value.clone()) for name, value in self.training.run.params.items()}
 
     @property
     def over(self) -> Flags:
         """(N,) bool, the rows whose episode has ended and not begun again; known without asking the device."""
-        return self.training.over.copy()
+        return self.training.run.over.copy()
 
     @property
-    def decisions(self) -> int:
+    def episode_length(self) -> int:
         """Actions of an episode that spends its budget."""
-        return self.training.budget // self.config.batches_per_action
+        return self.training.parts.episode_length
 
     def close_extras(self, **kwargs: Any) -> None:
         """Give the memory of the networks back."""
@@ -306,6 +315,12 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
     def _require_open(self) -> None:
         if self.closed:
             raise ClosedEnvironmentError("the environment is closed: make a new one")
+
+
+def _choices(space: spaces.Space[Any]) -> tuple[Tensor, Tensor]:
+    """The first choice, and how many there are, of each number of an action; of a Discrete or MultiDiscrete space."""
+    first = torch.as_tensor(np.asarray(getattr(space, "start", 0)))
+    return first, torch.as_tensor(np.asarray(getattr(space, "nvec", getattr(space, "n", 0))))
 
 
 def _as_tensor(actions: Any) -> Tensor:

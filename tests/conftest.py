@@ -12,10 +12,13 @@ import pytest
 import torch
 
 import qan_gym  # noqa: F401 (registers the ids)
-from qan_gym import data, networks, optimizers, reward
-from qan_gym.data import ASSETS
-from qan_gym.references import reference_name
-from qan_gym.tasks import make_config
+from qan_gym.core import reward
+from qan_gym.core.references import reference_name
+from qan_gym.data.datasets import ASSETS
+from qan_gym.data.datasets import datasets as data
+from qan_gym.optimizee import optimizers
+from qan_gym.optimizee import zoo as networks
+from qan_gym.tasks import make_task_config
 
 torch.set_num_threads(1)
 matplotlib.use("module://window_backend")  # machines that test have no display
@@ -24,7 +27,7 @@ matplotlib.use("module://window_backend")  # machines that test have no display
 @pytest.fixture(scope="session")
 def reference_file() -> str:
     """The path of reference weights that ship with the package, so that a smaller game need not train its own."""
-    return str(ASSETS / "references" / reference_name(make_config("QanLR-MNIST5k-v0", {})))
+    return str(ASSETS / "references" / reference_name(make_task_config("QanLR-MNIST5k-v0", {})))
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from qan_gym.files import save_arrays
-from qan_gym.networks import build_network
-from qan_gym.tasks import TaskConfig
-from qan_gym.training import Training
+from qan_gym.config import TaskConfig
+from qan_gym.core.training import Training
+from qan_gym.optimizee.zoo import build_network
+from qan_gym.utils.files import save_arrays
 
 Arrays = dict[str, Any]
 

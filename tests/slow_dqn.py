@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from qan_agents.dqn import DQNConfig
+from qan_agents.dqn.agent import DQNConfig
 
 Params = dict[str, Tensor]
 

@@ -147,7 +147,7 @@ class SlowTraining:
         """Action, then for each mini-batch (a row of indices): gradient, update, pull; then measure."""
         before = self.smoothed_loss
         self.last_action = float(action)
-        if self.game == "lr":
+        if self.game == "learning-rate":
             self.change_learning_rate(action)
         else:
             self.roulette.remember(int(action))

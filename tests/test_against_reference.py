@@ -157,12 +157,12 @@ def test_learning_rates_agree(long_play: Play) -> None:
     """The learning rate, exactly."""
     rates = [moment.info["learning_rate"] for moment in long_play.moments]
     assert rates == [moment.slow.learning_rate for moment in long_play.moments]
-    assert (len(set(rates)) > 5) == (long_play.free.game == "lr")
+    assert (len(set(rates)) > 5) == (long_play.free.game == "learning-rate")
 
 
 def test_batches_hold_what_the_roulette_asks_for(long_play: Play) -> None:
     """Of every class as many images as the last ten actions ask for; in the learning-rate game there is no roulette."""
-    if long_play.free.game == "lr":
+    if long_play.free.game == "learning-rate":
         assert all(sum(counts) == 10 for moment in long_play.moments for counts in moment.batch_counts)
         return
     for moment in long_play.moments:
@@ -428,7 +428,7 @@ def test_roulette_draws_each_class_in_a_random_order() -> None:
 @pytest.mark.parametrize("game", ["lr", "shuffled"])
 def test_an_epoch_is_a_permutation(game: str) -> None:
     """The learning-rate game and shuffled SGD visit every image once an epoch, in another order each time."""
-    env = gym.make(LR if game == "lr" else MINIBATCH, batch_size=50, **BATCHES | {"batches_per_action": 4})
+    env = gym.make(LR if game == "learning-rate" else MINIBATCH, batch_size=50, **BATCHES | {"batches_per_action": 4})
     env.reset(seed=2, options={"sampler": "shuffled"} if game == "shuffled" else None)
     orders = []
     for _ in range(3):

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from helpers import SHORT, start_qan
 
-from qan_agents import statistics
-from qan_agents.bench import Cell, Failure, _guarded, _in_processes, bench, cells_of, read_grid, run_cell
-from qan_agents.report import _contest, _table, report
-from qan_agents.results import Results, read_table
+from qan_agents.bench import statistics
+from qan_agents.bench.report import _contest, _table, report
+from qan_agents.bench.results import Results, read_table
+from qan_agents.bench.runner import Cell, Failure, _guarded, _in_processes, bench, cells_of, read_grid, run_cell
 
 LR = "QanLR-MNIST5k-v0"
 KWARGS = {**SHORT, "reference": None}  # 20 mini-batches

@@ -16,12 +16,12 @@ from helpers import made_npz
 from typer.testing import CliRunner
 
 import qan_gym
-from qan_agents import check
-from qan_agents.check import Certificate, certify, extremes, look_at
-from qan_agents.cli import app
+from qan_agents.analysis import action_effect as check
+from qan_agents.analysis.action_effect import Certificate, certify, extremes, look_at
+from qan_agents.cli.app import app
+from qan_gym.config import TaskConfig
 from qan_gym.env import LearningRateEnv
-from qan_gym.optimizers import SGD
-from qan_gym.tasks import TaskConfig
+from qan_gym.optimizee.optimizers import SGD
 
 LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
 

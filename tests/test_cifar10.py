@@ -33,11 +33,12 @@ from slow_cifar import KEEP, LOWER, RAISE, SlowCIFAR, network_of
 from torch import nn
 
 import qan_gym
-from qan_gym import augmentation, data, downloads, whitening
-from qan_gym.data import load_dataset
-from qan_gym.files import save_arrays
+from qan_gym.data import augmentation, downloads, whitening
+from qan_gym.data.datasets import datasets as data
+from qan_gym.data.datasets import load_dataset
 from qan_gym.state import State
-from qan_gym.tasks import OPTIMIZER_DEFAULTS, PRESETS, make_config
+from qan_gym.tasks import OPTIMIZER_DEFAULTS, TASKS, make_task_config
+from qan_gym.utils.files import save_arrays
 
 CIFAR = "QanLR-CIFAR10-v0"
 ALONE = {"meta_momentum": None, "reference": None}  # without the help of a reference network
@@ -64,7 +65,7 @@ def make(**kwargs):
 def slots_of(core) -> dict[str, dict[str, np.ndarray]]:
     """The optimizer's buffers of every trained parameter, copies."""
     trained = core.training.network.trained
-    slots = core.training.slots
+    slots = core.training.run.slots
     return {slot: {name: slots[slot][name][0].numpy().copy() for name in trained} for slot in slots}
 
 
@@ -128,7 +129,7 @@ def test_ten_steps(case, npz, tmp_path):
         updates += [distance(weights[name] - before[name], wanted[name] - before[name]) for name in trained]
         for slot, values in slots_of(core).items():
             buffers += [distance(values[name], value) for name, value in slow.buffers(slot).items()]
-    assert len(buffers) == len(updates) * len(core.training.slots)
+    assert len(buffers) == len(updates) * len(core.training.run.slots)
     for differences in (updates, buffers):
         assert max(differences) < KINK
         assert np.quantile(differences, 0.8) < CLOSE
@@ -277,9 +278,9 @@ def test_a_fork_continues_bit_for_bit(optimizer, saved, npz, tmp_path):
         assert np.array_equal(observation, same)
         assert one == other
     assert one[2], "the episode has not ended"
-    mine = core.training.state()
-    assert {"params.norm1.running_var", *(f"optimizer.{slot}.norm1.bias" for slot in core.training.slots)} < mine.keys()
-    assert all(torch.equal(value, fork.training.state()[name]) for name, value in mine.items())
+    mine = core.training.run.saved()
+    assert {"params.norm1.running_var", *(f"optimizer.{slot}.norm1.bias" for slot in core.training.run.slots)} < mine.keys()
+    assert all(torch.equal(value, fork.training.run.saved()[name]) for name, value in mine.items())
 
 
 # --- augmentation ---------------------------------------------------------------------------------------------------
@@ -621,7 +622,7 @@ def test_patience_is_in_the_state(noise, tmp_path):
         core.get_state().save(tmp_path / "state.safetensors")
         fork.reset(seed=9)
         fork.set_state(State.load(tmp_path / "state.safetensors"))
-        steps, terminated = fork.training.batch[0], False
+        steps, terminated = fork.training.run.batch[0], False
         while not terminated:
             *_, terminated, _, _ = fork.step(KEEP)
             steps += 1
@@ -903,7 +904,7 @@ def test_images_too_small_to_be_moved_are_refused(shape, tmp_path, registries):
 # --- AdamW in every game --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("env_id", list(PRESETS))
+@pytest.mark.parametrize("env_id", list(TASKS))
 def test_adamw_brings_its_own_defaults(env_id, registries, monkeypatch):
     """Its learning rate and the range around it, in every id, each of which the caller may set otherwise."""
     shape = (32, 32, 3) if env_id == CIFAR else (28, 28)
@@ -912,24 +913,24 @@ def test_adamw_brings_its_own_defaults(env_id, registries, monkeypatch):
     game = {"optimizer": "adamw", "batch_size": 10, "batches_per_action": 1, "epochs": 1, **ALONE}
     if env_id == CIFAR:
         game["network"] = "resnet-8"
-    config = make_config(env_id, game)
+    config = make_task_config(env_id, game)
     defaults = {"learning_rate": 1e-3, "learning_rate_step": 1e-4, "learning_rate_min": 1e-4, "learning_rate_max": 0.02}
     defaults |= {"momentum": 0.9, "nesterov": False, "weight_decay": 0.01}
     assert OPTIMIZER_DEFAULTS["adamw"] == defaults
     assert {name: getattr(config, name) for name in defaults} == defaults
-    unchanged = PRESETS[env_id]
+    unchanged = TASKS[env_id]
     for name in ("learning_rate", "learning_rate_step", "learning_rate_max", "momentum", "weight_decay"):
-        assert getattr(make_config(env_id, {}), name) == getattr(unchanged, name)
-        assert getattr(make_config(env_id, {"optimizer": "sgd"}), name) == getattr(unchanged, name)
+        assert getattr(make_task_config(env_id, {}), name) == getattr(unchanged, name)
+        assert getattr(make_task_config(env_id, {"optimizer": "sgd"}), name) == getattr(unchanged, name)
 
     def rates(**kwargs) -> list[float]:
         """At the start, after raising, after raising, after lowering (of the mini-batch game: it has no say)."""
         env = gym.make(env_id, **game, **kwargs)
         return [env.reset(seed=0)[1]["learning_rate"], *(env.step(a)[4]["learning_rate"] for a in (0, 0, 1))]
 
-    by_hand = [1e-3, 1.1e-3, 1.2e-3, 1.1e-3] if config.game == "lr" else [1e-3] * 4
+    by_hand = [1e-3, 1.1e-3, 1.2e-3, 1.1e-3] if config.game == "learning-rate" else [1e-3] * 4
     assert rates() == pytest.approx(by_hand, rel=1e-9)
-    own = [0.004, 0.005, 0.005, 0.004] if config.game == "lr" else [0.004] * 4
+    own = [0.004, 0.005, 0.005, 0.004] if config.game == "learning-rate" else [0.004] * 4
     chosen = {"learning_rate": 0.004, "learning_rate_step": 0.001, "learning_rate_max": 0.005}
     assert rates(**chosen) == pytest.approx(own, rel=1e-9)
 
@@ -988,7 +989,7 @@ def test_all_ones_own(own):
         assert paid == info["reward_half_loss"] == pytest.approx(-info["loss"] / 2)
         shown = core.weights()["0.weight"].reshape(8, 9)
         assert np.array_equal(observation.reshape(9, 9)[:8], shown.clip(-10, 10))
-        counts = core.training.slots["count"]
+        counts = core.training.run.slots["count"]
         assert all((counts[name] == number).all() for name in core.training.network.trained)
         if number == 1:
             moved = np.abs(core.weights()["5.weight"] - before["5.weight"])
@@ -1214,7 +1215,7 @@ def test_real_photographs(photographs):
         assert split.images.shape == (10 * per_class, 3, 32, 32)
         assert np.bincount(split.labels).tolist() == [per_class] * 10
     core = make(dataset=photographs, network="resnet-8", **ALONE)
-    assert core.decisions == 5 * (45_000 // 128)
+    assert core.episode_length == 5 * (45_000 // 128)
     for returned in play(core, steps=2):
         assert core.observation_space.contains(returned[0])
     info = returned[4]

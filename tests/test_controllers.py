@@ -9,7 +9,7 @@ from helpers import SHORT
 from torch import nn, optim
 from torch.optim import lr_scheduler
 
-from qan_agents.controllers import (
+from qan_agents.bench.controllers import (
     ABSOLUTE,
     CONTROLLERS,
     FAMILIES,
@@ -23,10 +23,10 @@ from qan_agents.controllers import (
     prepare,
 )
 from qan_agents.seeds import UNSEEN_BELOW
-from qan_gym.actions import PEAK, RISE, START
-from qan_gym.optimizee import evaluate
-from qan_gym.optimizers import build_optimizer
-from qan_gym.tasks import make_config
+from qan_gym.games.learning_rate import PEAK, RISE, START
+from qan_gym.optimizee.network import evaluate
+from qan_gym.optimizee.optimizers import build_optimizer
+from qan_gym.tasks import make_task_config
 
 LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
 KWARGS = {**SHORT, "reference": None}  # 20 mini-batches
@@ -71,9 +71,9 @@ def test_schedule_free_is_the_packages(name):
     """Two rows of different learning rates, beside two optimizers of the package on the same gradients."""
     import schedulefree
 
-    import qan_agents.schedule_free  # noqa: F401 (registers them)
+    import qan_agents.bench.schedule_free  # noqa: F401 (registers them)
 
-    config = make_config(LR, {"optimizer": name, "momentum": 0.9, "weight_decay": 0.1})
+    config = make_task_config(LR, {"optimizer": name, "momentum": 0.9, "weight_decay": 0.1})
     mine = build_optimizer(config)
     draw = torch.Generator().manual_seed(0)
     params = {"w": torch.randn(2, 3, 4, generator=draw), "b": torch.randn(2, 3, generator=draw)}
@@ -107,16 +107,16 @@ def test_schedule_free_is_the_packages(name):
 
 def test_what_is_measured_is_the_average():
     """With schedule-free optimizers validation and test are those of x, not of the weights in training."""
-    import qan_agents.schedule_free  # noqa: F401
+    import qan_agents.bench.schedule_free  # noqa: F401
 
     problem = Problem(LR, KWARGS, 0, 0)
     env = make_env(problem, 2, {**ABSOLUTE, "optimizer": "schedule-free-sgd", "momentum": 0.9})
     course = play(env, Scheduled(FAMILIES["schedule-free-sgd"], [{"learning_rate": 0.05}]), [0, 1])
     training = env.unwrapped.training
     data = training.data.batches("test", 20)
-    x = training.optimizer.averaged(training.params, training.slots)
+    x = training.optimizer.averaged(training.run.params, training.run.slots)
     assert evaluate(training.network, x, data)[0].numpy() == pytest.approx(course.final["test_loss"], rel=1e-4)
-    y = evaluate(training.network, training.params, data)[0].numpy()
+    y = evaluate(training.network, training.run.params, data)[0].numpy()
     assert not np.allclose(y, course.final["test_loss"], rtol=1e-2)
 
 
@@ -195,7 +195,7 @@ def test_tuning_finds_what_trained_best(monkeypatch):
             played.append((course.final["validation_loss"][row], player.chosen[row]["learning_rate"], seed))
         return course
 
-    monkeypatch.setattr("qan_agents.controllers.play", note)
+    monkeypatch.setattr("qan_agents.bench.controllers.play", note)
     prepared = prepare("linear", Problem(LR, KWARGS, runs=6, seed=0), {})
     assert len(played) == 6  # a wave of four and one of two
     assert prepared.chosen["learning_rate"] == min(played)[1]
@@ -234,7 +234,7 @@ def test_everyone_is_pulled_alike_towards_the_same_weights():
         finals[name] = play(env, prepared.player, [0]).final["test_loss"][0]
         training = env.unwrapped.training
     # Pulled all the way the network is the reference, but for the biases, which are not pulled.
-    for copy in (training.params, training.slots["z"]):
+    for copy in (training.run.params, training.run.slots["z"]):
         assert all(torch.equal(copy[key], training.reference[key]) for key in training.pulled)
     assert finals["schedule-free-sgd"] == pytest.approx(finals["constant"], rel=0.5)
 
@@ -247,7 +247,7 @@ def test_balanced_batches_hold_all_classes_alike():
     observations, infos = env.reset(seed=0)
     for _ in range(12):
         env.step(player.act(observations, infos))
-    labels = env.unwrapped.training.data.labels["train"][env.unwrapped.training.batch_indices[0, -1]]
+    labels = env.unwrapped.training.data.labels["train"][env.unwrapped.training.run.batch_indices[0, -1]]
     assert labels.bincount(minlength=10).tolist() == [2] * 10
 
 

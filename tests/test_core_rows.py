@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from helpers import made_npz, start
 
-from qan_gym import meta_momentum, observation
-from qan_gym.networks import build_network
-from qan_gym.optimizee import Network, evaluate
-from qan_gym.reward import DIVERGENCE_PENALTY, REWARDS, Measurement, reward_terms, safe_log
-from qan_gym.tasks import FILTER_REGRESSION, PRESETS, TaskConfig
-from qan_gym.training import LOSS_LIMIT
+from qan_gym.config import FILTER_REGRESSION, TaskConfig
+from qan_gym.core import meta_momentum, observation
+from qan_gym.core.reward import DIVERGENCE_PENALTY, REWARDS, Measurement, reward_terms, safe_log
+from qan_gym.core.training import LOSS_LIMIT
+from qan_gym.optimizee.network import Network, evaluate
+from qan_gym.optimizee.zoo import build_network
+from qan_gym.tasks import TASKS
 
 SEEDS = [5, 2**62 + 1, 0]
 NETWORK = build_network("mnist-cnn", (1, 28, 28), 10)
@@ -41,8 +42,8 @@ def photographs(tmp_path_factory):
 def games(npz, photographs):
     """One small game per kind: 32 mini-batches in 16 actions, over two epochs."""
     common = {"dataset": npz, "train_size": None, "batch_size": 10, "epochs": 2, "batches_per_action": 2}
-    lr, minibatch = (replace(PRESETS[f"Qan{kind}-MNIST5k-v0"], **common) for kind in ("LR", "Minibatch"))
-    deep = replace(PRESETS["QanLR-CIFAR10-v0"], **common | {"dataset": photographs}, network="resnet-8")
+    lr, minibatch = (replace(TASKS[f"Qan{kind}-MNIST5k-v0"], **common) for kind in ("LR", "Minibatch"))
+    deep = replace(TASKS["QanLR-CIFAR10-v0"], **common | {"dataset": photographs}, network="resnet-8")
     return {
         "lr": replace(lr, pull_epochs=1),
         "minibatch": replace(minibatch, pull_epochs=1),
@@ -65,11 +66,11 @@ def random_actions(config: TaskConfig, count: int, runs: int, seed: int = 0) -> 
     generator = torch.Generator().manual_seed(seed)
     if config.continuous:
         return torch.rand(count, runs, generator=generator) * 2 - 1
-    return torch.randint(0, 3 if config.game == "lr" else 10, (count, runs), generator=generator)
+    return torch.randint(0, 3 if config.game == "learning-rate" else 10, (count, runs), generator=generator)
 
 
 def snapshot(training) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in training.state().items()}
+    return {name: value.clone() for name, value in training.run.saved().items()}
 
 
 # --- rows -----------------------------------------------------------------------------------------------------------
@@ -77,7 +78,7 @@ def snapshot(training) -> dict[str, torch.Tensor]:
 
 def assert_others_are_the_same(training, witness, others: list[int]) -> None:
     """Bit for bit in every tensor of the state: weights, running statistics, the optimizer's buffers."""
-    mine, theirs = training.state(), witness.state()
+    mine, theirs = training.run.saved(), witness.state()
     assert mine.keys() == theirs.keys()
     for name, value in mine.items():
         assert torch.equal(value[others], theirs[name][others]), name
@@ -163,7 +164,7 @@ def test_reset_depends_on_the_seed_and_nothing_else(games):
     screen, info = training.reset(np.array([True, True]), np.array([7, 7]))
     fresh = start(games["lr"], [7, 8], some_reference())
     assert torch.equal(screen[0], screen[1])
-    for name, value in training.params.items():
+    for name, value in training.run.params.items():
         assert torch.equal(value[0], fresh.params[name][0])
         assert not torch.equal(value[0], fresh.params[name][1])
     assert info["batch"].tolist() == [0, 0]
@@ -183,7 +184,7 @@ def test_an_empty_reset_changes_nothing(games):
     training.step(torch.tensor([1, 2, 3]))
     before = snapshot(training)
     training.reset(np.zeros(3, np.bool_), np.zeros(3, np.int64))
-    assert all(torch.equal(value, before[name]) for name, value in training.state().items())
+    assert all(torch.equal(value, before[name]) for name, value in training.run.saved().items())
 
 
 @pytest.mark.parametrize(
@@ -193,7 +194,7 @@ def test_a_row_that_diverges_ends_alone(games, kind, weight):
     """One row's weights are spoilt: it is terminated with finite numbers, the others are as without it."""
     config = games[kind]
     training, witness = (start(config, SEEDS, reference_for(config)) for _ in range(2))
-    training.params[weight][1, 0, 0, 0, 0] = math.nan
+    training.run.params[weight][1, 0, 0, 0, 0] = math.nan
     for number, action in enumerate(random_actions(config, 4, 3)):
         spoilt, usual = training.step(action), witness.step(action)
         assert spoilt.terminated.tolist() == [False, number == 0, False]  # and is over from then on
@@ -221,7 +222,7 @@ def test_target_reached_by_one_row_ends_that_row(games):
     config = replace(games["lr"], target_loss=(first + second) / 2)
     training = start(config, SEEDS, some_reference())
     done = training.step(torch.tensor([2, 2, 2]))
-    wanted = (training.smoothed <= config.target_loss).tolist()
+    wanted = (training.run.smoothed_loss <= config.target_loss).tolist()
     assert sum(wanted) == 1
     assert done.terminated.tolist() == done.info["is_success"].tolist() == wanted
     assert not done.truncated.any()
@@ -232,7 +233,7 @@ def test_previous_reference_is_each_rows_own(npz):
     """Rows that end at different times keep their own last weights, and only those rows are pulled."""
     settings = {"dataset": npz, "batch_size": 20, "epochs": 1, "meta_momentum": 0.5, "reference": "previous"}
     training = start(replace(TaskConfig(), **settings), [1, 2])
-    assert training.budget == 8
+    assert training.parts.budget == 8
     keep = torch.tensor([2, 2])
     for _ in range(4):
         training.step(keep)
@@ -240,15 +241,15 @@ def test_previous_reference_is_each_rows_own(npz):
     for _ in range(4):
         done = training.step(keep)
     assert done.truncated.tolist() == [True, False]
-    assert training.has_reference.tolist() == [True, False]
-    for name, value in training.params.items():
+    assert training.run.has_reference.tolist() == [True, False]
+    for name, value in training.run.params.items():
         assert torch.equal(training.reference[name][0], value[0])
-    final = {name: value[0].clone() for name, value in training.params.items()}
+    final = {name: value[0].clone() for name, value in training.run.params.items()}
     training.reset(np.array([True, False]), np.array([4, 0]))
     training.step(keep)
     alone = start(replace(TaskConfig(), **settings), [4])
     alone.step(keep[:1])
-    for name, value in training.params.items():
+    for name, value in training.run.params.items():
         expected = alone.params[name][0]
         if name.endswith("weight"):
             expected = expected + 0.5 * (final[name] - expected)
@@ -322,7 +323,7 @@ def test_pull_acts_in_its_epochs_only(games):
     training = start(config, [1], reference)
     for number in range(18):
         training.step(torch.tensor([2]))
-        pulled = torch.equal(training.params["conv1.weight"][0], reference["conv1.weight"])
+        pulled = torch.equal(training.run.params["conv1.weight"][0], reference["conv1.weight"])
         assert pulled == (number < 16)  # an epoch is 16 mini-batches
 
 
@@ -361,9 +362,9 @@ def test_screen_shape():
 def test_score_line_of_a_step(games):
     """What the core puts on the score line, from what it reports."""
     training = start(games["lr"], [1, 2], some_reference())
-    before = training.smoothed.clone()
+    before = training.run.smoothed_loss.clone()
     done = training.step(torch.tensor([0, 1]))
-    rows, columns = training.screen_shape
+    rows, columns = training.parts.observer.shape
     line = done.observation.reshape(2, rows, columns)[:, -1]
     after = done.info["smoothed_loss"]
     expected = [

@@ -18,12 +18,12 @@ from helpers import made_deep_game, made_npz
 from slow_reference import SlowCNN, evaluate
 
 import qan_gym
-from qan_agents.policies import make_policy
-from qan_agents.regret import regrets
+from qan_agents.analysis.regret import regrets
+from qan_agents.policies.fixed import make_policy
 from qan_gym import counterfactuals
-from qan_gym.actions import KEEP
+from qan_gym.core.training import LOSS_LIMIT
 from qan_gym.counterfactuals import Counterfactual
-from qan_gym.training import LOSS_LIMIT
+from qan_gym.games.learning_rate import KEEP
 
 LR, MINIBATCH, CIFAR = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0", "QanLR-CIFAR10-v0"
 

@@ -21,11 +21,15 @@ import pytest
 import torch
 from helpers import TINY, made_arrays, made_npz, play
 
-from qan_gym import data, downloads, networks, reward
-from qan_gym.data import load_dataset, make_dataset
-from qan_gym.optimizee import Network
-from qan_gym.tasks import TaskConfig, make_config
-from qan_gym.training import Training
+from qan_gym.config import TaskConfig
+from qan_gym.core import reward
+from qan_gym.core.training import Training
+from qan_gym.data import downloads
+from qan_gym.data.datasets import datasets as data
+from qan_gym.data.datasets import load_dataset, make_dataset
+from qan_gym.optimizee import zoo as networks
+from qan_gym.optimizee.network import Network
+from qan_gym.tasks import make_task_config
 
 LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
 
@@ -139,14 +143,14 @@ def test_mnist_split(mnist_root, monkeypatch):
 def test_training_images_of_the_full_games(env_id, size, mnist_root, monkeypatch):
     """The learning-rate game trains on all that is not held out, the mini-batch game on the file's first 20,000."""
     monkeypatch.setenv("QAN_GYM_DATA", str(mnist_root))
-    training = Training(make_config(env_id, {"meta_momentum": None}), None)
+    training = Training(make_task_config(env_id, {"meta_momentum": None}), None)
     images, labels = raw_mnist(mnist_root, "train")
     found = training.data.images["train"]
     assert found.shape == (size, 1, 32, 32)
     assert np.array_equal(found[:20_000, 0, 2:30, 2:30].numpy(), images[:20_000])
     assert np.array_equal(training.data.labels["train"][:20_000].numpy(), labels[:20_000])
     assert [len(training.data.labels[name]) for name in ("validation", "test")] == [5_000, 10_000]
-    assert training.budget == {55_000: 110_000, 20_000: 6_240}[size]
+    assert training.parts.budget == {55_000: 110_000, 20_000: 6_240}[size]
 
 
 class FakeResponse(io.BytesIO):

@@ -59,7 +59,7 @@ def look_inside(env: gym.Env) -> str:
     """A digest of the weights with running statistics, of the optimizer's buffers and of the last batches."""
     digest = hashlib.blake2b()
     core = env.unwrapped
-    slots = [value.numpy() for buffers in core.training.slots.values() for value in buffers.values()]
+    slots = [value.numpy() for buffers in core.training.run.slots.values() for value in buffers.values()]
     for value in (*core.weights().values(), *slots, core.batch_indices):
         digest.update(value.tobytes())
     return digest.hexdigest()
@@ -508,5 +508,5 @@ def test_a_state_file_holds_no_code(state_file: Path) -> None:
     content = state_file.read_bytes()
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     metadata = json.loads(header.pop("__metadata__")["qan_gym"])
-    assert metadata["config"]["game"] == "lr"
+    assert metadata["config"]["game"] == "learning-rate"
     assert "params.conv1.weight" in header

@@ -23,8 +23,8 @@ from sybil import Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
 from typer.testing import CliRunner
 
-from qan_agents.bench import cells_of
-from qan_agents.cli import app
+from qan_agents.bench.runner import cells_of
+from qan_agents.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 WRITTEN = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

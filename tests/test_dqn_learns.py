@@ -11,8 +11,8 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from qan_agents.dqn import DQN, DQNConfig, Game, Stream, train
-from qan_gym.files import load_arrays, save_arrays
+from qan_agents.dqn.agent import DQN, DQNConfig, Game, Stream, train
+from qan_gym.utils.files import load_arrays, save_arrays
 
 ALL = {
     **{"double": True, "dueling": True, "layer_norm": True, "quantiles": 5, "n_step": 3, "priority_exponent": 0.6},

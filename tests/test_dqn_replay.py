@@ -8,8 +8,8 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
-from qan_agents.dqn import DQN, DQNConfig, Game, Stream, train
-from qan_agents.replay import Batch, Replay
+from qan_agents.dqn.agent import DQN, DQNConfig, Game, Stream, train
+from qan_agents.dqn.replay import Batch, Replay
 
 GAMMA = 0.9
 QAN = {"train_size": 200, "epochs": 1, "batches_per_action": 4, "meta_momentum": None, "reference": None}

@@ -6,8 +6,8 @@ import pytest
 import torch
 from slow_dqn import SlowDQN, SlowEpisode
 
-from qan_agents.dqn import DQN, DQNConfig, Game, Outcome
-from qan_agents.rmsprop import DeepMindRMSprop
+from qan_agents.dqn.agent import DQN, DQNConfig, Game, Outcome
+from qan_agents.dqn.rmsprop import DeepMindRMSprop
 
 ROWS = 2
 BASE = DQNConfig(

@@ -8,11 +8,11 @@ from gymnasium.vector import AutoresetMode
 from helpers import SHORT
 from test_dqn_learns import SMALL, Identity
 
-from qan_agents.controllers import Problem, prepare
-from qan_agents.dqn import Game, train
-from qan_agents.ensemble import Ensemble
-from qan_agents.trained import SpentIsOver
-from qan_gym.actions import KEEP
+from qan_agents.bench.controllers import Problem, prepare
+from qan_agents.bench.trained_agents import SpentIsOver
+from qan_agents.dqn.agent import Game, train
+from qan_agents.dqn.ensemble import Ensemble
+from qan_gym.games.learning_rate import KEEP
 
 LR = "QanLR-MNIST5k-v0"
 

@@ -21,11 +21,11 @@ from gymnasium.wrappers import FrameStackObservation, RecordVideo
 from helpers import SHAPES, SHORT, made_arrays, made_deep_game, made_npz, play, steps_of
 
 from qan_gym import register_envs
-from qan_gym.data import DATASETS
+from qan_gym.data.datasets import DATASETS
 from qan_gym.env import QanEnv
-from qan_gym.files import save_arrays
 from qan_gym.registration import ENTRY_POINTS
-from qan_gym.tasks import PRESETS
+from qan_gym.tasks import TASKS
+from qan_gym.utils.files import save_arrays
 
 LR, MINIBATCH, CIFAR = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0", "QanLR-CIFAR10-v0"
 RENDER_MODES = [None, *QanEnv.metadata["render_modes"]]
@@ -65,7 +65,7 @@ def as_registered(env_id, reference_file):
     """No arguments but those of the id; for stand-ins, reference weights that need not be trained first (or none)."""
     if env_id == CIFAR:
         return {"network": "resnet-8", "batch_size": 16, "reference": None}  # the small one of its networks
-    return {} if PRESETS[env_id].dataset == "mnist5k" else {"reference": reference_file}
+    return {} if TASKS[env_id].dataset == "mnist5k" else {"reference": reference_file}
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def short(tmp_path):
 
 
 def test_the_registry():
-    assert set(ENTRY_POINTS) == set(PRESETS)
+    assert set(ENTRY_POINTS) == set(TASKS)
     assert set(ENTRY_POINTS) == {name for name in registry if name.startswith("Qan")}
     for env_id, entry_point in ENTRY_POINTS.items():
         assert isinstance(entry_point, str)
@@ -198,7 +198,7 @@ def test_full_mnist_as_registered(mnist_root):
         ("QanMinibatch-MNIST-v0", 6_240, ["conv1.weight"]),
     ):
         env = gym.make(env_id)
-        assert env.unwrapped.training.budget == length
+        assert env.unwrapped.training.parts.budget == length
         assert env.unwrapped.training.pulled == weights
         assert env.unwrapped.reference is not None
         (_, info), step = play(env, steps=1)
@@ -215,7 +215,7 @@ def test_cifar10_as_registered(tmp_path, monkeypatch):
     save_arrays(tmp_path / "reference.safetensors", other.weights(), {})
     env = gym.make(CIFAR, reference=str(tmp_path / "reference.safetensors"))
     training = env.unwrapped.training
-    assert training.budget == 5 * (270 // 128)
+    assert training.parts.budget == 5 * (270 // 128)
     assert training.pulled == [f"conv{number}.weight" for number in range(1, 10)]
     assert (training.pull, training.pull_batches) == (0.01, 100)
     (_, info), step = play(env, steps=1)
@@ -472,7 +472,7 @@ def test_a_diverged_episode_can_be_shown(env_id, short_game):
         env = gym.make(env_id, render_mode=render_mode, **short_game)
         env.reset(seed=0)
         training = env.unwrapped.training
-        training.params[training.network.shown][:] = math.nan
+        training.run.params[training.network.shown][:] = math.nan
         screen, reward, terminated, _, info = env.step(0)
         assert terminated
         assert info["diverged"]
@@ -485,7 +485,7 @@ def test_a_diverged_episode_can_be_shown(env_id, short_game):
 @pytest.mark.parametrize("ghost", [False, True])
 def test_rendering_changes_nothing(ghost, short):
     plain = play(gym.make(LR, **short))
-    env = gym.make(LR, render_mode="rgb_array", ghost=ghost, **short)
+    env = gym.make(LR, render_mode="rgb_array", baseline_run=ghost, **short)
     env.reset(seed=0)
     env.render()
     shown = play(env)
@@ -633,7 +633,7 @@ def test_a_device_that_is_not_there_is_refused_before_a_reference_is_trained(sho
     """Nobody waits for reference weights to learn that the device was mistyped."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("QAN_GYM_DATA", raising=False)
-    monkeypatch.setattr("qan_gym.references.make_reference", lambda *_args: pytest.fail("trained a reference first"))
+    monkeypatch.setattr("qan_gym.core.references.make_reference", lambda *_args: pytest.fail("trained a reference first"))
     with pytest.raises(ValueError, match="'gpu7'"):
         gym.make(LR, device="gpu7", **short | {"meta_momentum": 0.001})
 

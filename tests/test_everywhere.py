@@ -12,7 +12,7 @@ import torch
 from helpers import EXAMPLES, SHORT, load_example
 
 from qan_agents import zoo
-from qan_agents.presets import make_config
+from qan_agents.dqn.presets import make_dqn_config
 
 RETURN = re.compile(r"return (\S+?)(?:,|$)", re.MULTILINE)
 LEAST, MOST = 0.5, 5.0  # a return: ln(initial loss / final validation loss), whatever the actions
@@ -118,16 +118,16 @@ def test_the_wrapper_of_the_zoo_shows_the_score_line():
 def test_the_zoo_plays_dqn_with_the_preset(env_id):
     require("stable_baselines3", "agents")
     yaml = pytest.importorskip("yaml", reason="needs pyyaml: pip install 'qan-gym[bench]'")
-    from qan_agents.sb3_dqn import sb3_arguments
+    from qan_agents.sb3.dqn import sb3_arguments
 
     shipped = yaml.safe_load((ZOO / "dqn.yml").read_text())[env_id]
     steps = shipped.pop("n_timesteps")
-    assert steps == 20 * gym.make(env_id).unwrapped.decisions
+    assert steps == 20 * gym.make(env_id).unwrapped.episode_length
     assert (shipped.pop("policy"), shipped.pop("train_freq")) == ("MlpPolicy", 1)
     assert shipped.pop("env_wrapper").endswith(f".{zoo.ScoreLine.__name__}")
-    assert make_config("quick", steps, {}).features == "score-line"  # which the wrapper reads
+    assert make_dqn_config("quick", steps, {}).features == "score-line"  # which the wrapper reads
     hidden = shipped.pop("policy_kwargs")
-    preset = sb3_arguments(make_config("quick", steps, {}), steps)
+    preset = sb3_arguments(make_dqn_config("quick", steps, {}), steps)
     assert hidden == f"dict(net_arch={preset['policy_kwargs']['net_arch']})"
     assert shipped == {name: preset[name] for name in shipped}
 

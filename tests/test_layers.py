@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from qan_gym.layers import ConvMaxPoolTanh, linear
-from qan_gym.networks import build_network
+from qan_gym.optimizee.layers import ConvMaxPoolTanh, linear
+from qan_gym.optimizee.zoo import build_network
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}  # in float64: sums of up to 800 products, in another order
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from qan_agents.learner import VALUES_BATCH, Greedy, episode_values
-from qan_agents.presets import PRESETS, make_config
-from qan_agents.runs import RunConfig
+from qan_agents.dqn.presets import PRESETS, make_dqn_config
+from qan_agents.experiments.learner import VALUES_BATCH, Greedy, episode_values
+from qan_agents.experiments.run_folder import RunConfig
+from qan_agents.experiments.train import episode_seed, make_learner
 from qan_agents.seeds import UNSEEN_BELOW
-from qan_agents.train import episode_seed, make_learner
 
 SHORT = {"epochs": 1, "meta_momentum": None, "reference": None, "batches_per_action": 20}  # 20 actions
 ENDING = {**SHORT, "batches_per_action": 2, "target_loss": 1.5}  # at different times
@@ -176,16 +176,16 @@ def test_unknown_agents_presets_and_settings():
     with pytest.raises(ValueError, match=r"dnq.*dqn-gpu"):
         make_learner(RunConfig("QanLR-MNIST5k-v0", SHORT, "dnq", "quick", 1, 0))
     with pytest.raises(ValueError, match=r"fast.*quick"):
-        make_config("fast", 10, {})
+        make_dqn_config("fast", 10, {})
     with pytest.raises(ValueError, match=r"duelling.*dueling"):
-        make_config("quick", 10, {"duelling": True})
+        make_dqn_config("quick", 10, {"duelling": True})
     with pytest.raises(ValueError, match="dueling must be true or false"):
-        make_config("quick", 10, {"dueling": "yes"})
+        make_dqn_config("quick", 10, {"dueling": "yes"})
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("steps", [0, 1, 3, 4_000, 2_200_000])
 def test_every_preset_fits_every_length(preset, steps):
-    config = make_config(preset, steps, {})
+    config = make_dqn_config(preset, steps, {})
     assert config.buffer_size <= max(steps, 1)
     assert config.learning_starts <= steps

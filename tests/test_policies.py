@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 import qan_gym  # noqa: F401
-from qan_agents.play import Recorder, play
-from qan_agents.policies import FIXED_POLICIES, SCHEDULES, make_policy, schedule_rates
-from qan_gym.tasks import PRESETS, make_config
+from qan_agents.policies.fixed import FIXED_POLICIES, SCHEDULES, make_policy, schedule_rates
+from qan_agents.policies.rollout import Recorder, play
+from qan_gym.tasks import TASKS, make_task_config
 
 SHORT = {"epochs": 1, "meta_momentum": None, "reference": None}
 
@@ -19,7 +19,7 @@ def make(env_id: str, **kwargs: object) -> gym.Env:
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("decisions", [1, 2, 40, 200])
 def test_schedules_stay_in_range_and_have_their_shape(schedule, decisions):
-    config = PRESETS["QanLR-MNIST5k-v0"]
+    config = TASKS["QanLR-MNIST5k-v0"]
     rates = np.array(schedule_rates(schedule, config, decisions))
     assert len(rates) == decisions
     assert (rates >= config.learning_rate_min).all()
@@ -61,7 +61,7 @@ def test_uniform_is_shuffled_sgd():
     env.reset(seed=0, options=policy.start(env, seed=0))
     _, labels = env.unwrapped.split("train")
     seen = []
-    for _ in range(env.unwrapped.decisions):
+    for _ in range(env.unwrapped.episode_length):
         env.step(policy.act(np.zeros(1), {}))
         seen.append(env.unwrapped.batch_indices.ravel())
         assert np.bincount(labels[seen[-1]], minlength=10).max() < 30  # not a class at a time
@@ -88,7 +88,7 @@ def test_a_policy_plays_its_game_or_says_why_not(name, env_id):
             play(env, make_policy(name), seed=0)
     else:
         episode = play(env, make_policy(name), seed=0)
-        assert len(episode.steps) == env.unwrapped.decisions
+        assert len(episode.steps) == env.unwrapped.episode_length
         assert episode.over
         assert 0 <= episode.final["test_accuracy"] <= 1
 
@@ -97,4 +97,4 @@ def test_unknown_policy():
     with pytest.raises(ValueError, match=r"'cosin'.*cosine"):
         make_policy("cosin")
     with pytest.raises(ValueError, match=r"'exponential'.*one-cycle"):
-        schedule_rates("exponential", make_config("QanLR-MNIST5k-v0", {}), 10)
+        schedule_rates("exponential", make_task_config("QanLR-MNIST5k-v0", {}), 10)

@@ -7,11 +7,11 @@ import pytest
 from helpers import made_npz
 from typer.testing import CliRunner
 
-from qan_agents.cli import app
-from qan_agents.recipes import RECIPES, TEST_EPSILON, recipe_config
-from qan_agents.runs import RunConfig, read_rows
-from qan_agents.train import start_run, train
-from qan_gym.tasks import PRESETS
+from qan_agents.cli.app import app
+from qan_agents.experiments.reproduce import RECIPES, TEST_EPSILON, recipe_config
+from qan_agents.experiments.run_folder import RunConfig, read_rows
+from qan_agents.experiments.train import start_run, train
+from qan_gym.tasks import TASKS
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def test_at_full_scale_a_recipe_is_the_game_as_registered(recipe):
     config = recipe_config(recipe, 1.0, 3, {"device": "cpu"})
     wanted = RunConfig(RECIPES[recipe], {"device": "cpu"}, "dqn", "paper", 20, 3, 1, TEST_EPSILON, (0, 1, 2), beside)
     assert config == wanted
-    assert config.env in PRESETS
+    assert config.env in TASKS
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,15 @@ import torch
 from helpers import SHORT, made_arrays, made_npz, play, start
 from safetensors.numpy import save_file
 
-from qan_gym import networks, references
-from qan_gym.data import ASSETS, load_dataset, on_device
-from qan_gym.files import load_arrays, save_arrays
-from qan_gym.networks import build_network
-from qan_gym.optimizee import evaluate
-from qan_gym.references import SEED, load_reference, make_reference, reference_name, resolve_reference
-from qan_gym.tasks import FILTER_REGRESSION, PRESETS, TaskConfig, make_config
+from qan_gym.config import FILTER_REGRESSION, TaskConfig
+from qan_gym.core import references
+from qan_gym.core.references import SEED, load_reference, make_reference, reference_name, resolve_reference
+from qan_gym.data.datasets import ASSETS, load_dataset, on_device
+from qan_gym.optimizee import zoo as networks
+from qan_gym.optimizee.network import evaluate
+from qan_gym.optimizee.zoo import build_network
+from qan_gym.tasks import TASKS, make_task_config
+from qan_gym.utils.files import load_arrays, save_arrays
 
 LR, MINIBATCH, CIFAR = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0", "QanLR-CIFAR10-v0"
 SHIPPED = ASSETS / "references"
@@ -38,7 +40,7 @@ def npz(tmp_path):
 
 
 def config_of(npz: str, **changes) -> TaskConfig:
-    return make_config(LR, {"dataset": npz, **PULLED, **changes})
+    return make_task_config(LR, {"dataset": npz, **PULLED, **changes})
 
 
 def scores(config: TaskConfig, weights: dict[str, torch.Tensor], split: str) -> tuple[float, float]:
@@ -71,14 +73,14 @@ def assert_equal(one, other) -> None:
 )
 def test_shipped_reference(env_id, wanted, request):
     """Each id's is in the package, of the right network, finite, and a trained network."""
-    if PRESETS[env_id].dataset == "mnist":
+    if TASKS[env_id].dataset == "mnist":
         request.getfixturevalue("mnist_root")
-    path = SHIPPED / reference_name(PRESETS[env_id])
+    path = SHIPPED / reference_name(TASKS[env_id])
     assert path.is_file(), "not shipped"
-    weights = load_reference(path, PRESETS[env_id])
+    weights = load_reference(path, TASKS[env_id])
     assert all(value.isfinite().all() for value in weights.values())
-    assert_equal(resolve_reference(PRESETS[env_id]), weights)
-    loss, accuracy = scores(PRESETS[env_id], weights, "validation")
+    assert_equal(resolve_reference(TASKS[env_id]), weights)
+    loss, accuracy = scores(TASKS[env_id], weights, "validation")
     assert accuracy > wanted
     metadata = load_arrays(path)[1]
     assert metadata["validation_loss"] == pytest.approx(loss, rel=1e-2)
@@ -89,7 +91,7 @@ def test_shipped_reference(env_id, wanted, request):
 def test_nothing_else_ships(mnist_root):
     """No file of an earlier hash stays behind in the package, and the package stays small."""
     found = {path.name for path in SHIPPED.iterdir()}
-    assert found == {reference_name(config) for config in PRESETS.values() if config.dataset != "cifar10"}
+    assert found == {reference_name(config) for config in TASKS.values() if config.dataset != "cifar10"}
     assert sum(path.stat().st_size for path in SHIPPED.iterdir()) < 3e6
 
 
@@ -97,7 +99,7 @@ def test_nothing_else_ships(mnist_root):
 def test_games_start_with_the_shipped_reference(env_id, cache):
     """From gym.make to the first pulled step without training one, so without anything in the cache."""
     env = gym.make(env_id)
-    assert_equal(env.unwrapped.reference, load_arrays(SHIPPED / reference_name(PRESETS[env_id]))[0])
+    assert_equal(env.unwrapped.reference, load_arrays(SHIPPED / reference_name(TASKS[env_id]))[0])
     play(env, steps=1)
     assert not cache.exists()
 
@@ -109,13 +111,13 @@ def test_shipped_reference_is_what_is_made_again(env_id, cache):
     On another processor or version of torch the sums are rounded otherwise, and training enlarges a difference of 1e-7
     with every update, so only loose agreement can be asked for; another seed is 100 times farther away than this.
     """
-    shipped = load_reference(SHIPPED / reference_name(PRESETS[env_id]), PRESETS[env_id])
-    again = make_reference(PRESETS[env_id])
+    shipped = load_reference(SHIPPED / reference_name(TASKS[env_id]), TASKS[env_id])
+    again = make_reference(TASKS[env_id])
     for name, value in shipped.items():
         torch.testing.assert_close(again[name], value, rtol=0, atol=0.02)
         difference = (again[name] - value).norm() / value.norm()
         assert difference < 0.02, name
-    ours, theirs = (scores(PRESETS[env_id], weights, "validation") for weights in (again, shipped))
+    ours, theirs = (scores(TASKS[env_id], weights, "validation") for weights in (again, shipped))
     assert ours == pytest.approx(theirs, abs=0.02)
 
 
@@ -137,7 +139,7 @@ def test_a_reference_is_made_once_and_found_again(npz, cache, monkeypatch, capfd
 @pytest.mark.parametrize("env_id", [LR, MINIBATCH])
 def test_a_reference_is_the_baseline_run(env_id, npz, cache):
     """Shuffled SGD at the initial learning rate without help: the plain updates, written out, give the same weights."""
-    config = make_config(env_id, {"dataset": npz, **PULLED, "epochs": 2})
+    config = make_task_config(env_id, {"dataset": npz, **PULLED, "epochs": 2})
     made = make_reference(config)
     dataset = load_dataset(npz)
     network = build_network("mnist-cnn", (1, 28, 28), 10)
@@ -318,7 +320,7 @@ def test_an_interrupted_making_leaves_nothing(npz, cache, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("qan_gym.files.save_file", torn)
+        patch.setattr("qan_gym.utils.files.save_file", torn)
         with pytest.raises(KeyboardInterrupt):
             make_reference(config_of(npz))
     assert not list(cache.glob("*"))
@@ -482,7 +484,7 @@ def test_previous_reference_is_not_spoilt_by_an_episode_that_diverged(npz):
     play(env, seed=1)
     last = env.weights()
     env.reset(seed=2)
-    env.training.params["linear1.bias"][0, 0] = np.nan
+    env.training.run.params["linear1.bias"][0, 0] = np.nan
     assert env.step(0)[4]["diverged"]
     assert_equal(env.reference, last)
 

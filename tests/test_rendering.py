@@ -14,11 +14,11 @@ from gymnasium.error import ResetNeeded
 from helpers import SHORT, TINY, made_npz
 from matplotlib import pyplot
 
-from qan_gym import rendering
+from qan_gym.core.training import Training
 from qan_gym.env import QanEnv
-from qan_gym.ghost import Ghost
-from qan_gym.history import History
-from qan_gym.training import Training
+from qan_gym.rendering.baseline_run import Ghost
+from qan_gym.rendering.frames import frames as rendering
+from qan_gym.rendering.history import History
 
 LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
 
@@ -121,7 +121,7 @@ def test_the_ghost_has_the_reference_of_its_episode():
 
 def test_the_ghost_of_the_mini_batch_game_is_shuffled_sgd():
     arguments = {"train_size": 400, "batch_size": 20, "epochs": 1, "meta_momentum": None}
-    env = gym.make(MINIBATCH, render_mode="rgb_array", ghost=True, **arguments).unwrapped
+    env = gym.make(MINIBATCH, render_mode="rgb_array", baseline_run=True, **arguments).unwrapped
     env.reset(seed=0)
     env.step(4)
     env.render()
@@ -133,7 +133,7 @@ def test_the_ghost_of_the_mini_batch_game_is_shuffled_sgd():
 
 
 def test_the_ghost_comes_only_so_far_as_it_is_seen():
-    env = gym.make(LR, render_mode="rgb_array", ghost=True, **SHORT).unwrapped
+    env = gym.make(LR, render_mode="rgb_array", baseline_run=True, **SHORT).unwrapped
     env.reset(seed=0)
     for _ in range(4):
         env.step(0)
@@ -145,7 +145,7 @@ def test_the_ghost_comes_only_so_far_as_it_is_seen():
 
 def test_the_ghost_is_in_the_picture_and_nowhere_else():
     """Behind the loss, with its name in the legend; the training is the same with and without it."""
-    plain, haunted = (gym.make(LR, render_mode="rgb_array", ghost=ghost, **SHORT) for ghost in (False, True))
+    plain, haunted = (gym.make(LR, render_mode="rgb_array", baseline_run=ghost, **SHORT) for ghost in (False, True))
     one, other = frames(plain, 6)[-1], frames(haunted, 6)[-1]
     assert different(one, other, 0.35, 0.75, 0.45, 1.0)
     assert not different(one, other, 0.0, 0.3, 0.0, 1.0)
@@ -154,7 +154,7 @@ def test_the_ghost_is_in_the_picture_and_nowhere_else():
 
 
 def test_a_restored_episode_has_its_ghost():
-    env = gym.make(LR, render_mode="rgb_array", ghost=True, **SHORT).unwrapped
+    env = gym.make(LR, render_mode="rgb_array", baseline_run=True, **SHORT).unwrapped
     seen = frames(env, 5)[-1]
     fork = copy.deepcopy(env)
     assert np.array_equal(fork.render(), seen)
@@ -162,13 +162,13 @@ def test_a_restored_episode_has_its_ghost():
 
 def test_a_ghost_without_frames_is_refused():
     for render_mode in (None, "ansi"):
-        with pytest.raises(ValueError, match="ghost=True is drawn in frames"):
-            gym.make(LR, ghost=True, render_mode=render_mode)
+        with pytest.raises(ValueError, match="baseline_run=True is drawn in frames"):
+            gym.make(LR, baseline_run=True, render_mode=render_mode)
 
 
 def test_the_ghost_is_not_judged(monkeypatch):
     """The test set is not read for it, and its memory is free when the next episode begins."""
-    env = gym.make(LR, render_mode="rgb_array", ghost=True, **SHORT).unwrapped
+    env = gym.make(LR, render_mode="rgb_array", baseline_run=True, **SHORT).unwrapped
     env.reset(seed=0)
     ghost, read = env._ghost, []
     ghost.until(0)
@@ -210,7 +210,7 @@ def test_a_state_that_went_through_an_episode_nobody_saw():
     assert env._history.curve("batch").tolist() == [1, 2]
 
 
-@pytest.mark.parametrize("kwargs", [{"render_mode": "rgb_array", "ghost": True}, {"render_mode": "human"}])
+@pytest.mark.parametrize("kwargs", [{"render_mode": "rgb_array", "baseline_run": True}, {"render_mode": "human"}])
 def test_a_copy_shows_itself(kwargs, windows):
     """In a picture, and in a window, of its own."""
     env = gym.make(LR, **kwargs, **SHORT).unwrapped
@@ -280,7 +280,7 @@ def test_values_need_actions_to_choose_among():
 def test_nothing_is_drawn_outside_the_frame():
     """No label, title, legend or number is cut off by the edge, and none lies on another."""
     for env_id, kwargs in ((LR, {}), (MINIBATCH, {}), (LR, {"continuous": True})):
-        env = gym.make(env_id, render_mode="rgb_array", ghost=True, train_size=400, epochs=1, **kwargs).unwrapped
+        env = gym.make(env_id, render_mode="rgb_array", baseline_run=True, train_size=400, epochs=1, **kwargs).unwrapped
         env.reset(seed=0)
         for _ in range(3):
             env.step(env.action_space.sample())
@@ -381,7 +381,7 @@ def test_the_curves_are_as_wide_as_the_episode_so_far():
 
 def test_arguments_that_are_wrong():
     with pytest.raises(ValueError, match="ghost must be True or False, not 'yes'"):
-        gym.make(LR, ghost="yes")
+        gym.make(LR, baseline_run="yes")
     with pytest.raises(ValueError, match="render_mode must be one of"):
         gym.make(LR, render_mode="film")
 

@@ -17,9 +17,9 @@ from helpers import start_qan
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
-from qan_agents.cli import app, parse_settings
-from qan_agents.runs import Run, RunConfig, free_folder, read_rows, write_rows
-from qan_agents.train import start_run
+from qan_agents.cli.app import app, parse_settings
+from qan_agents.experiments.run_folder import Run, RunConfig, free_folder, read_rows, write_rows
+from qan_agents.experiments.train import start_run
 
 # 20 actions of 5 batches an episode; no reference, so that nothing is trained before.
 SETTINGS = ("train_size=1000", "epochs=1", "batches_per_action=5", "meta_momentum=null", "reference=null")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from qan_gym import streams
-from qan_gym.sampling import MEMORY, Sampler, fill_exhausted, roulette_counts
+from qan_gym.core.sampling import MEMORY, Sampler, fill_exhausted, roulette_counts
+from qan_gym.utils import random_streams as streams
 
 MASK = 2**64 - 1
 GAMMA = 0x9E3779B97F4A7C15

@@ -8,7 +8,7 @@ from gymnasium.wrappers import FrameStackObservation
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
-from qan_agents.sb3 import GymnasiumVecEnv, RoundRecorder, StackHistory, vec_env
+from qan_agents.sb3.bridge import GymnasiumVecEnv, RoundRecorder, StackHistory, vec_env
 
 SHORT = {"train_size": 400, "epochs": 1, "meta_momentum": None, "reference": None}
 GAMES = {"QanLR-MNIST5k-v0": {**SHORT, "batches_per_action": 4}, "QanMinibatch-MNIST5k-v0": SHORT}
@@ -127,5 +127,5 @@ def test_what_the_bridge_cannot_do_it_says():
         env.reset()
     env.set_options({"sampler": "shuffled"})
     env.reset()
-    assert not env.unwrapped.env.training.sampler.by_class.any()
+    assert not env.unwrapped.env.training.run.by_class.any()
     env.close()

@@ -8,18 +8,18 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 
-from qan_agents.features import Filters, ScoreLine
-from qan_agents.presets import PRESETS, make_config
-from qan_agents.rmsprop import DeepMindRMSprop
-from qan_agents.sb3_dqn import MISSING, SB3Learner, sb3_arguments
-from qan_agents.sb3_replay import ScreenReplayBuffer, add_round
+from qan_agents.dqn.features import Filters, ScoreLine
+from qan_agents.dqn.presets import PRESETS, make_dqn_config
+from qan_agents.dqn.rmsprop import DeepMindRMSprop
+from qan_agents.sb3.dqn import MISSING, SB3Learner, sb3_arguments
+from qan_agents.sb3.replay import ScreenReplayBuffer, add_round
 
 SHORT = {"epochs": 1, "meta_momentum": None, "reference": None, "batches_per_action": 20}  # 20 actions
 
 
 def make(preset: str, num_envs: int = 1, **kwargs: object) -> SB3Learner:
     settings = {**SHORT, **kwargs}
-    return SB3Learner("QanLR-MNIST5k-v0", settings, num_envs, 0, lambda _: make_config(preset, 100, {}), 5)
+    return SB3Learner("QanLR-MNIST5k-v0", settings, num_envs, 0, lambda _: make_dqn_config(preset, 100, {}), 5)
 
 
 def test_the_paper_preset_is_the_papers():
@@ -77,7 +77,7 @@ OTHERS |= {"storage": "float16", "priority_exponent": 0.5, "importance_initial":
 @pytest.mark.parametrize("name", MISSING)
 def test_what_sb3_does_not_have_is_refused(name):
     with pytest.raises(ValueError, match=f"{name}.*dqn-gpu"):
-        sb3_arguments(make_config("quick", 100, {name: OTHERS[name]}), 100)
+        sb3_arguments(make_dqn_config("quick", 100, {name: OTHERS[name]}), 100)
 
 
 def test_every_other_hyperparameter_reaches_sb3():
@@ -88,11 +88,11 @@ def test_every_other_hyperparameter_reaches_sb3():
         **{"tau": 0.3, "buffer_size": 33, "exploration_initial": 0.9, "exploration_final": 0.3},
         "exploration_steps": 33,
     }
-    base = sb3_arguments(make_config("quick", 100, {}), 100)
+    base = sb3_arguments(make_dqn_config("quick", 100, {}), 100)
     for name, value in changes.items():
-        assert sb3_arguments(make_config("quick", 100, {name: value}), 100) != base, name
+        assert sb3_arguments(make_dqn_config("quick", 100, {name: value}), 100) != base, name
     elsewhere = {"history", "features", "update_every", "importance_steps"}
-    assert changes.keys() | elsewhere | set(MISSING) == make_config("quick", 100, {}).__dict__.keys()
+    assert changes.keys() | elsewhere | set(MISSING) == make_dqn_config("quick", 100, {}).__dict__.keys()
 
 
 @pytest.mark.parametrize(("preset", "num_envs", "target"), [("quick", 1, None), ("paper", 1, None), ("paper", 3, 1.9)])

@@ -248,7 +248,7 @@ def test_weights_of_a_diverged_episode_are_no_reference() -> None:
     """With reference="previous" nothing is pulled towards NaN."""
     env = gym.make(LR, **TINY | {"reference": "previous", "meta_momentum": 0.1, "learning_rate_max": 3e38})
     env.reset(seed=0)
-    env.unwrapped.training.level[:] = 3e38
+    env.unwrapped.training.run.chosen_learning_rate[:] = 3e38
     for _ in range(20):
         _, _, terminated, _, _ = env.step(KEEP)
         if terminated:

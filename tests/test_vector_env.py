@@ -18,10 +18,10 @@ from gymnasium.vector.utils import batch_space
 from gymnasium.wrappers import vector as wrappers
 from helpers import SHAPES, made_deep_game, made_npz
 
-from qan_gym.networks import build_network
+from qan_gym.core.reward import DIVERGENCE_PENALTY
+from qan_gym.core.training import CPU_BLOCK
+from qan_gym.optimizee.zoo import build_network
 from qan_gym.registration import ENTRY_POINTS
-from qan_gym.reward import DIVERGENCE_PENALTY
-from qan_gym.training import CPU_BLOCK
 from qan_gym.vector_env import QanVectorEnv
 
 LR, MINIBATCH, CIFAR = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0", "QanLR-CIFAR10-v0"
@@ -233,7 +233,7 @@ def assert_rows_are_singles(
     for row, single in enumerate(singles.envs):
         assert_same(rows_of(rows.weights(), row), single.unwrapped.weights(), f"row {row}", **close)
         assert_same(rows_of(slots_of(rows), row), rows_of(slots_of(single.unwrapped), 0), f"row {row}", **close)
-        assert (rows.training.batch_indices[row].numpy() == single.unwrapped.batch_indices).all()
+        assert (rows.training.run.batch_indices[row].numpy() == single.unwrapped.batch_indices).all()
     return np.array(ends)
 
 
@@ -241,7 +241,7 @@ def slots_of(env: Any) -> dict[str, Any]:
     """The optimizer's buffers of all trained parameters, copies."""
     training = env.training
     slots = {
-        slot: {name: buffers[name] for name in training.network.trained} for slot, buffers in training.slots.items()
+        slot: {name: buffers[name] for name in training.network.trained} for slot, buffers in training.run.slots.items()
     }
     return deepcopy(slots)
 
@@ -253,7 +253,7 @@ def inside(env: VectorEnv) -> list[dict[str, Any]]:
 
 def two_episodes(env: VectorEnv) -> int:
     """Steps of two whole episodes, and one more to see the third begin."""
-    return 2 * env.unwrapped.decisions + (3 if mode_of(env) == NEXT_STEP else 1)
+    return 2 * env.unwrapped.episode_length + (3 if mode_of(env) == NEXT_STEP else 1)
 
 
 # --- rows are the single environment --------------------------------------------------------------------------------
@@ -308,7 +308,7 @@ def test_rows_that_are_measured_in_parts(num_envs, tiny, one_thread):
 def test_rows_of_an_odd_batch(env_id, small, one_thread):
     """Nearly: single roundings, over an episode."""
     rows, singles = (make_one(env_id, 5, **small | {"batch_size": 5}) for make_one in (make, make_singles))
-    assert_rows_are_singles(rows, singles, rows.decisions, rtol=1e-4, atol=1e-4)
+    assert_rows_are_singles(rows, singles, rows.episode_length, rtol=1e-4, atol=1e-4)
 
 
 def test_rows_with_several_threads(tiny, several_threads):
@@ -365,7 +365,7 @@ def test_rows_of_whitened_images(of_id, one_thread, monkeypatch, tmp_path):
     np.savez(tmp_path / "small.npz", **small)
     game = of_id(CIFAR) | {"dataset": str(tmp_path / "small.npz"), "preprocess": "whiten"}
     rows, singles = (make_one(CIFAR, 2, **game) for make_one in (make, make_singles))
-    assert_rows_are_singles(rows, singles, rows.decisions + 2)
+    assert_rows_are_singles(rows, singles, rows.episode_length + 2)
 
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
@@ -440,8 +440,8 @@ def test_a_row_that_diverges(env_id, weight, mode, of_id, one_thread):
 
     def before(number: int) -> None:
         if number == 1:
-            rows.training.params[weight][2, 0, 0, 0, 0] = np.nan
-            singles.envs[2].unwrapped.training.params[weight][0, 0, 0, 0, 0] = np.nan
+            rows.training.run.params[weight][2, 0, 0, 0, 0] = np.nan
+            singles.envs[2].unwrapped.training.run.params[weight][0, 0, 0, 0, 0] = np.nan
 
     ends = assert_rows_are_singles(rows, singles, 7, before=before)
     assert ends[1].tolist() == [False, False, True, False]
@@ -510,7 +510,7 @@ def check_vector_env(env: VectorEnv) -> None:
     The episodes of all rows must end together, after `decisions` steps.
     """
     check_spaces(env)
-    steps = env.unwrapped.decisions + 3
+    steps = env.unwrapped.episode_length + 3
     actions = sample(env, steps)
     kept = deepcopy(actions)
     returned: list[tuple] = []
@@ -536,7 +536,7 @@ def check_spaces(env: VectorEnv) -> None:
 
 def check_returns(env: VectorEnv, played: list[tuple]) -> None:
     """Types, shapes and ranges; and who begins anew when."""
-    n, mode, budget = env.num_envs, mode_of(env), env.unwrapped.training.budget
+    n, mode, budget = env.num_envs, mode_of(env), env.unwrapped.training.parts.budget
     over = np.zeros(n, np.bool_)  # at the step before
     masks = [np.ones(n, np.bool_)]  # of the resets to come
     steps = ends = 0
@@ -570,7 +570,7 @@ def check_returns(env: VectorEnv, played: list[tuple]) -> None:
         over = ended(one)
         masks.append(over.copy())
     waits = int(mode == NEXT_STEP)  # a step between two episodes
-    assert ends == n * ((steps + waits) // (env.unwrapped.decisions + waits)) > 0
+    assert ends == n * ((steps + waits) // (env.unwrapped.episode_length + waits)) > 0
 
 
 BOTH = {"learning_rate", "loss", "smoothed_loss", "epoch", "batch", "validation_loss", "validation_accuracy"} | {
@@ -601,7 +601,7 @@ def check_end(env: VectorEnv, one: tuple) -> None:
             assert screen is None or env.single_observation_space.contains(screen)
             assert screen is None or not np.array_equal(screen, observation[row])
         last = infos["final_info"]
-        assert (last["batch"][over] == env.unwrapped.training.budget).all()
+        assert (last["batch"][over] == env.unwrapped.training.parts.budget).all()
     else:
         assert not set(infos) & finals
     for name in TEST_KEYS:
@@ -729,9 +729,9 @@ def test_first_episodes_without_a_seed_differ(number, tiny):
 def snapshot(env: VectorEnv) -> dict[str, Any]:
     """All that the future depends on."""
     return {
-        **{name: value.clone() for name, value in env.training.state().items()},
+        **{name: value.clone() for name, value in env.training.run.saved().items()},
         "ended": env.training.ended.clone(),
-        "clock": env.training.clock.clone(),
+        "clock": env.training.run.clock.clone(),
         "generators": [
             np.array(list(generator.bit_generator.state["state"].values()), dtype=object).astype(str)
             for generator in env._generators
@@ -930,7 +930,7 @@ def test_wrong_seeds(seed, tiny):
         ({"num_envs": "2"}, "num_envs"),
         ({"output": "jax"}, "output must be 'numpy' or 'torch', not 'jax'"),
         ({"render_mode": "human"}, "render_mode of a vector environment must be None or 'rgb_array', not 'human'"),
-        ({"ghost": True}, "ghost"),
+        ({"baseline_run": True}, "ghost"),
         ({"autoreset_mode": "never"}, "never"),
         ({"no_such_argument": 1}, "no_such_argument"),
         ({"epochs": 0}, "epochs"),
@@ -1070,7 +1070,7 @@ def test_decisions_are_the_steps_of_an_episode(batches_per_action, small):
     steps = 1
     while not env.step([0, 1])[3].all():
         steps += 1
-    assert steps == env.decisions == 10 // batches_per_action
+    assert steps == env.episode_length == 10 // batches_per_action
 
 
 # --- precision ------------------------------------------------------------------------------------------------------
@@ -1084,7 +1084,7 @@ def test_bf16_trains(env_id, small):
     exact, rough = (make(env_id, 2, precision=name, **small | LONGER) for name in ("float32", "bf16"))
     begun = [env.reset(seed=0) for env in (exact, rough)]
     assert_same(*begun)
-    for number in range(exact.decisions):
+    for number in range(exact.episode_length):
         actions = np.array([2, 2]) if env_id == LR else np.array([number, number + 1])
         one, other = exact.step(actions), rough.step(actions)
         assert np.isfinite(other[0]).all()
@@ -1169,10 +1169,10 @@ def on_cuda(of_id):
 def test_cuda_rows_are_those_of_the_cpu(env_id, mode, on_cuda):
     """The same data exactly, the numbers as far as the rounding of two devices lets them agree."""
     gpu, cpu = (make(env_id, 3, mode, **on_cuda(env_id) | {"device": device}) for device in ("cuda", "cpu"))
-    actions = sample(cpu, cpu.decisions + 2)
+    actions = sample(cpu, cpu.episode_length + 2)
     indices: list[list[torch.Tensor]] = [[], []]
     played = [
-        play(env, actions, after=lambda _, env=env, some=some: some.append(env.training.batch_indices.cpu()), seed=7)
+        play(env, actions, after=lambda _, env=env, some=some: some.append(env.training.run.batch_indices.cpu()), seed=7)
         for env, some in zip((gpu, cpu), indices, strict=True)
     ]
     assert_same(*played, **CUDA_CLOSE)
@@ -1185,7 +1185,7 @@ def test_cuda_rows_are_those_of_the_cpu(env_id, mode, on_cuda):
 @pytest.mark.parametrize("env_id", [LR, MINIBATCH, CIFAR])
 def test_cuda_rows_are_the_single_environment(env_id, mode, on_cuda):
     rows, singles = (make_one(env_id, 3, mode, **on_cuda(env_id)) for make_one in (make, make_singles))
-    actions = sample(rows, rows.decisions + 3)
+    actions = sample(rows, rows.episode_length + 3)
     assert_same(play(rows, actions, seed=7), play(singles, actions, seed=7), rtol=1e-2, atol=1e-2)
 
 
@@ -1194,11 +1194,11 @@ def test_cuda_rows_are_the_single_environment(env_id, mode, on_cuda):
 def test_a_captured_graph_plays_what_it_captured(env_id, on_cuda):
     """Two steps as they are, the third captured, then replays; into the next epoch and the next episode."""
     captured, eager = (make(env_id, 3, **on_cuda(env_id)) for _ in range(2))
-    eager.training.play, eager.training.measure = eager.training._play, eager.training._measure
+    eager.training.act_and_train, eager.training.see = eager.training._act_and_train, eager.training._see
     assert_same(captured.reset(seed=7), eager.reset(seed=7))
-    for number, action in enumerate(sample(captured, captured.decisions + 4), start=1):
+    for number, action in enumerate(sample(captured, captured.episode_length + 4), start=1):
         assert_same(captured.step(action), eager.step(action), f"step {number}", rtol=1e-3, atol=1e-3)
-        assert (captured.training.play._graph is not None) == (number >= 3)
+        assert (captured.training.act_and_train._graph is not None) == (number >= 3)
     assert_same(captured.weights(), eager.weights(), rtol=1e-3, atol=1e-3)
 
 
@@ -1207,7 +1207,7 @@ def test_a_captured_graph_plays_what_it_captured(env_id, on_cuda):
 def test_tensors_on_cuda(mode, on_cuda):
     """They lie on the device, stay as they were returned, and hold what the arrays hold."""
     tensors, arrays = (make(LR, 3, mode, output=output, **on_cuda(LR)) for output in ("torch", "numpy"))
-    actions = sample(arrays, arrays.decisions + 3)
+    actions = sample(arrays, arrays.episode_length + 3)
     returned: list[tuple] = []
     played = play(tensors, [torch.tensor(action, device="cuda") for action in actions], returned.append, seed=7)
     assert_same(returned, played, "later steps changed what had been returned:")
@@ -1239,7 +1239,7 @@ def test_other_precisions_on_cuda(env_id, precision, on_cuda):
     """Near float32, not equal to it; and the process's own setting is as it was."""
     setting = torch.backends.cuda.matmul.fp32_precision
     exact, rough = (make(env_id, 2, precision=name, **on_cuda(env_id)) for name in ("float32", precision))
-    actions = sample(exact, exact.decisions)
+    actions = sample(exact, exact.episode_length)
     one, other = (play(env, actions, seed=7)[-1] for env in (exact, rough))
     assert torch.backends.cuda.matmul.fp32_precision == setting
     np.testing.assert_allclose(one[0], other[0], atol=0.1)

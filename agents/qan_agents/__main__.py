@@ -6,7 +6,7 @@ import sys
 def main() -> None:
     """Run the command line."""
     try:
-        from qan_agents.cli import app
+        from qan_agents.cli.app import app
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("qan_gym", "qan_agents"):
             raise

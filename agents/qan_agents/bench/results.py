@@ -1,0 +1,97 @@
+"""The results of a bench: one Parquet file, whole at any time."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
+from filelock import FileLock
+
+from qan_gym.utils.files import require_writable, write_aside
+
+Row = dict[str, Any]
+
+TEXT, WHOLE, NUMBER, CURVE = pa.string(), pa.int64(), pa.float64(), pa.list_(pa.float32())
+
+SCHEMA = pa.schema(
+    [
+        ("config_hash", TEXT),  # of all settings of the cell
+        ("environment", TEXT),  # judged on
+        ("environment_kwargs", TEXT),  # JSON
+        ("prepared_on", TEXT),
+        ("prepared_on_kwargs", TEXT),  # JSON
+        ("controller", TEXT),
+        ("label", TEXT),
+        ("settings", TEXT),  # JSON
+        ("runs", WHOLE),  # the budget, in trainings
+        ("seed", WHOLE),  # of the preparation
+        ("versions", TEXT),  # JSON
+        ("status", TEXT),  # done or failed
+        ("error", TEXT),
+        ("evaluation_seed", WHOLE),
+        ("test_loss", NUMBER),  # nats, at the end
+        ("test_accuracy", NUMBER),
+        ("validation_loss", NUMBER),
+        ("validation_accuracy", NUMBER),
+        ("diverged", pa.bool_()),
+        ("batches", WHOLE),  # of this training
+        ("validation_curve", CURVE),  # at equal distances, before the first mini-batch to after the last
+        ("rate_curve", CURVE),  # the learning rate then
+        ("consumed_runs", WHOLE),  # trainings that the preparation took
+        ("consumed_batches", WHOLE),  # and their mini-batches
+        ("chosen", TEXT),  # JSON: what was found
+        ("data_fingerprint", TEXT),
+        ("seconds", NUMBER),  # of the cell
+    ]
+)
+
+
+class Results:
+    """A Parquet file that grows by cells: rewritten aside and renamed each time, so a kill never tears it.
+
+    Several benches may write to one file at once: each adds its cells to what is there by then.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """path: of the file; need not exist.
+
+        Raises:
+            ValueError: it cannot be written, or is no such file.
+        """
+        require_writable(path.parent)
+        self.path = path
+        self.lock = FileLock(path.with_name(f".{path.name}.lock"))
+        self._table()  # a damaged file is found out before any work
+
+    def finished(self) -> set[str]:
+        """The keys of the cells that are done; failed ones are tried again."""
+        rows = self._table().select(["config_hash", "status"]).to_pylist()
+        return {row["config_hash"] for row in rows if row["status"] == "done"}
+
+    def append(self, key: str, rows: Sequence[Row]) -> None:
+        """Add the rows of a cell in the place of those it may have had."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.lock:
+            there = self._table()
+            others = there.filter(pa.compute.not_equal(there["config_hash"], key))
+            table = pa.concat_tables([others, pa.Table.from_pylist(list(rows), SCHEMA)])
+            with write_aside(self.path) as aside:
+                pq.write_table(table, aside, compression="zstd")
+
+    def _table(self) -> pa.Table:
+        return read_table(self.path) if self.path.exists() else SCHEMA.empty_table()
+
+
+def read_table(path: Path) -> pa.Table:
+    """The results in a file.
+
+    Raises:
+        ValueError: it is missing, damaged or of something else.
+    """
+    try:
+        # All at once: read piece by piece, it might be another file halfway.
+        return pq.read_table(pa.BufferReader(path.read_bytes())).select(SCHEMA.names).cast(SCHEMA)
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        raise ValueError(f"{path}: missing, damaged, or not the results of a bench ({error})") from error

@@ -1,0 +1,1 @@
+"""The command line `qan`: a file for each group of commands."""

@@ -1,0 +1,106 @@
+"""The named hyperparameters of both DQNs: Stable-Baselines3's and the bundled one."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from qan_agents.dqn.agent import DQNConfig
+
+
+def _paper(steps: int) -> DQNConfig:
+    return DQNConfig(
+        history=4,
+        features="filters",
+        hidden=(512,),
+        optimizer="rmsprop",
+        learning_rate=2.5e-4,
+        # DeepMind's 0.01. Its code sums the gradient over the batch where we take the mean: with eps / 32^2 the steps
+        # are the same.
+        optimizer_epsilon=0.01 / 32**2,
+        max_grad_norm=None,
+        batch_size=32,
+        update_every=4,
+        learning_starts=min(50_000, steps // 20),
+        target_update_interval=10_000,
+        buffer_size=min(1_000_000, steps),  # more would never be filled
+        exploration_final=0.1,
+        exploration_steps=min(1_000_000, steps),
+    )
+
+
+def _quick(steps: int) -> DQNConfig:
+    return DQNConfig(
+        features="score-line",
+        hidden=(64, 64),
+        gradient_steps=2,
+        learning_starts=min(200, steps // 20),
+        target_update_interval=200,
+        buffer_size=min(100_000, steps),
+        exploration_steps=max(1, round(0.6 * steps)),
+    )
+
+
+def _today(steps: int) -> DQNConfig:
+    return DQNConfig(
+        features="score-line",
+        hidden=(64, 64),
+        layer_norm=True,
+        dueling=True,
+        quantiles=25,
+        double=True,
+        gamma=0.995,
+        n_step=3,
+        gradient_steps=2,
+        learning_starts=min(200, steps // 20),
+        target_update_interval=1,
+        tau=0.005,
+        buffer_size=min(100_000, steps),
+        priority_exponent=0.5,
+        importance_steps=steps,
+        exploration_steps=max(1, round(0.6 * steps)),
+    )
+
+
+def _control(steps: int) -> DQNConfig:
+    return DQNConfig(
+        features="scores",
+        hidden=(64, 64),
+        layer_norm=True,
+        double=True,
+        gamma=1.0,
+        n_step=50,
+        gradient_steps=8,
+        learning_starts=min(200, steps // 5),
+        target_update_interval=1,
+        tau=0.005,
+        buffer_size=min(100_000, steps),
+        exploration_steps=max(1, round(0.7 * steps)),
+    )
+
+
+PRESETS: dict[str, Callable[[int], DQNConfig]] = {
+    "paper": _paper,
+    "quick": _quick,
+    "today": _today,
+    "control": _control,
+}
+
+
+def make_dqn_config(preset: str, steps: int, overrides: dict[str, Any]) -> DQNConfig:
+    """The hyperparameters of a training.
+
+    Args:
+        preset: one of PRESETS.
+        steps: of the whole training, which the exploration is spread over.
+        overrides: settings that differ from the preset's.
+
+    Raises:
+        ValueError: the preset or a setting is unknown, or a value out of its range.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; there are {', '.join(PRESETS)}")
+    settings = asdict(PRESETS[preset](max(steps, 1)))
+    unknown = overrides.keys() - settings.keys()
+    if unknown:
+        raise ValueError(f"unknown setting of the agent: {', '.join(sorted(unknown))}; there are {', '.join(settings)}")
+    return DQNConfig(**{**settings, **overrides})

@@ -1,0 +1,1 @@
+"""Policies that learn nothing, and the rollout that plays an episode with any policy."""

@@ -1,0 +1,1 @@
+"""The bridge to Stable-Baselines3: vector environments, replay, and its DQN in a run."""

@@ -1,0 +1,128 @@
+"""What a task is made of: game, data, network and optimizer, built and checked once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from gymnasium import spaces
+
+from qan_gym.config import TaskConfig
+from qan_gym.core.observation import Observer
+from qan_gym.core.reward import REWARDS
+from qan_gym.data import augmentation
+from qan_gym.data.datasets import DeviceData, load_dataset, on_device
+from qan_gym.games import Game, game_of
+from qan_gym.optimizee.network import Network
+from qan_gym.optimizee.optimizers import Optimizer, build_optimizer
+from qan_gym.optimizee.zoo import build_network
+from qan_gym.utils.precision import Precision
+
+
+@dataclass(frozen=True, eq=False)
+class Components:
+    """The parts of a task, which do not depend on the number of runs and hold nothing of an episode.
+
+    Attributes:
+        config: of the task.
+        game: what an action changes.
+        action_space: of one run.
+        device: where everything lies.
+        precision: of the gradients.
+        network: the kind of network in training.
+        optimizer: how its gradients become updates.
+        observer: what makes the observations.
+        data: the three splits, on the device.
+        fingerprint: SHA-256 of the data set.
+        n_classes: K.
+        batches_per_epoch: whole mini-batches of the training split.
+        budget: mini-batches of an episode.
+    """
+
+    config: TaskConfig
+    game: Game
+    action_space: spaces.Space[Any]
+    device: torch.device
+    precision: Precision
+    network: Network
+    optimizer: Optimizer
+    observer: Observer
+    data: DeviceData
+    fingerprint: str
+    n_classes: int
+    batches_per_epoch: int
+    budget: int
+
+    @property
+    def episode_length(self) -> int:
+        """Actions of an episode that spends its budget."""
+        return self.budget // self.config.batches_per_action
+
+    def with_config(self, config: TaskConfig) -> Components:
+        """The parts of another task with the same data and network, which are shared."""
+        return _assemble(config, self.device, self.network, self.data, self.fingerprint, self.n_classes)
+
+
+def build_components(config: TaskConfig, device: str) -> Components:
+    """Load the data, build the network and the optimizer.
+
+    Args:
+        config: of the task.
+        device: as `torch.device` takes it.
+
+    Raises:
+        ValueError: the device is not there, a name in `config` is not registered, or its numbers do not go with the
+            data or the device.
+        FileNotFoundError: the data are not there.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    if config.reward not in REWARDS:
+        raise ValueError(f"unknown reward {config.reward!r}; there are {', '.join(REWARDS)}")
+    build_optimizer(config, game_of(config).hyperparameters)  # refuses what it cannot be, before data are loaded
+    dataset = load_dataset(config.dataset)
+    channels, height, width = dataset.train.images.shape[1:]
+    network = build_network(config.network, (channels, height, width), dataset.n_classes)
+    if config.augment is not None and min(network.image_shape[1:]) <= augmentation.PADDING:
+        raise ValueError(f"augment needs images of more than {augmentation.PADDING} pixels a side")
+    data = on_device(dataset, network.image_shape, config.train_size, config.preprocess, device)
+    return _assemble(config, torch.device(device), network, data, dataset.fingerprint, dataset.n_classes)
+
+
+def _assemble(
+    config: TaskConfig, device: torch.device, network: Network, data: DeviceData, fingerprint: str, n_classes: int
+) -> Components:
+    game = game_of(config)
+    game.check(config)
+    batches_per_epoch, budget = _count_batches(config, len(data.labels["train"]))
+    return Components(
+        config=config,
+        game=game,
+        action_space=game.action_space(config, n_classes),
+        device=device,
+        precision=Precision(config.precision, device),
+        network=network,
+        optimizer=build_optimizer(config, game.hyperparameters),
+        observer=Observer(config, network),
+        data=data,
+        fingerprint=fingerprint,
+        n_classes=n_classes,
+        batches_per_epoch=batches_per_epoch,
+        budget=budget,
+    )
+
+
+def _count_batches(config: TaskConfig, size: int) -> tuple[int, int]:
+    """Mini-batches of an epoch and of an episode, with `size` training images."""
+    if config.batch_size > size:
+        raise ValueError(f"batch_size {config.batch_size} is larger than the training split of {size} images")
+    batches_per_epoch = size // config.batch_size
+    batches = config.epochs * batches_per_epoch
+    if config.batches_per_action > batches:
+        raise ValueError(
+            f"batches_per_action {config.batches_per_action} is larger than the budget of {batches} mini-batches"
+        )
+    return batches_per_epoch, batches - batches % config.batches_per_action  # every action covers the same number

@@ -1,0 +1,196 @@
+"""What the agent sees: the filters, the score line, and the registered features that it is made of.
+
+The screen has one row per filter and one column per weight (of the networks for CIFAR-10, 192 rows of 192 weights of
+the last convolution), and a last row, the score line. A feature is one number per run, a function of the run's state.
+The score line has the features SCORE_LINE in these places (the last two only with `validate_every`, else 0), then those
+that the game adds, then zeros.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from gymnasium import spaces
+from numpy.typing import NDArray
+from torch import Tensor
+
+from qan_gym.config import TaskConfig
+from qan_gym.core.reward import safe_log
+from qan_gym.core.run_state import RunState
+from qan_gym.games import game_of
+from qan_gym.optimizee.network import Network, Params
+
+LIMIT = 10.0  # every value is kept within +-LIMIT
+
+Feature = Callable[[RunState], Tensor]  # -> (N,), of any floating type
+
+
+# --- features -------------------------------------------------------------------------------------------------------
+
+
+def log_learning_rate(run: RunState) -> Tensor:
+    """ln(learning rate) of the last mini-batch."""
+    return run.learning_rate.log()
+
+
+def budget_used(run: RunState) -> Tensor:
+    """Share of the budget that is used, in [0, 1]."""
+    return run.clock / run.budget
+
+
+def log_loss(run: RunState) -> Tensor:
+    """ln of the running mean of the training loss."""
+    return safe_log(run.smoothed_loss)
+
+
+def log_loss_change(run: RunState) -> Tensor:
+    """Its change since the last action."""
+    return safe_log(run.smoothed_loss) - safe_log(run.smoothed_loss_before)
+
+
+def last_action(run: RunState) -> Tensor:
+    """The last action; -1 before the first."""
+    return run.last_action
+
+
+def log_validation_loss(run: RunState) -> Tensor:
+    """ln(validation loss), as last measured."""
+    return safe_log(run.validation_loss)
+
+
+def log_validation_loss_change(run: RunState) -> Tensor:
+    """Its change since the last action."""
+    return safe_log(run.validation_loss) - safe_log(run.validation_loss_before)
+
+
+def momentum(run: RunState) -> Tensor:
+    """The momentum of SGD, or beta1 of AdamW."""
+    return run.momentum
+
+
+def log_weight_decay(run: RunState) -> Tensor:
+    """ln(weight decay)."""
+    return safe_log(run.weight_decay)
+
+
+FEATURES: dict[str, Feature] = {
+    function.__name__: function
+    for function in (
+        *(log_learning_rate, budget_used, log_loss, log_loss_change, last_action),
+        *(log_validation_loss, log_validation_loss_change),
+        *(momentum, log_weight_decay),
+    )
+}
+SCORE_LINE = (
+    *("log_learning_rate", "budget_used", "log_loss", "log_loss_change", "last_action"),
+    *("log_validation_loss", "log_validation_loss_change"),  # 0 without `validate_every`
+)
+ALWAYS_MEASURED = 5  # of them
+
+
+def register_feature(name: str, function: Feature) -> None:
+    """Make a feature available under a name, for `observation=[...]` and for the score line of a game.
+
+    Args:
+        name: of the feature.
+        function: (the state of N runs) -> (N,); by tensor operations that do not wait for the device. Values are kept
+            within +-10, and 0 stands for what is not a number.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if name in FEATURES:
+        raise ValueError(f"a feature cannot be registered as {name!r}: the name is taken")
+    FEATURES[name] = function
+
+
+# --- the observation ------------------------------------------------------------------------------------------------
+
+
+class Observer:
+    """Makes the observations of a task.
+
+    Attributes:
+        shape: (rows, columns) of the screen; (1, number of features) where the observation is a list of features.
+    """
+
+    def __init__(self, config: TaskConfig, network: Network) -> None:
+        """Find out what is to be shown.
+
+        Raises:
+            ValueError: a feature is not registered.
+        """
+        self.network = network
+        self.filters = config.observation in ("screen", "filters")
+        score_line = SCORE_LINE if config.validate_every is not None else SCORE_LINE[:ALWAYS_MEASURED]
+        extra = game_of(config).features
+        self.features = {"screen": score_line, "filters": ()}.get(str(config.observation), tuple(config.observation))
+        self.extra = extra if config.observation == "screen" else ()
+        for name in (*self.features, *self.extra):
+            if name not in FEATURES:
+                raise ValueError(f"unknown feature {name!r}; there are {', '.join(FEATURES)}")
+        self.shape = (1, len(self.features))
+        if self.filters:
+            rows, columns = _weights_shape(network)
+            self.shape = (
+                rows + (config.observation == "screen"),
+                max(columns, len(SCORE_LINE) + len(self.extra)),
+            )
+
+    @property
+    def space(self) -> spaces.Box:
+        """Of one run, flat: (rows * columns,)."""
+        rows, columns = self.shape
+        return spaces.Box(-LIMIT, LIMIT, (rows * columns,), np.float32)
+
+    def observe(self, run: RunState) -> Tensor:
+        """The observations of N runs, (N, rows * columns) float32, finite, within +-LIMIT, row by row.
+
+        Stable-Baselines3 and most code written for vectors take a flat observation as it is; `reshape(shape)` gives the
+        rows back. A weight that is not a number is shown as 0.
+        """
+        rows = []
+        if self.filters:
+            rows.append(self._widened(shown_weights(self.network, run.params)))  # (N, F, columns)
+        if self.features:
+            rows.append(self._line(run)[:, None])  # (N, 1, columns)
+        return torch.cat(rows, dim=1).flatten(1).nan_to_num(0.0, LIMIT, -LIMIT).clamp(-LIMIT, LIMIT)
+
+    def _line(self, run: RunState) -> Tensor:
+        """The features in their places, (N, columns)."""
+        line = _values(self.features, run)
+        if self.extra:
+            between = line.new_zeros(len(line), len(SCORE_LINE) - len(self.features))
+            line = torch.cat([line, between, _values(self.extra, run)], dim=1)
+        return self._widened(line)
+
+    def _widened(self, values: Tensor) -> Tensor:
+        missing = self.shape[1] - values.shape[-1]
+        return F.pad(values, (0, missing)) if missing > 0 else values
+
+
+def _values(features: tuple[str, ...], run: RunState) -> Tensor:
+    """(N, number of features) float32."""
+    return torch.stack([FEATURES[name](run).to(torch.float32) for name in features], dim=1)
+
+
+def shown_weights(network: Network, params: Params) -> Tensor:
+    """The weights that the agent sees, (N, rows, columns): a row per filter, unless the network says otherwise."""
+    rows, columns = _weights_shape(network)
+    shown: Tensor = params[network.shown].flatten(1)[:, : rows * columns].unflatten(1, (rows, columns))
+    return shown
+
+
+def filter_pictures(network: Network, params: Params, row: int) -> NDArray[np.float32]:
+    """The weights shown of a run, as pictures (F, h, w): the filters, channels averaged, or the screen as one."""
+    weight = params[network.shown]
+    if network.screen is None and weight.dim() == 5 and weight[0, 0, 0].numel() > 1:
+        filters: NDArray[np.float32] = weight[row].mean(dim=1).cpu().numpy()
+        return filters
+    return shown_weights(network, {network.shown: weight[row : row + 1]}).cpu().numpy()
+
+
+def _weights_shape(network: Network) -> tuple[int, int]:
+    filters, *rest = network.shapes[network.shown]
+    return network.screen or (filters, torch.Size(rest).numel())

@@ -1,0 +1,76 @@
+"""What the agent is paid: each reward one pure function of the state of the runs after an action."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from qan_gym.core.run_state import RunState
+
+FINAL_LOSS = 1e-4  # the paper's final_loss
+DIVERGENCE_PENALTY = -10.0  # what diverging pays, whatever the reward
+
+Reward = Callable[[RunState], Tensor]
+
+
+def log_loss(run: RunState) -> Tensor:
+    """ln(l[t-1]) - ln(l[t]), l the running mean of the losses; at the end l is the loss on the validation split.
+
+    The return of an episode telescopes to ln(initial loss / final validation loss).
+    """
+    loss = torch.where(run.ended, run.validation_loss, run.smoothed_loss)
+    return safe_log(run.smoothed_loss_before) - safe_log(loss)
+
+
+def validation_loss(run: RunState) -> Tensor:
+    """ln(v[t-1]) - ln(v[t]), v the loss on the validation split as it is known.
+
+    The return of an episode is that of `log_loss`; there is less noise in what it is made of.
+    """
+    return safe_log(run.validation_loss_before) - safe_log(run.validation_loss)
+
+
+def inverse_loss(run: RunState) -> Tensor:
+    """1 / |loss - 1e-4| (the paper), at most 1e4."""
+    return 1 / (run.loss - FINAL_LOSS).abs().clamp(min=FINAL_LOSS)
+
+
+def accuracy(run: RunState) -> Tensor:
+    """Validation accuracy at the end, 0 before."""
+    return torch.where(run.ended, run.validation_accuracy, 0.0)
+
+
+REWARDS: dict[str, Reward] = {
+    "log-loss": log_loss,
+    "validation-loss": validation_loss,
+    "inverse-loss": inverse_loss,
+    "accuracy": accuracy,
+}
+
+
+def register_reward(name: str, function: Reward) -> None:
+    """Make a reward available under a name.
+
+    Args:
+        name: what `reward=` will accept.
+        function: (the state of N runs) -> (N,) float32, finite for every state; by tensor operations.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if name in REWARDS:
+        raise ValueError(f"a reward cannot be registered as {name!r}: the name is taken")
+    REWARDS[name] = function
+
+
+def reward_terms(name: str, run: RunState) -> dict[str, Tensor]:
+    """The terms whose sum is the reward: the named function, and the penalty of divergence in its place."""
+    return {
+        "reward_" + name.replace("-", "_"): torch.where(run.diverged, 0.0, REWARDS[name](run)),
+        "reward_divergence": torch.where(run.diverged, DIVERGENCE_PENALTY, 0.0),
+    }
+
+
+def safe_log(values: Tensor) -> Tensor:
+    """Natural logarithm, of at least 1e-10."""
+    return values.clamp(min=1e-10).log()

@@ -1,0 +1,152 @@
+"""What a game is, and the registry of games.
+
+A game says what an action is and what it changes in the runs. Everything else (networks, data, rewards, features,
+vector environments, rendering, agents) is the same for all games and asks the game's object.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from qan_gym.config import TaskConfig
+from qan_gym.schedules import SCHEDULES
+
+if TYPE_CHECKING:
+    from qan_gym.core.run_state import RunState, TensorSpec
+
+
+class Game:
+    """One game. Subclass it, and register an object of it with `register_game`; see `examples/custom_game.py`.
+
+    The methods that are given runs treat N of them at once (the leading axis of every tensor is N), change tensors in
+    place and never wait for the device: on CUDA they are captured in a graph.
+
+    Attributes:
+        controlled: what the actions control, in words.
+        hyperparameters: those of "learning_rate", "momentum" and "weight_decay" that the actions change. Each is a
+            field of the run's state, (N,) float64, and stands in `info`.
+        features: names of registered features that the score line shows in addition.
+        baselines: names of the fixed policies that an agent is compared with; the first is the baseline.
+        curve: the scalar in `info` that pictures draw as what is controlled; None: the shares of the classes in the
+            mini-batches.
+        curve_is_logarithmic: whether its axis is.
+        without_acting: what goes on when nobody acts, a clause that completes "after the action ...".
+    """
+
+    controlled: ClassVar[str]
+    hyperparameters: ClassVar[tuple[str, ...]] = ()
+    features: ClassVar[tuple[str, ...]] = ()
+    baselines: ClassVar[tuple[str, ...]] = ("constant",)
+    curve: ClassVar[str | None] = "learning_rate"
+    curve_is_logarithmic: ClassVar[bool] = True
+    without_acting: ClassVar[str] = "the same mini-batches follow and nobody acts further"
+
+    # --- the actions ------------------------------------------------------------------------------------------------
+
+    def check(self, config: TaskConfig) -> None:
+        """Refuse a configuration that the game cannot play.
+
+        Raises:
+            ValueError: what is wrong, and what to do.
+        """
+        if config.continuous:
+            raise ValueError(f"continuous=True is for the game 'learning-rate', not for {config.game!r}")
+
+    def action_space(self, config: TaskConfig, n_classes: int) -> spaces.Space[Any]:
+        """Discrete, MultiDiscrete or Box, of one run."""
+        raise NotImplementedError
+
+    def no_op(self, config: TaskConfig) -> Any:
+        """The action that leaves everything as it is; None where there is none."""
+        return None
+
+    def action_names(self, config: TaskConfig, n_classes: int) -> list[str]:
+        """A name per action of a Discrete space; empty for the others."""
+        space = self.action_space(config, n_classes)
+        return [str(action) for action in range(int(space.n))] if isinstance(space, spaces.Discrete) else []
+
+    def action_towards(self, config: TaskConfig, learning_rate: float, target: float) -> Any:
+        """The action that brings the learning rate nearest to a target.
+
+        Raises:
+            ValueError: the actions do not set the learning rate.
+        """
+        raise ValueError(f"schedules set the learning rate, and the actions of the game {config.game!r} do not")
+
+    # --- pictures ---------------------------------------------------------------------------------------------------
+
+    def curve_limits(self, config: TaskConfig) -> tuple[float, float]:
+        """The least and largest value that the axis of `curve` shows in any case."""
+        return config.learning_rate_min, config.learning_rate_max * SCHEDULES[config.schedule].peak
+
+    def action_heights(self, config: TaskConfig, n_classes: int) -> list[float]:
+        """Where the strip of the last actions draws each action of a Discrete space; the higher, the further up."""
+        return [float(action) for action in range(len(self.action_names(config, n_classes)))]
+
+    # --- what they do -----------------------------------------------------------------------------------------------
+
+    def tensors(self, config: TaskConfig, n_classes: int) -> dict[str, TensorSpec]:
+        """Tensors of the run that the game adds to its state, by name; it finds them in `run.game`."""
+        return {}
+
+    def apply(self, run: RunState, actions: Tensor, config: TaskConfig) -> None:
+        """Change the runs as the actions say, before their mini-batches.
+
+        Args:
+            run: the state of N runs.
+            actions: (N,) int64 of a Discrete space, (N, k) int64 of a MultiDiscrete, (N, *shape) float32 of a Box.
+            config: of the task.
+        """
+        raise NotImplementedError
+
+    def class_counts(self, run: RunState, config: TaskConfig) -> Tensor | None:
+        """(N, K) int64, how many images of each class the next mini-batch is to have; None: shuffled SGD."""
+        return None
+
+    def shown_action(self, actions: Tensor, config: TaskConfig) -> Tensor:
+        """What the score line shows of the last action, (N,) float32."""
+        return actions.flatten(1)[:, 0] if actions.dim() > 1 else actions
+
+    def continuation(self, config: TaskConfig, n_classes: int, step: int, first: Tensor) -> Tensor:
+        """What is played when nobody acts: the actions at a step of the episode, from 0, in the rows of `first`.
+
+        Args:
+            config: of the task.
+            n_classes: K.
+            step: number of the action in the episode.
+            first: the actions that were played last by somebody, one per row.
+        """
+        return torch.as_tensor(self.no_op(config), dtype=first.dtype, device=first.device).expand_as(first)
+
+
+GAMES: dict[str, Game] = {}
+
+
+def register_game(name: str, game: Game) -> None:
+    """Make a game available under a name.
+
+    Args:
+        name: what `game=` will accept.
+        game: an object of a subclass of `Game`.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if name in GAMES:
+        raise ValueError(f"a game cannot be registered as {name!r}: the name is taken")
+    GAMES[name] = game
+
+
+def game_of(config: TaskConfig) -> Game:
+    """The game of a task.
+
+    Raises:
+        ValueError: it is not registered.
+    """
+    if config.game not in GAMES:
+        raise ValueError(f"unknown game {config.game!r}; there are {', '.join(GAMES)}")
+    return GAMES[config.game]

@@ -1,0 +1,103 @@
+"""The learning-rate game: raise, lower or keep the learning rate, or set it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from qan_gym.config import TaskConfig
+from qan_gym.games.game import Game, register_game
+
+if TYPE_CHECKING:
+    from qan_gym.core.run_state import RunState
+
+RAISE, LOWER, KEEP = 0, 1, 2
+MULTIPLICATIVE_FACTOR = 1.25  # of one discrete action on the multiplicative scale
+CONTINUOUS_FACTOR = 2.0  # of a continuous action of 1; its inverse, of -1
+
+
+class LearningRateGame(Game):
+    """Control the learning rate; `qan_gym.env.LearningRateEnv` has the whole description."""
+
+    controlled = "learning rate"
+    hyperparameters = ("learning_rate",)
+    baselines = ("constant", "cosine")
+
+    def check(self, config: TaskConfig) -> None:
+        """See `Game.check`: every configuration can be played."""
+
+    def action_space(self, config: TaskConfig, n_classes: int) -> spaces.Space[Any]:
+        """See `Game.action_space`."""
+        return spaces.Box(-1.0, 1.0, (1,), np.float32) if config.continuous else spaces.Discrete(3)
+
+    def no_op(self, config: TaskConfig) -> Any:
+        """See `Game.no_op`."""
+        if config.action_scale == "absolute":
+            return None
+        return np.zeros(1, np.float32) if config.continuous else KEEP
+
+    def action_names(self, config: TaskConfig, n_classes: int) -> list[str]:
+        """See `Game.action_names`."""
+        return [] if config.continuous else ["raise", "lower", "keep"]
+
+    def action_heights(self, config: TaskConfig, n_classes: int) -> list[float]:
+        """See `Game.action_heights`."""
+        return [] if config.continuous else [1.0, -1.0, 0.0]
+
+    def action_towards(self, config: TaskConfig, learning_rate: float, target: float) -> Any:
+        """See `Game.action_towards`; nearest in the logarithm."""
+        if config.continuous:
+            step = math.log(target / learning_rate) / math.log(CONTINUOUS_FACTOR)
+            return np.clip([step], -1, 1).astype(np.float32)
+        actions = torch.arange(KEEP + 1)
+        reached = next_learning_rate(torch.full((KEEP + 1,), learning_rate).double(), actions, config)
+        distance = (reached.log() - math.log(target)).abs()
+        return KEEP if distance[KEEP] <= distance.min() else int(distance.argmin())
+
+    def apply(self, run: RunState, actions: Tensor, config: TaskConfig) -> None:
+        """See `Game.apply`."""
+        run.chosen_learning_rate.copy_(next_learning_rate(run.chosen_learning_rate, actions, config))
+
+    def continuation(self, config: TaskConfig, n_classes: int, step: int, first: Tensor) -> Tensor:
+        """See `Game.continuation`; on the absolute scale, the same learning rate again."""
+        if config.action_scale == "absolute":
+            return first
+        return super().continuation(config, n_classes, step, first)
+
+
+def next_learning_rate(learning_rate: Tensor, actions: Tensor, config: TaskConfig) -> Tensor:
+    """The learning rate after an action, within the range of the task.
+
+    additive: +- learning_rate_step (the paper); multiplicative: * or / 1.25; continuous: * 2**action, or, with
+    action_scale "absolute", min * (max / min)**((action + 1) / 2).
+
+    Args:
+        learning_rate: (N,) float64, before the base schedule multiplies it.
+        actions: (N,) int64 of RAISE, LOWER, KEEP; or (N, 1) float in [-1, 1], clipped, where `config.continuous`.
+        config: of the task.
+
+    Returns:
+        (N,) float64 in [learning_rate_min, learning_rate_max].
+    """
+    if config.continuous:
+        place = actions[:, 0].to(torch.float64).clamp(-1, 1)
+        if config.action_scale == "absolute":
+            low, high = math.log(config.learning_rate_min), math.log(config.learning_rate_max)
+            changed = torch.exp(low + (high - low) * (place + 1) / 2)
+        else:
+            changed = learning_rate * torch.exp(place * math.log(CONTINUOUS_FACTOR))
+    else:
+        direction = (actions == RAISE).to(torch.float64) - (actions == LOWER).to(torch.float64)  # 1, -1 or 0
+        if config.action_scale == "additive":
+            changed = learning_rate + direction * config.learning_rate_step
+        else:
+            changed = learning_rate * MULTIPLICATIVE_FACTOR**direction
+    return changed.clamp(config.learning_rate_min, config.learning_rate_max)
+
+
+register_game("learning-rate", LearningRateGame())

@@ -1,0 +1,70 @@
+"""The mini-batch game: choose the classes of the next mini-batch, through the roulette."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from qan_gym.config import TaskConfig
+from qan_gym.core.run_state import TensorSpec
+from qan_gym.games.game import Game, register_game
+
+if TYPE_CHECKING:
+    from qan_gym.core.run_state import RunState
+
+REMEMBERED = 10  # actions that decide what a mini-batch holds
+
+
+class MinibatchGame(Game):
+    """Choose classes; `qan_gym.env.MinibatchEnv` has the whole description."""
+
+    controlled = "classes of the mini-batches"
+    baselines = ("uniform", "random")
+    curve = None
+    without_acting = "the classes follow in turn, each with the images that it would have had"
+
+    def action_space(self, config: TaskConfig, n_classes: int) -> spaces.Space[Any]:
+        """See `Game.action_space`."""
+        return spaces.Discrete(n_classes)
+
+    def tensors(self, config: TaskConfig, n_classes: int) -> dict[str, TensorSpec]:
+        """The last actions, the newest last; at first all of class 0."""
+        return {"recent_actions": TensorSpec((REMEMBERED,), torch.int64)}
+
+    def apply(self, run: RunState, actions: Tensor, config: TaskConfig) -> None:
+        """See `Game.apply`."""
+        recent = run.game["recent_actions"]
+        recent.copy_(torch.cat([recent[:, 1:], actions[:, None]], dim=1))
+
+    def class_counts(self, run: RunState, config: TaskConfig) -> Tensor:
+        """See `Game.class_counts`."""
+        return roulette_counts(run.game["recent_actions"], config.batch_size, run.class_used.shape[1])
+
+    def continuation(self, config: TaskConfig, n_classes: int, step: int, first: Tensor) -> Tensor:
+        """See `Game.continuation`: the classes in turn, the same in all rows."""
+        return torch.full_like(first, step % n_classes)
+
+
+def roulette_counts(recent: Tensor, batch_size: int, n_classes: int) -> Tensor:
+    """How many images of each class the remembered actions ask for.
+
+    floor(B / 10) for each of the 9 older actions, the rest, B - 9 * floor(B / 10), for the newest.
+
+    Args:
+        recent: (N, REMEMBERED) int64, the remembered actions, the newest last.
+        batch_size: B.
+        n_classes: K.
+
+    Returns:
+        (N, K) int64; each row sums to B.
+    """
+    shares = torch.full_like(recent, batch_size // REMEMBERED)  # (N, REMEMBERED)
+    shares[:, -1] = batch_size - (REMEMBERED - 1) * (batch_size // REMEMBERED)
+    counts = recent.new_zeros(len(recent), n_classes)  # (N, K)
+    return counts.scatter_add_(1, recent, shares)
+
+
+register_game("minibatch", MinibatchGame())

@@ -1,0 +1,94 @@
+"""What the pictures draw: the scalars of an episode, one row per step."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qan_gym.core.run_state import NO_ACTION
+from qan_gym.core.training import Training
+
+SCALARS = ("batch", "learning_rate", "loss", "smoothed_loss", "validation_loss", "validation_accuracy")
+
+
+class History:
+    """The course of an episode: scalars of the info, the action, and the classes' shares where a game draws by class.
+
+    Attributes:
+        scalars: SCALARS, and what the game draws beside.
+    """
+
+    def __init__(self, training: Training, rows: NDArray[np.float64] | None = None) -> None:
+        """An empty history, or one that goes on.
+
+        Args:
+            training: whose episodes it is of.
+            rows: (steps + 1, columns), what `rows` gave.
+
+        Raises:
+            ValueError: the rows are those of another history.
+        """
+        parts = training.parts
+        curve = parts.game.curve
+        self.scalars = SCALARS if curve is None or curve in SCALARS else (*SCALARS, curve)
+        self.actions = training.run.action[0].numel()  # numbers in an action
+        self.classes = parts.n_classes if curve is None else 0
+        columns = len(self.scalars) + self.actions + self.classes
+        if rows is not None and len(rows) > 0 and rows.shape[1:] != (columns,):
+            raise ValueError(f"the state's history has rows of {rows.shape[1:]}, not {columns} numbers")
+        self._rows = np.zeros((256, columns)) if rows is None else rows.reshape(-1, columns).copy()
+        self._length = 0 if rows is None else len(self._rows)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def start(self, info: dict[str, Any]) -> None:
+        """Forget the last episode; info is that of the reset."""
+        self._length = 0
+        self.add(info, NO_ACTION)
+
+    def add(self, info: dict[str, Any], action: Any, shares: NDArray[np.float64] | None = None) -> None:
+        """Add a step; shares: (K,) of the classes in its mini-batches."""
+        if self._length == len(self._rows):
+            self._rows = np.concatenate([self._rows, np.zeros((max(256, self._length), self._rows.shape[1]))])
+        row = self._rows[self._length]
+        row[: len(self.scalars)] = [float(info[name]) for name in self.scalars]
+        row[len(self.scalars) : len(self.scalars) + self.actions] = np.asarray(action, np.float64).reshape(-1)
+        row[len(self.scalars) + self.actions :] = 0.0 if shares is None else shares
+        self._length += 1
+
+    def rows(self) -> NDArray[np.float64]:
+        """(steps + 1, columns) float64, the reset first; a view."""
+        return self._rows[: self._length]
+
+    def curve(self, name: str) -> NDArray[np.float64]:
+        """(steps + 1,), one of the scalars; a view."""
+        return self.rows()[:, self.scalars.index(name)]
+
+    def played(self) -> NDArray[np.float64]:
+        """The actions, (steps, numbers in an action); a view."""
+        return self.rows()[1:, len(self.scalars) : len(self.scalars) + self.actions]
+
+    def shares(self) -> NDArray[np.float64]:
+        """Of the classes, (steps, K), in [0, 1]; a view."""
+        return self.rows()[1:, len(self.scalars) + self.actions :]
+
+    def line(self) -> str:
+        """The last step in one line of text."""
+        last = dict(zip(self.scalars, self.rows()[-1], strict=False))
+        start = len(self.scalars)
+        action = " ".join(f"{value:5.2f}" for value in self.rows()[-1, start : start + self.actions])
+        return (
+            f"batch {last['batch']:6.0f}  action {action}  learning rate {last['learning_rate']:.4f}  "
+            f"loss {last['loss']:.4f}  smoothed {last['smoothed_loss']:.4f}  "
+            f"validation {last['validation_loss']:.4f} / {last['validation_accuracy']:.1%}"
+        )
+
+
+def class_shares(training: Training) -> NDArray[np.float64] | None:
+    """The shares of the classes in the last action's mini-batches, (N, K), where the game is drawn by them."""
+    if training.parts.game.curve is not None:
+        return None
+    labels = training.data.labels["train"][training.run.batch_indices].flatten(1).cpu().numpy()  # (N, images)
+    shares: NDArray[np.float64] = (labels[:, :, None] == np.arange(training.parts.n_classes)).mean(axis=1)
+    return shares

@@ -1,0 +1,65 @@
+"""A window that shows frames as they come."""
+
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qan_gym.rendering.frames import DPI
+
+
+class Window:
+    """A window of matplotlib's, in whatever backend it chose."""
+
+    def __init__(self, title: str, fps: int) -> None:
+        """Open nothing yet: the first frame does.
+
+        Args:
+            title: of the window.
+            fps: frames per second that it can be asked to show at most; more are passed over (see `due`).
+
+        Raises:
+            ImportError: matplotlib is missing.
+            ValueError: matplotlib has no window to show anything in.
+        """
+        import matplotlib
+        from matplotlib import pyplot
+        from matplotlib.backends import registry
+
+        backend = matplotlib.get_backend()
+        if backend.lower() in registry.backend_registry.list_builtin(registry.BackendFilter.NON_INTERACTIVE):
+            raise ValueError(
+                f"render_mode='human' needs a display, and matplotlib found none (its backend is {backend!r}): use "
+                "render_mode='rgb_array', or choose a backend that opens windows with the variable MPLBACKEND"
+            )
+        self._pyplot, self._title, self._fps = pyplot, title, fps
+        self._figure: Any = None
+        self._shown = -np.inf
+
+    def due(self) -> bool:
+        """Whether the last frame is old enough for another."""
+        return time.monotonic() - self._shown >= 1 / self._fps
+
+    def show(self, frame: NDArray[np.uint8]) -> None:
+        """Show a frame (H, W, 3); nothing, if the user has closed the window."""
+        pyplot = self._pyplot
+        if self._figure is None:
+            height, width = frame.shape[:2]
+            self._figure = pyplot.figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+            self._figure.canvas.manager.set_window_title(self._title)
+            axes = self._figure.add_axes((0, 0, 1, 1))
+            axes.set_axis_off()
+            self._image = axes.imshow(frame)
+            pyplot.show(block=False)
+        if pyplot.fignum_exists(self._figure.number):
+            self._image.set_data(frame)
+            self._figure.canvas.draw_idle()
+            self._figure.canvas.flush_events()
+        self._shown = time.monotonic()
+
+    def close(self) -> None:
+        """Close the window."""
+        if self._figure is not None:
+            self._pyplot.close(self._figure)
+            self._figure = None
