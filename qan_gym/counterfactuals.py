@@ -1,6 +1,6 @@
-"""What each action would have done: the training that is going on, once per action, in lock-step.
+"""Counterfactuals: the outcome of each action, from copies of a training that go on in lock-step, one per action.
 
-Not named `counterfactual`, because `qan_gym.counterfactual` would then be the module wherever that was imported first.
+The module is not named `counterfactual`, because `qan_gym.counterfactual` is the function.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ Then = Callable[[NDArray[np.float32], dict[str, NDArray[Any]]], Any] | int | flo
 
 @dataclass(frozen=True, eq=False)
 class Counterfactual:
-    """Where a training stands k steps after each of A actions; every array is (A,), in the order of `actions`.
+    """The outcomes of A actions after k steps; every array is (A,), in the order of `actions`.
 
     Attributes:
         actions: the first actions that were tried, int64 or float32; (A, *shape) where an action has several numbers.
@@ -49,15 +49,15 @@ class Counterfactual:
 
     @property
     def best(self) -> Any:
-        """The greedy oracle's choice: the action of the lowest validation loss, the first of equals.
+        """The action with the lowest validation loss, the first of equals: the choice of a greedy oracle.
 
-        The validation loss, because that is what the game is about; the smoothed loss, which the reward is made of,
-        still remembers the mini-batches before the action. What diverged is the worst.
+        By the validation loss, because the running mean of the training loss still contains mini-batches before the
+        action. A diverged run is the worst.
         """
         return self.actions[self._log_losses().argmin()].tolist()
 
     def regret(self, action: Any) -> float:
-        """How much lower the oracle's ln(validation loss) is than that of an action: nats of log loss, at least 0.
+        """ln(validation loss) of an action minus that of the best one, in nats, at least 0.
 
         Raises:
             ValueError: the action is not among those that were tried.
@@ -70,7 +70,7 @@ class Counterfactual:
         return float(losses[places[0]] - losses.min())
 
     def _log_losses(self) -> NDArray[np.float64]:
-        """ln(validation loss), (A,), what diverged at its limit."""
+        """ln(validation loss), (A,); of diverged runs ln(LOSS_LIMIT)."""
         losses = torch.from_numpy(np.where(self.diverged, LOSS_LIMIT, self.validation_loss))
         logs: NDArray[np.float64] = safe_log(losses).numpy()
         return logs
@@ -84,7 +84,7 @@ def counterfactual(
     One copy of the training per action goes on in lock-step, all with the same data in the same order (in the
     mini-batch game, the same order within each class). Row a is, bit for bit on one CPU thread with an even batch
     size, what `env.step(a)` and k - 1 further steps would give. The environment stays as it is, with its random
-    streams; its wrappers have no part in this. The test set is not read.
+    streams; its wrappers are not used. The test set is not read.
 
     Args:
         env: a single environment of qan-gym, wrapped or not, within an episode.
@@ -176,7 +176,7 @@ def _next_actions(game: QanEnv, then: Then, first: Tensor) -> Callable[[int, Ste
 
 
 def _checked(game: QanEnv, actions: Any, first: Tensor) -> Tensor:
-    """What a policy returned, (A,).
+    """The actions that a policy returned, (A,) or (A, *shape).
 
     Raises:
         ValueError: it is not one action per row.

@@ -1,4 +1,4 @@
-"""One launch instead of hundreds: a function of tensors that stay where they are, as a CUDA graph."""
+"""CUDA graphs: a function of tensors that stay in place becomes one launch instead of hundreds."""
 
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
