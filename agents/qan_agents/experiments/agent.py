@@ -1,7 +1,7 @@
 """The interface of an agent that a run can train, and the registry of agents.
 
-An agent is a subclass of `Agent`. Those in the folder `qan_agents/agents` are found by the name of their file; others are
-registered with `register_agent`.
+An agent is a subclass of `Agent`. Those in the folder `qan_agents/agents` are found by the name of their file; others
+are registered with `register_agent`.
 """
 
 from abc import ABC, abstractmethod
@@ -220,8 +220,14 @@ class Agent(ABC):
         """
 
     def refill_replay(self, rounds: Iterable[Sequence[Arrays]]) -> None:
-        """After `load`: put rounds of episodes into the replay, as playing them did."""
+        """After `load`: put rounds of episodes into the replay, as playing them did.
 
+        Args:
+            rounds: those that were learned from, each with one episode per environment.
+        """
+        raise NotImplementedError("only agents that learn from a replay are given rounds to refill it with")
+
+    @abstractmethod
     def close(self) -> None:
         """Close the environments."""
 

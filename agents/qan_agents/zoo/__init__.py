@@ -14,7 +14,7 @@ from qan_gym.core.observation import LIMIT
 
 
 class ScoreLine(gym.ObservationWrapper[NDArray[np.float32], Any, NDArray[np.float32]], RecordConstructorArgs):
-    """The features that `--preset quick` reads of a screen, as the observation: see `qan_agents.dqn.features.ScoreLine`."""
+    """The features that the preset `quick` reads of a screen, as the observation; see `dqn.features.ScoreLine`."""
 
     def __init__(self, env: gym.Env[NDArray[np.float32], Any]) -> None:
         """env: one of qan-gym's, with its score line."""
