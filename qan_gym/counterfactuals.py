@@ -1,9 +1,8 @@
-"""Counterfactuals: copies of the training that is going on, one per action, play on in lock-step.
+"""Counterfactuals: the outcome of each action, from copies of a training that go on in lock-step, one per action.
 
-Not named `counterfactual`, because `qan_gym.counterfactual` would then be the module wherever that was imported first.
+The module is not named `counterfactual`, because `qan_gym.counterfactual` is the function.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,29 +10,27 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qan_gym.actions import single_action, tried_actions
 from qan_gym.core.reward import safe_log
 from qan_gym.core.training import LOSS_LIMIT, Info, StepResult
 from qan_gym.env import QanEnv
 
-GRID = 5  # values that are tried of each number of a continuous action
-MOST_ACTIONS = 125  # that are tried by default
+GRID = 5  # actions that are tried of a Box
 
-# (observations (A, D) float32, infos name -> (A,)) -> A actions; an action; or None.
+# (observations (A, D) float32, infos name -> (A,)) -> actions (A,); an action; or None.
 Then = Callable[[NDArray[np.float32], dict[str, NDArray[Any]]], Any] | int | float | NDArray[Any] | None
 
 
 @dataclass(frozen=True, eq=False)
 class Counterfactual:
-    """The training k steps after each of A actions; every array but `actions` is (A,), in the order of the actions.
+    """The outcomes of A actions after k steps; every array is (A,), in the order of `actions`.
 
     Attributes:
-        actions: the first actions that were tried, (A,), or (A, numbers) where an action is several numbers; int64, or
-            float32 where they are continuous.
+        actions: the first actions that were tried, int64 or float32; (A, *shape) where an action has several numbers.
         steps: int64, the steps that were played: k, or fewer where the episode ended.
         learning_rate: float64, of the last mini-batch.
         smoothed_loss: float64, nats, the running mean of the mini-batches' losses.
@@ -52,28 +49,28 @@ class Counterfactual:
 
     @property
     def best(self) -> Any:
-        """The greedy oracle's choice: the action of the lowest validation loss, the first of equals.
+        """The action with the lowest validation loss, the first of equals: the choice of a greedy oracle.
 
-        The validation loss, because that is what the game is about; the smoothed loss, which the reward is made of,
-        still remembers the mini-batches before the action. What diverged is the worst.
+        By the validation loss, because the running mean of the training loss still contains mini-batches before the
+        action. A diverged run is the worst.
         """
-        return plain_action(self.actions[self._log_losses().argmin()])
+        return self.actions[self._log_losses().argmin()].tolist()
 
     def regret(self, action: Any) -> float:
-        """How much lower the oracle's ln(validation loss) is than that of an action: nats of log loss, at least 0.
+        """ln(validation loss) of an action minus that of the best one, in nats, at least 0.
 
         Raises:
             ValueError: the action is not among those that were tried.
         """
-        tried = self.actions.reshape(len(self.actions), -1)
-        places = np.flatnonzero((tried == np.asarray(action, self.actions.dtype).reshape(-1)).all(axis=1))
+        own = np.asarray(action, self.actions.dtype).reshape(self.actions.shape[1:])
+        places = np.flatnonzero((self.actions == own).reshape(len(self.actions), -1).all(axis=1))
         if len(places) == 0:
             raise ValueError(f"action {action!r} was not tried; there are {self.actions.tolist()}")
         losses = self._log_losses()
         return float(losses[places[0]] - losses.min())
 
     def _log_losses(self) -> NDArray[np.float64]:
-        """ln(validation loss), (A,), what diverged at its limit."""
+        """ln(validation loss), (A,); of diverged runs ln(LOSS_LIMIT)."""
         losses = torch.from_numpy(np.where(self.diverged, LOSS_LIMIT, self.validation_loss))
         logs: NDArray[np.float64] = safe_log(losses).numpy()
         return logs
@@ -87,17 +84,17 @@ def counterfactual(
     One copy of the training per action goes on in lock-step, all with the same data in the same order (in the
     mini-batch game, the same order within each class). Row a is, bit for bit on one CPU thread with an even batch
     size, what `env.step(a)` and k - 1 further steps would give. The environment stays as it is, with its random
-    streams; its wrappers have no part in this. The test set is not read.
+    streams; its wrappers are not used. The test set is not read.
 
     Args:
         env: a single environment of qan-gym, wrapped or not, within an episode.
         k: steps, at least 1; a row whose episode ends before stops there.
-        actions: the first actions to try, A of them; None: `actions_to_try`.
-        then: what is played after the first action. None: what goes on when nobody acts (`Game.continuation`), the same
-            in all rows, so that the rows differ by one action: in the learning-rate game what leaves the learning rate
-            (or what the schedule multiplies) as it is, in the mini-batch game the classes in turn. An action: that one
-            throughout. A function of the observations (A, D) float32 and infos, by name, (A,), which returns A actions:
-            a policy.
+        actions: the first actions to try, A of them; None: all of a Discrete space, 5 from the least to the largest of
+            a Box of one number.
+        then: what is played after the first action. None: what the game's `continuation` says: in the learning-rate
+            game the action that keeps the learning rate that was set; in the mini-batch game the classes in turn, the
+            same in all rows, so that the rows differ by one action. An action: that one throughout. A function of the
+            observations (A, D) float32 and infos, by name, (A,), which returns the actions (A,): a policy.
 
     Returns:
         See `Counterfactual`.
@@ -106,12 +103,12 @@ def counterfactual(
         gymnasium.error.ResetNeeded: the episode is over or has not begun.
         ValueError: the environment is no single one of qan-gym, k is below 1, or an action is not in the action space.
     """
-    inner = _single_env(env)
+    game = _single_env(env)
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
         raise ValueError(f"k must be an integer of at least 1, not {k!r}")
-    first = _as_tensor(inner, actions_to_try(inner.action_space) if actions is None else actions)  # (A, *shape)
-    next_actions = _next_actions(inner, then, first)
-    fork = inner.training.fork(len(first))
+    first = _as_tensor(game, tried_actions(game.action_space, GRID) if actions is None else actions)  # (A,) or (A, 1)
+    follow = _next_actions(game, then, first)
+    fork = game.training.fork(len(first))
     steps, returns = np.zeros(len(first), np.int64), np.zeros(len(first))
     kept: dict[str, NDArray[Any]] = {}
     chosen = first
@@ -126,10 +123,10 @@ def counterfactual(
         returns += np.where(playing, done.reward.cpu().numpy().astype(np.float64), 0)
         if fork.run.over.all():
             break
-        chosen = next_actions(number, done)
+        chosen = follow(number, done)
     fork.close()
     return Counterfactual(
-        actions=(first if first[0].numel() > 1 else first.flatten()).cpu().numpy(),
+        actions=_without_axes_of_one(first).cpu().numpy(),
         steps=steps,
         learning_rate=kept["learning_rate"],
         smoothed_loss=kept["smoothed_loss"].astype(np.float64),
@@ -139,79 +136,52 @@ def counterfactual(
     )
 
 
-def actions_to_try(space: spaces.Space[Any]) -> NDArray[Any]:
-    """The first actions of `counterfactual`, where none are given.
-
-    All of a Discrete or MultiDiscrete space, a grid of 5 values per number of a Box; where these are more than 125,
-    only 5 with all numbers at the same place between their lowest and their highest.
-
-    Returns:
-        (A,) int64 of a Discrete space; (A, *shape), int64 or float32, of the others.
-    """
-    if isinstance(space, spaces.Discrete):
-        return np.arange(space.start, space.start + space.n)
-    if isinstance(space, spaces.MultiDiscrete):
-        first, dtype = space.start.reshape(-1), np.dtype(np.int64)
-        axes = [start + np.arange(count) for start, count in zip(first, space.nvec.reshape(-1), strict=True)]
-    else:
-        assert isinstance(space, spaces.Box)
-        ends, dtype = (space.low.reshape(-1), space.high.reshape(-1)), np.dtype(np.float32)
-        axes = [np.linspace(low, high, GRID) for low, high in zip(*ends, strict=True)]
-    if math.prod(map(len, axes)) <= MOST_ACTIONS:
-        actions = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
-    else:
-        places = np.linspace(0, 1, GRID)
-        actions = np.stack([axis[(places * (len(axis) - 1)).round().astype(int)] for axis in axes], axis=-1)
-    return actions.reshape(-1, *(space.shape or ())).astype(dtype)
-
-
-def plain_action(action: Any) -> Any:
-    """An action as a number, or as a tuple of numbers where it is several."""
-    numbers = tuple(np.asarray(action).reshape(-1).tolist())
-    return numbers[0] if len(numbers) == 1 else numbers
-
-
 def _single_env(env: gym.Env[Any, Any]) -> QanEnv:
-    inner = getattr(env, "unwrapped", env)
-    if not isinstance(inner, QanEnv):
+    game = getattr(env, "unwrapped", env)
+    if not isinstance(game, QanEnv):
         raise ValueError(f"counterfactual needs a single environment of qan-gym, made by gym.make, not {env!r}")
-    if inner.training.run.over[0]:
+    if game.training.run.over[0]:
         raise ResetNeeded("the episode is over or has not begun: there is nothing to look ahead from before reset()")
-    return inner
+    return game
 
 
-def _as_tensor(env: QanEnv, actions: Any) -> Tensor:
-    """The actions as the core takes them, (A, *shape).
+def _as_tensor(game: QanEnv, actions: Any) -> Tensor:
+    """The actions as the core takes them, (A,) or (A, *shape).
 
     Raises:
         ValueError: one is not in the action space, or there is none.
     """
-    if len(actions) == 0:
+    space = game.action_space
+    values = [np.reshape(action, space.shape) if isinstance(space, gym.spaces.Box) else action for action in actions]
+    if not values:
         raise ValueError("there must be at least one action to try")
-    if not isinstance(env.action_space, spaces.Discrete):
-        actions = [np.reshape(action, env.action_space.shape or ()) for action in actions]
-    return torch.cat([env._as_tensor(action) for action in actions])
+    return torch.cat([single_action(space, value, game.training.device) for value in values])
 
 
-def _next_actions(env: QanEnv, then: Then, first: Tensor) -> Callable[[int, StepResult], Tensor]:
-    """A function: (the number of the last step, its result) -> the actions of the next step."""
-    parts = env.training.parts
+def _without_axes_of_one(actions: Tensor) -> Tensor:
+    """(A,) where an action is one number."""
+    return actions.flatten() if actions[0].numel() == 1 else actions
+
+
+def _next_actions(game: QanEnv, then: Then, first: Tensor) -> Callable[[int, StepResult], Tensor]:
+    """(the number of the last step, what it gave) -> the actions of the next."""
+    parts = game.training.parts
     if callable(then):
-        return lambda number, done: _checked(env, then(done.observation.cpu().numpy(), _on_host(done.info)), first)
+        return lambda number, done: _checked(game, then(done.observation.cpu().numpy(), _on_host(done.info)), first)
     if then is not None:
-        throughout = _as_tensor(env, [then]).expand_as(first)
+        throughout = _as_tensor(game, [then]).expand_as(first)
         return lambda number, done: throughout
-    step = int(env.training.run.batch[0]) // parts.config.batches_per_action
+    step = int(game.training.run.batch[0]) // parts.config.batches_per_action
     return lambda number, done: parts.game.continuation(parts.config, parts.n_classes, step + number + 1, first)
 
 
-def _checked(env: QanEnv, actions: Any, first: Tensor) -> Tensor:
-    """The actions that a policy returned, (A, *shape).
+def _checked(game: QanEnv, actions: Any, first: Tensor) -> Tensor:
+    """The actions that a policy returned, (A,) or (A, *shape).
 
     Raises:
         ValueError: it is not one action per row.
     """
-    chosen = _as_tensor(env, actions)
+    chosen = _as_tensor(game, actions)
     if chosen.shape != first.shape:
         raise ValueError(f"`then` must return one action per row: {len(first)}, not {len(chosen)}")
     return chosen

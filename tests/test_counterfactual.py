@@ -15,15 +15,15 @@ import pytest
 import torch
 from gymnasium.error import ResetNeeded
 from helpers import made_deep_game, made_npz
-from slow_reference import SlowCNN, evaluate
+from oracles.training import SlowCNN, evaluate
 
 import qan_gym
-from qan_agents.analysis.regret import regrets
+from qan_agents.analysis.regret import compared_actions, regrets
 from qan_agents.policies.fixed import make_policy
 from qan_gym.config import TaskConfig
 from qan_gym.core.run_state import RunState
 from qan_gym.core.training import LOSS_LIMIT, Training
-from qan_gym.counterfactuals import Counterfactual, actions_to_try
+from qan_gym.counterfactuals import Counterfactual
 from qan_gym.data.datasets import DeviceData
 from qan_gym.games import GAMES, Game
 from qan_gym.games.learning_rate import KEEP
@@ -330,20 +330,18 @@ class TwoFactors(Game):
 def test_actions_of_several_numbers(
     continuous: bool, make: Callable[..., gym.Env], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All of a MultiDiscrete space, a grid of a Box; rows, oracle and regret are those of a copy that plays them."""
+    """Rows, oracle and regret are those of copies that play the actions; a policy is compared with all, or a grid."""
     monkeypatch.setitem(GAMES, "two-factors", TwoFactors())
     env = playing(make(LR, game="two-factors", continuous=continuous, epochs=1), 2)
-    actions = None if not continuous else [(-1, 0.5), (0, 0), (1, 1)]
-    result = qan_gym.counterfactual(env, 2, actions=actions)
-    if not continuous:
-        assert result.actions.tolist() == [[-1, 0], [-1, 1], [0, 0], [0, 1], [1, 0], [1, 1]]
+    actions = [(-1, 0), (0, 0), (1, 1)] if not continuous else [(-1, 0.5), (0, 0), (1, 1)]
+    result = qan_gym.counterfactual(env, 2, actions=np.array(actions))
+    assert result.actions.tolist() == list(map(list, actions))
     for number, action in enumerate(result.actions):
         _, wanted = played(env, action, 2, lambda steps, first: np.zeros_like(first))
         assert row(result, number) == {name: wanted[name] for name in row(result, number)}
-    assert result.best == tuple(result.actions[result.validation_loss.argmin()].tolist())
     losses = np.log(result.validation_loss)
-    zero = result.actions.tolist().index([0, 0])
-    assert result.regret((0, 0)) == pytest.approx(losses[zero] - losses.min())
+    assert result.best == result.actions[losses.argmin()].tolist()
+    assert result.regret((0, 0)) == pytest.approx(losses[1] - losses.min())
     with pytest.raises(ValueError, match="was not tried"):
         result.regret((0, 7))
     (one,) = regrets(env, make_policy("random"), seed=0, every=50, k=1)
@@ -352,16 +350,16 @@ def test_actions_of_several_numbers(
     assert one["best"] == min(one["validation_losses"], key=one["validation_losses"].get)
 
 
-def test_actions_to_try() -> None:
+def test_compared_actions() -> None:
     """All that there are, or a grid; of many, those on the diagonal."""
-    assert actions_to_try(gym.spaces.Discrete(3, start=2)).tolist() == [2, 3, 4]
-    assert actions_to_try(gym.spaces.Box(-1, 1, (1,))).tolist() == [[-1], [-0.5], [0], [0.5], [1]]
-    grid = actions_to_try(gym.spaces.Box(np.array([0, -2], np.float32), np.array([1, 2], np.float32)))
+    assert compared_actions(gym.spaces.Discrete(3, start=2)).tolist() == [2, 3, 4]
+    assert compared_actions(gym.spaces.Box(-1, 1, (1,))).tolist() == [[-1], [-0.5], [0], [0.5], [1]]
+    grid = compared_actions(gym.spaces.Box(np.array([0, -2], np.float32), np.array([1, 2], np.float32)))
     assert grid.dtype == np.float32
     assert grid.shape == (25, 2)
     assert grid[:6].tolist() == [[0, -2], [0, -1], [0, 0], [0, 1], [0, 2], [0.25, -2]]
-    assert actions_to_try(gym.spaces.MultiDiscrete([5, 5, 5])).shape == (125, 3)
-    many = actions_to_try(gym.spaces.MultiDiscrete([9, 126], start=[0, 1]))
+    assert compared_actions(gym.spaces.MultiDiscrete([5, 5, 5])).shape == (125, 3)
+    many = compared_actions(gym.spaces.MultiDiscrete([9, 126], start=[0, 1]))
     assert many.tolist() == [[0, 1], [2, 32], [4, 63], [6, 95], [8, 126]]
 
 

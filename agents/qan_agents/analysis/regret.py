@@ -1,15 +1,19 @@
 """The regret of a policy: at some steps of an episode its action is compared with that of a greedy oracle."""
 
+import math
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium import spaces
 from numpy.typing import NDArray
 
 from qan_agents.policies.fixed import Policy
 from qan_agents.policies.rollout import EpisodeRecorder, play_episode
 from qan_gym import counterfactual
-from qan_gym.counterfactuals import actions_to_try, plain_action
+from qan_gym.counterfactuals import GRID
+
+MOST_ACTIONS = 125  # that the policy's action is compared with
 
 
 class RegretProbe:
@@ -38,14 +42,14 @@ class RegretProbe:
         return action
 
     def _compare(self, action: Any) -> dict[str, Any]:
-        tried = actions_to_try(self.env.action_space)
-        own = np.asarray(action, tried.dtype).reshape(1, *tried.shape[1:])
-        found = counterfactual(self.env, self.k, actions=np.unique(np.concatenate([own, tried]), axis=0))
-        losses = zip(map(plain_action, found.actions), found.validation_loss.tolist(), strict=True)
+        others = compared_actions(self.env.action_space)
+        own = np.asarray(action, others.dtype).reshape(others.shape[1:])
+        found = counterfactual(self.env, self.k, actions=np.unique([own, *others], axis=0))
+        losses = zip(map(_plain, found.actions), found.validation_loss.tolist(), strict=True)
         return {
             "step": self.step,
-            "action": plain_action(own),
-            "best": found.best,
+            "action": _plain(own),
+            "best": _plain(found.best),
             "regret": found.regret(own),
             "validation_losses": dict(losses),
         }
@@ -64,7 +68,7 @@ def regrets(env: gym.Env[Any, Any], policy: Policy, seed: int, every: int = 10, 
     Returns:
         A row per comparison: `step` (from 0), `action` (the policy's), `best` (the oracle's), `regret` (nats of log
         loss, at least 0) and `validation_losses` (nats, k steps after each action that was tried: the policy's and
-        those of `qan_gym.counterfactuals.actions_to_try`). An action of several numbers is a tuple.
+        `compared_actions`). An action of several numbers is a tuple.
 
     Raises:
         ValueError: `every` or `k` is below 1, or the policy cannot play this environment.
@@ -75,3 +79,38 @@ def regrets(env: gym.Env[Any, Any], policy: Policy, seed: int, every: int = 10, 
     probe = RegretProbe(policy, every, k)
     play_episode(EpisodeRecorder(env), probe, seed)
     return probe.rows
+
+
+def compared_actions(space: spaces.Space[Any]) -> NDArray[Any]:
+    """The actions that a policy's action is compared with.
+
+    All of a Discrete or MultiDiscrete space, a grid of 5 values per number of a Box; where these are more than 125,
+    only 5, with all numbers at the same place between their lowest and their highest.
+
+    Args:
+        space: Discrete, MultiDiscrete, or a Box with bounds.
+
+    Returns:
+        (A,) int64 of a Discrete space; (A, *shape), int64 or float32, of the others.
+    """
+    if isinstance(space, spaces.Discrete):
+        return np.arange(space.start, space.start + space.n)
+    if isinstance(space, spaces.MultiDiscrete):
+        first, dtype = space.start.reshape(-1), np.dtype(np.int64)
+        axes = [start + np.arange(count) for start, count in zip(first, space.nvec.reshape(-1), strict=True)]
+    else:
+        assert isinstance(space, spaces.Box)
+        ends, dtype = (space.low.reshape(-1), space.high.reshape(-1)), np.dtype(np.float32)
+        axes = [np.linspace(low, high, GRID) for low, high in zip(*ends, strict=True)]
+    if math.prod(map(len, axes)) <= MOST_ACTIONS:
+        actions = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+    else:
+        places = np.linspace(0, 1, GRID)
+        actions = np.stack([axis[(places * (len(axis) - 1)).round().astype(int)] for axis in axes], axis=-1)
+    return actions.reshape(-1, *(space.shape or ())).astype(dtype)
+
+
+def _plain(action: Any) -> Any:
+    """An action as a number, or as a tuple of numbers where it is several."""
+    numbers = tuple(np.asarray(action).reshape(-1).tolist())
+    return numbers[0] if len(numbers) == 1 else numbers
