@@ -14,7 +14,7 @@ from qan_gym.core.observation import LIMIT
 
 
 class ScoreLine(gym.ObservationWrapper[NDArray[np.float32], Any, NDArray[np.float32]], RecordConstructorArgs):
-    """What `features.ScoreLine` reads of a screen: the score line, and the root mean square of the filters."""
+    """The features that the preset `quick` reads of a screen, as the observation; see `dqn.features.ScoreLine`."""
 
     def __init__(self, env: gym.Env[NDArray[np.float32], Any]) -> None:
         """env: one of qan-gym's, with its score line."""
@@ -25,4 +25,5 @@ class ScoreLine(gym.ObservationWrapper[NDArray[np.float32], Any, NDArray[np.floa
 
     def observation(self, observation: NDArray[np.float32]) -> NDArray[np.float32]:
         """(rows * columns,) -> (6,) float32."""
-        return self.reader(torch.from_numpy(observation)[None, None])[0].numpy()
+        features: NDArray[np.float32] = self.reader(torch.from_numpy(observation)[None, None])[0].numpy()
+        return features
