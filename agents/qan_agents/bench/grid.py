@@ -18,12 +18,12 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-import qan_gym  # noqa: F401 (registers the environments)
+import gymnasium as gym
+
 from qan_agents.bench.controllers import Preparation
 from qan_agents.bench.preparation import controllers
 from qan_agents.bench.tuning_task import task_config
-from qan_gym.tasks import TASKS
-from qan_gym.utils.validation import Rule, check_settings, either, integer, list_of, optional, registered, setting, text
+from qan_gym.utils.validation import Rule, check_settings, either, integer, list_of, optional, setting, text
 
 
 @dataclass(frozen=True)
@@ -107,13 +107,16 @@ class Block:
 class TargetEntry:
     """An environment to evaluate on."""
 
-    id: str = setting("", registered(TASKS), "of the environment")
+    id: str = setting("", text(), "ID or MODULE:ID; the module may register controllers and schedules too")
     kwargs: Mapping[str, Any] | None = setting(None, optional(MAPPING), "keyword arguments of the environment")
 
     def __post_init__(self) -> None:
         """Check every field, and what the environment makes of its arguments."""
         check_settings(self)
-        task_config(self.id, dict(self.kwargs or {}))
+        try:
+            task_config(self.id, dict(self.kwargs or {}))
+        except gym.error.Error as error:
+            raise ValueError(f"unknown environment {self.id!r}: {error}") from error
 
 
 @dataclass(frozen=True)

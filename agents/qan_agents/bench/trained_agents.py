@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 import qan_agents.bench.clipped_reward  # noqa: F401 (registers its reward)
 from qan_agents.bench.controllers import Preparation, Prepare, PreparedController, register_controller
 from qan_agents.bench.tuning_task import Settings, TuningTask, task_config
-from qan_agents.dqn.agent import Game, train
-from qan_agents.dqn.ensemble import Ensemble
-from qan_agents.dqn.presets import make_dqn_config
+from qan_agents.dqn import Ensemble, EnvInterface, make_dqn_config, train
+from qan_gym.core.observation import SCORE_LINE
 from qan_gym.games import game_of
 from qan_gym.vector_env import QanVectorEnv
 
@@ -114,7 +113,7 @@ def _train_ensemble(task: TuningTask, env_kwargs: Settings, hyperparameters: Set
     config = make_dqn_config("control", steps, {"n_step": episode_length, **hyperparameters})
     if config.history != 1:
         raise ValueError("a bench plays agents without a history of frames: history must be 1")
-    agent = Ensemble(config, Game.of(env), rows, str(game_env.training.device), seed=task.seed)
+    agent = Ensemble(config, EnvInterface.of(env), rows, str(game_env.training.device), seed=task.seed)
     finished = train(agent, env, steps, seed=task.tuning_seed(0))
     own = task_config(task.env, {**task.env_kwargs, **env_kwargs})
     default = game_of(own).no_op(own)
@@ -152,19 +151,25 @@ class SB3Algorithm:
         """See `Train`."""
         from stable_baselines3.common.logger import Logger
 
-        from qan_agents.sb3.bridge import GymnasiumVecEnv, StackHistory
-        from qan_agents.sb3.dqn import Extractor
+        from qan_agents.sb3 import GymnasiumVecEnv
+        from qan_agents.sb3.extractor import Extractor
+        from qan_agents.sb3.wrappers import StackHistory
 
         envs = _training_env(task, env_kwargs, rows, "numpy")
         env, game_env = StackHistory(GymnasiumVecEnv(envs), 1), cast(QanVectorEnv, envs.unwrapped)
         episode_length, batches_per_action = game_env.episode_length, game_env.config.batches_per_action
-        screen_rows, columns = game_env.screen_shape
+        observer = game_env.training.parts.observer
         steps = task.runs * episode_length
         settings = {
             "policy_kwargs": {
                 "net_arch": [64, 64],
                 "features_extractor_class": Extractor,
-                "features_extractor_kwargs": {"features": "scores", "rows": screen_rows, "columns": columns},
+                "features_extractor_kwargs": {
+                    "features": "scores",
+                    "rows": observer.shape[0],
+                    "columns": observer.shape[1],
+                    "score_line": len(SCORE_LINE) + len(observer.extra),
+                },
             },
             "gamma": 0.995,
             "learning_rate": 1e-3,

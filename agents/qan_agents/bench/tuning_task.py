@@ -6,10 +6,10 @@ from typing import Any, cast
 import gymnasium as gym
 from gymnasium.vector import AutoresetMode
 
+from qan_agents.env_ids import task_of
 from qan_agents.seeds import training_seed
 from qan_gym.config import TaskConfig
 from qan_gym.data.datasets import load_dataset
-from qan_gym.tasks import make_task_config
 from qan_gym.vector_env import QanVectorEnv
 
 VALIDATIONS = 25  # measurements of the validation loss in an episode, beside that of the initial weights
@@ -22,7 +22,7 @@ class TuningTask:
     """A task, and the budget of training runs on which a controller is prepared for it.
 
     Attributes:
-        env: the id.
+        env: ID or MODULE:ID.
         env_kwargs: of `gym.make_vec`.
         runs: training runs that the preparation may consume.
         seed: of the preparation; the seeds of its training runs follow from it.
@@ -60,9 +60,9 @@ def task_config(env: str, env_kwargs: Settings) -> TaskConfig:
     """The configuration of an environment.
 
     Raises:
-        ValueError: the id or an argument is wrong.
+        ValueError, gymnasium.error.Error: see `qan_agents.env_ids.task_of`.
     """
-    return make_task_config(env, {name: value for name, value in env_kwargs.items() if name != "device"})
+    return task_of(env, {name: value for name, value in env_kwargs.items() if name != "device"})
 
 
 def make_env(task: TuningTask, num_envs: int, env_kwargs: Settings) -> QanVectorEnv:

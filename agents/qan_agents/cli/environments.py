@@ -18,8 +18,8 @@ from qan_agents.cli.common import (
 
 def list_environments() -> None:
     """The environments, the agents and the fixed policies."""
-    from qan_agents.bench.controllers import CONTROLLERS
-    from qan_agents.policies.fixed import FIXED_POLICIES
+    from qan_agents.bench.preparation import controllers
+    from qan_agents.policies.fixed import fixed_policies
     from qan_gym.games import game_of
     from qan_gym.registration import ENTRY_POINTS
     from qan_gym.tasks import TASKS
@@ -35,8 +35,8 @@ def list_environments() -> None:
         table.add_row(env_id, game_of(task).controlled, task.dataset, *numbers)
     console.print(table)
     console.print("agents: dqn (presets quick, paper), dqn-gpu (presets quick, paper, today, control)")
-    console.print(f"fixed policies: {', '.join(FIXED_POLICIES)}")
-    console.print(f"controllers of qan bench: {', '.join(CONTROLLERS)}")
+    console.print(f"fixed policies: {', '.join(fixed_policies())}")
+    console.print(f"controllers of qan bench: {', '.join(controllers())}")
 
 
 def check(
