@@ -30,8 +30,9 @@ def bench(
         if (grid is None) == (controller is None):
             raise ValueError("give a grid, or at least one --controller")
         with extra_required("bench"):
-            from qan_agents.bench import runner
+            from qan_agents.bench.grid import cells_of, read_grid
             from qan_agents.bench.results import Results
+            from qan_agents.bench.runner import run_cells
         flags = {
             "environments": env or ["QanLR-MNIST5k-v0"],
             "controllers": controller,
@@ -39,7 +40,7 @@ def bench(
             "seeds": seed or [0],
             "evaluation_seeds": evaluation_seeds,
         }
-        cells = runner.cells_of(flags if grid is None else runner.read_grid(grid))
+        cells = cells_of(flags if grid is None else read_grid(grid))
         results = Results(out)
         there = len({cell.key for cell in cells} & results.finished())
         console.print(f"{len(cells)} cells, {there} finished: {out}", highlight=False)
@@ -56,7 +57,7 @@ def bench(
                 bars.advance(bar)
 
             try:
-                runner.bench(cells, results, workers or os.cpu_count() or 1, ray, finished)
+                run_cells(cells, results, workers or os.cpu_count() or 1, ray, finished)
             except KeyboardInterrupt:
                 bars.stop()
                 console.print("interrupted; the same command goes on", highlight=False)

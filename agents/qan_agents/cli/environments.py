@@ -29,8 +29,8 @@ def list_environments(
             console.print(f"presets of {agent}: {', '.join(agent_class(agent).presets)}")
         return
     from qan_agents.agents import agent_names
-    from qan_agents.bench.controllers import CONTROLLERS
-    from qan_agents.policies.fixed import FIXED_POLICIES
+    from qan_agents.bench.preparation import controllers
+    from qan_agents.policies.fixed import fixed_policies
     from qan_gym.games import game_of
     from qan_gym.registration import ENTRY_POINTS
     from qan_gym.tasks import TASKS
@@ -47,8 +47,8 @@ def list_environments(
         table.add_row(env_id, game_of(task).controlled, task.dataset, *numbers)
     console.print(table)
     console.print(f"agents: {', '.join(agent_names())}; their presets: qan list AGENT")
-    console.print(f"fixed policies: {', '.join(FIXED_POLICIES)}")
-    console.print(f"controllers of qan bench: {', '.join(CONTROLLERS)}")
+    console.print(f"fixed policies: {', '.join(fixed_policies())}")
+    console.print(f"controllers of qan bench: {', '.join(controllers())}")
 
 
 def check(
