@@ -8,8 +8,9 @@ from helpers import made_npz
 from typer.testing import CliRunner
 
 from qan_agents.cli.app import app
+from qan_agents.experiments.evaluation import evaluate
 from qan_agents.experiments.reproduce import RECIPES, TEST_EXPLORATION, recipe_config
-from qan_agents.experiments.run_folder import RunConfig, read_rows
+from qan_agents.experiments.run_folder import Run, RunConfig, read_rows
 from qan_agents.experiments.train import start_run, train
 from qan_gym.tasks import TASKS
 
@@ -93,7 +94,7 @@ def test_a_recipe_from_beginning_to_end(recipe, settings, tiny_npz, tmp_path, mo
         policies = [row["policy"] for row in csv.DictReader(file)]
     assert policies == ["dqn", "uniform" if recipe == "mnist-minibatch" else "constant"]
     before = (folder / "evaluation.csv").read_bytes()
-    assert CliRunner().invoke(app, ["evaluate", str(folder)]).exit_code == 0
+    evaluate(Run(folder), lambda name, seed: None)
     assert (folder / "evaluation.csv").read_bytes() == before, "judged otherwise than the recipe says"
 
 
