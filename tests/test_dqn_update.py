@@ -168,7 +168,9 @@ def test_updates_are_the_equations(switch, monkeypatch):
         oracle.target = dict(oracle.network)
 
 
-@pytest.mark.parametrize("switch", [name for name in SWITCHES if name not in ("base", "filters", "score line", "scores")])
+@pytest.mark.parametrize(
+    "switch", [name for name in SWITCHES if name not in ("base", "filters", "score line", "scores")]
+)
 def test_every_switch_matters(switch):
     """The values after some updates differ from those without it."""
     weights = []
@@ -177,7 +179,9 @@ def test_every_switch_matters(switch):
         agent, _ = play(replace(config, **settings))
         agent.target_weights.mul_(-0.7)
         agent.update(4)
-        observation = torch.linspace(-1, 1, agent.config.history * agent.interface.frame_size).view(1, agent.config.history, -1)
+        observation = torch.linspace(-1, 1, agent.config.history * agent.interface.frame_size).view(
+            1, agent.config.history, -1
+        )
         weights.append(agent.values(observation))
     assert not torch.equal(*weights)
 
