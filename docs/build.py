@@ -59,9 +59,8 @@ def whole_sections(kind: type) -> dict[str, str]:
         if not text.startswith(SHARED):
             whole[heading] = text
             continue
+        whole["Reset Options"] = text.removeprefix(SHARED).strip()
         whole |= {name: shared[name] for name in heading.split(", ")}
-        own = text.removeprefix(SHARED).strip()
-        whole["Arguments" if heading == "Arguments" else "Reset Options"] = own
     return whole
 
 
