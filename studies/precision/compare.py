@@ -1,6 +1,6 @@
-"""What the precision of the gradients does to the end of a training: paired seeds, 95 % intervals.
+"""Final test loss and accuracy with each precision of the gradients: paired seeds, 95 % intervals.
 
-    python benchmarks/precision.py [--device cpu|cuda] [--num-envs 32]
+    python studies/precision/compare.py [--device cpu|cuda] [--num-envs 32]
 
 Every seed is played once per precision, at the constant initial learning rate of `QanLR-MNIST5k-v0`.
 """
