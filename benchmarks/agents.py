@@ -161,8 +161,8 @@ def main() -> None:
             rows.append(row)
             ratio, share, speed = row["sb3_over_bundled"], row["agent_share"], row["steps_per_second"]
             print(
-                f"{env_id}, {rate} updates per step: {speed['SB3']:.0f} and {speed['bundled']:.0f} steps/s (environment "
-                f"alone {speed['environment']:.0f}), {ratio['median']:.2f} times (quartiles {ratio['low']:.2f} to "
+                f"{env_id}, {rate} updates per step: {speed['SB3']:.0f} and {speed['bundled']:.0f} steps/s "
+                f"(environment alone {speed['environment']:.0f}), {ratio['median']:.2f} times (quartiles {ratio['low']:.2f} to "
                 f"{ratio['high']:.2f}; {row['at_best']['median']:.1f} if the agent took no time); the agent's share "
                 f"{share['SB3']:.0%} and {share['bundled']:.0%}",
                 flush=True,

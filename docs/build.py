@@ -1,8 +1,8 @@
 """Build the site: python docs/build.py; warnings are errors.
 
 Writes the pages that come from code (the environments, from their docstrings and configurations; observation features;
-schedules; settings), and copies the reports of the studies. Then Zensical builds all of docs/ into site/. (Zensical is by
-the makers of Material for MkDocs and replaces it. It has no plugins that run code, so this script runs before it.)
+schedules; settings), and copies the reports of the studies. Then Zensical builds all of docs/ into site/. (Zensical is
+by the makers of Material for MkDocs and replaces it. It has no plugins that run code, so this script runs before it.)
 """
 
 import inspect
