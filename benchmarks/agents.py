@@ -22,12 +22,12 @@ from typing import Any
 import gymnasium as gym
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
+from qan_agents.agents.dqn import sb3_arguments
+from qan_agents.sb3.extractor import Extractor
 from throughput import Contest, hardware
 
-from qan_agents.dqn.agent import DQN, DQNConfig, Game, Stream
-from qan_agents.dqn.presets import PRESETS
+from qan_agents.dqn import DQN, PRESETS, DQNConfig, EnvInterface, TensorVectorEnv
 from qan_agents.sb3.bridge import GymnasiumVecEnv
-from qan_agents.sb3.dqn import Extractor, sb3_arguments
 
 NUM_ENVS = {"cpu": 16, "cuda": 128}
 PRESET = "quick"  # of both agents
@@ -68,12 +68,12 @@ def settings(env_id: str, rate: str) -> DQNConfig:
 
 def bundled(env: VectorEnv, config: DQNConfig, device: str) -> Callable[[], None]:
     """One step of every environment, and the updates after it."""
-    agent = DQN(config, Game.of(env), device)
-    stream = Stream(env, agent.device)
-    agent.begin(stream.reset(0))
+    agent = DQN(config, EnvInterface.of(env), device)
+    tensors = TensorVectorEnv(env, agent.device)
+    agent.begin(tensors.reset(0))
 
     def step() -> None:
-        agent.remember(stream.step(agent.act()))
+        agent.remember(tensors.step(agent.act()))
         agent.learn()
 
     return step
@@ -116,14 +116,14 @@ def compare(env_id: str, rate: str, num_envs: int, device: str, rounds: int) -> 
     config = settings(env_id, rate)
     make = ENVIRONMENTS[env_id]
     alone = make(num_envs, device, "torch")
-    stream = Stream(alone, torch.device(device))
-    stream.reset(0)
+    tensors = TensorVectorEnv(alone, torch.device(device))
+    tensors.reset(0)
     actions = torch.randint(int(alone.single_action_space.n), (num_envs,), device=device)
     calls = 60 if env_id == "CartPole-v1" else 10
     sb3_calls = max(1, min(calls, SB3_UPDATES // updates_per_step(config, num_envs))) if device == "cuda" else calls
     threads = torch.get_num_threads()
     contest = Contest(device)
-    contest.enter("environment", lambda: stream.step(actions), num_envs, threads, calls)
+    contest.enter("environment", lambda: tensors.step(actions), num_envs, threads, calls)
     contest.enter("bundled", bundled(make(num_envs, device, "torch"), config, device), num_envs, threads, calls)
     learn = sb3(make(num_envs, device, "numpy"), config, device)
     contest.enter("SB3", lambda: learn(sb3_calls), num_envs * sb3_calls, threads, 1)
@@ -160,10 +160,11 @@ def main() -> None:
             row = compare(env_id, rate, num_envs, arguments.device, arguments.rounds)
             rows.append(row)
             ratio, share, speed = row["sb3_over_bundled"], row["agent_share"], row["steps_per_second"]
+            speeds = f"{speed['SB3']:.0f} and {speed['bundled']:.0f} steps/s"
+            quartiles = f"{ratio['median']:.2f} times (quartiles {ratio['low']:.2f} to {ratio['high']:.2f}"
             print(
-                f"{env_id}, {rate} updates per step: {speed['SB3']:.0f} and {speed['bundled']:.0f} steps/s "
-                f"(environment alone {speed['environment']:.0f}), {ratio['median']:.2f} times (quartiles {ratio['low']:.2f} to "
-                f"{ratio['high']:.2f}; {row['at_best']['median']:.1f} if the agent took no time); the agent's share "
+                f"{env_id}, {rate} updates per step: {speeds} (environment alone {speed['environment']:.0f}), "
+                f"{quartiles}; {row['at_best']['median']:.1f} if the agent took no time); the agent's share "
                 f"{share['SB3']:.0%} and {share['bundled']:.0%}",
                 flush=True,
             )

@@ -1,12 +1,13 @@
-"""Where the schedule under the agents' actions is from: a search on other tasks than those that they are judged on.
+"""A one-cycle schedule found on other tasks than those on which agents are compared.
 
-    python benchmarks/base.py [--trials 96]
+    python -m studies.base_schedule.search [--trials 96]
 
 The tasks are eight draws of 4,500 images of MNIST, without the 5,000 of `mnist5k` and without an image in common, each
-trained on as `QanLR-MNIST5k-v0` trains, pulled towards a baseline run of its own. Optuna searches a one-cycle schedule
-(peak, share of the training at which it is reached, and how many times lower it begins) for the lowest loss on 5,000
-further images, which no draw has: ten times as many as the game has for validation, so luck decides less. Every
-schedule is tried on every draw with the same seeds. Printed is each best so far, with the geometric mean of its losses.
+trained as `QanLR-MNIST5k-v0` is, and pulled towards a baseline run of its own. Optuna searches a one-cycle schedule
+(its peak, the share of the training at which it is reached, and how many times lower it begins) for the lowest loss on
+5,000 further images, which are in no draw: ten times as many as the game has for validation, so chance has less
+influence. Every schedule is tried on every draw with the same seeds. Each best schedule so far is printed, with the
+geometric mean of its losses.
 
 It needs MNIST (`qan data --fetch`) and takes an hour and a half on one core.
 """
@@ -19,33 +20,26 @@ import numpy as np
 import optuna
 import torch
 from numpy.typing import NDArray
-from waves import bests
+from qan_agents.bench.rollout import play_episodes
+from qan_agents.bench.tuned_schedules import ABSOLUTE_ACTIONS, LEARNING_RATES, ScheduleController
+from qan_agents.bench.tuning_task import Settings, TuningTask, make_env
 
 import qan_gym  # noqa: F401 (registers the ids)
-from qan_agents.bench.controllers import (
-    ABSOLUTE,
-    FAMILIES,
-    RATES,
-    Problem,
-    Scheduled,
-    Settings,
-    batches_of,
-    make_env,
-    play,
-)
 from qan_agents.seeds import UNSEEN_BELOW
 from qan_gym.core.references import make_reference, reference_name
 from qan_gym.data.datasets import load_dataset
+from studies.batched_search import improvements
 
-GAME = "QanLR-MNIST5k-v0"
-DRAWS, TRAIN, JUDGED = 8, 450, 500  # of them; images of each class in a draw, and in what all are judged on
-AT_ONCE = 8  # schedules in lock-step
-DIVERGED = 10.0  # the loss that a diverged training counts as
-FAMILY = FAMILIES["one-cycle-wide"]
+ENV = "QanLR-MNIST5k-v0"
+DRAWS = 8
+TRAIN, EVALUATION = 450, 500  # images of each class: in a draw, and in what all schedules are evaluated on
+BATCH_SIZE = 8  # schedules in lock-step
+DIVERGED = 10.0  # the loss that stands for a diverged training
+SEARCH = {"start": (0.05, 0.85), "rise": (1.0, 100.0)}
 
 
-def draw_tasks(folder: Path) -> list[Problem]:
-    """Write the draws into a folder, and the weights that each is pulled towards."""
+def draw_tasks(folder: Path) -> list[TuningTask]:
+    """Write the draws, and the reference weights of each, into a folder."""
     mnist, known = load_dataset("mnist"), load_dataset("mnist5k")
     images = np.concatenate([mnist.train.images, mnist.validation.images])[:, 0]  # (55,000, 28, 28)
     labels = np.concatenate([mnist.train.labels, mnist.validation.labels])
@@ -54,46 +48,48 @@ def draw_tasks(folder: Path) -> list[Problem]:
     rng = np.random.default_rng(0)
     classes = [rng.permutation(np.flatnonzero(free & (labels == label))) for label in range(10)]
 
-    def part(begin: int, count: int) -> np.ndarray:
+    def part(begin: int, count: int) -> NDArray[np.int64]:
         return np.array([places[begin : begin + count] for places in classes]).T.ravel()  # classes alternate
 
-    judged, problems = part(0, JUDGED), []
+    evaluation, tasks = part(0, EVALUATION), []
     for number in range(DRAWS):
-        train, path = part(JUDGED + number * TRAIN, TRAIN), folder / f"{number}.npz"
-        np.savez(path, x_train=images[train], y_train=labels[train], x_test=images[judged], y_test=labels[judged])
-        problem = Problem(GAME, {"dataset": str(path)}, 0, 0)
-        make_reference(problem.task, folder)
-        reference = str(folder / reference_name(problem.task))
-        problems.append(Problem(GAME, {**problem.env_kwargs, "reference": reference}, 0, 0))
-    return problems
+        train, path = part(EVALUATION + number * TRAIN, TRAIN), folder / f"{number}.npz"
+        test = {"x_test": images[evaluation], "y_test": labels[evaluation]}
+        np.savez(path, x_train=images[train], y_train=labels[train], **test)
+        task = TuningTask(ENV, {"dataset": str(path)}, runs=0, seed=0)
+        make_reference(task.config, folder)
+        reference = str(folder / reference_name(task.config))
+        tasks.append(TuningTask(ENV, {**task.env_kwargs, "reference": reference}, runs=0, seed=0))
+    return tasks
 
 
-def search(problems: list[Problem], trials: int) -> None:
-    """Search, and print each best so far."""
-    once = {**ABSOLUTE, "validate_every": batches_of(problems[0])}  # what is searched for is not the validation loss
-    envs = [make_env(problem, AT_ONCE, once) for problem in problems]
+def search(tasks: list[TuningTask], trials: int) -> None:
+    """Search, and print each best schedule so far."""
+    # The validation loss is not what is searched for: it is measured at the end only.
+    env_kwargs = {**ABSOLUTE_ACTIONS, "validate_every": tasks[0].batches}
+    envs = [make_env(task, BATCH_SIZE, env_kwargs) for task in tasks]
 
     def suggest(trial: optuna.Trial) -> Settings:
-        rate = {"learning_rate": trial.suggest_float("learning_rate", *RATES, log=True)}
-        others = {name: trial.suggest_float(name, *ends, log=name == "rise") for name, ends in FAMILY.space.items()}
-        return {**rate, **others}
+        rate = {"learning_rate": trial.suggest_float("learning_rate", *LEARNING_RATES, log=True)}
+        return rate | {name: trial.suggest_float(name, *ends, log=name == "rise") for name, ends in SEARCH.items()}
 
-    def measure(wave: list[Settings]) -> NDArray[np.float64]:
+    def measure(schedules: list[Settings]) -> NDArray[np.float64]:
         losses = []  # (draws, schedules)
         for number, env in enumerate(envs):
-            final = play(env, Scheduled(FAMILY, wave), [UNSEEN_BELOW + 40_000 + number] * AT_ONCE).final
+            seeds = [UNSEEN_BELOW + 40_000 + number] * BATCH_SIZE
+            final = play_episodes(env, ScheduleController("one-cycle", schedules), seeds).final
             losses.append(np.where(final["diverged"], DIVERGED, final["test_loss"]))
         return np.array(losses).T  # (schedules, draws)
 
-    for number, chosen, _, mean in bests(suggest, measure, trials, AT_ONCE):
-        settings = ", ".join(f"{name} {setting:.3g}" for name, setting in chosen.items())
-        print(f"schedule {number}, {settings}: {mean:.4f}", flush=True)
+    for best in improvements(suggest, measure, trials, BATCH_SIZE):
+        settings = ", ".join(f"{name} {setting:.3g}" for name, setting in best.candidate.items())
+        print(f"schedule {best.number}, {settings}: {best.mean:.4f}", flush=True)
 
 
 def main() -> None:
     """Draw, search and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=96, help="schedules to try, in eights")
+    parser.add_argument("--trials", type=int, default=96, help=f"schedules to try, in batches of {BATCH_SIZE}")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.ERROR)

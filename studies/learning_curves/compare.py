@@ -1,13 +1,13 @@
-"""Do the bundled DQN and Stable-Baselines3's learn alike? The same hyperparameters, games and seeds, both agents.
+"""Learning curves of the bundled DQN and of Stable-Baselines3's, with the same hyperparameters and seeds.
 
-    python benchmarks/learning_curves.py cartpole|mnist5k [--seeds 5] [--json FILE]
+    python studies/learning_curves/compare.py cartpole|mnist5k [--seeds 5] [--json FILE]
 
 - `cartpole`: CartPole-v1, 50,000 steps with the hyperparameters that rl-baselines3-zoo gives SB3's DQN.
 - `mnist5k`: QanLR-MNIST5k-v0, 20 episodes with the preset quick.
 
 The score of a seed is the mean return of its training episodes: of all of them, and of those of the last quarter of the
-training. It is given for each seed, with the difference of the agents' means and its 95 % interval (Welch). A picture
-lies beside the JSON. Needs scipy (the extra dev).
+training. It is printed for each seed, with the difference of the agents' means and its 95 % interval (Welch). A picture
+is written beside the JSON. Needs scipy (the extra dev).
 """
 
 import argparse
@@ -23,22 +23,22 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
 
-AGENTS = ("dqn", "dqn-gpu")
-NAMES = {"dqn": "Stable-Baselines3", "dqn-gpu": "bundled"}
+AGENTS = ("dqn", "dqn-native")
+NAMES = {"dqn": "Stable-Baselines3", "dqn-native": "bundled"}
 STEPS = 50_000  # of CartPole
 EPISODES = 20  # of QanLR-MNIST5k-v0
-LAST = 0.75  # of the training: from here on is its last quarter
+LAST_QUARTER = 0.75  # share of the training at which it begins
 
 Curve = list[tuple[float, float]]  # share of the training, return
 
 
 def cartpole(agent: str, seed: int) -> Curve:
     """The training episodes of one agent on CartPole."""
+    from qan_agents.agents.dqn import sb3_arguments
     from stable_baselines3 import DQN as SB3DQN
     from stable_baselines3.common.monitor import Monitor
 
-    from qan_agents.dqn.agent import DQN, DQNConfig, Game, train
-    from qan_agents.sb3.dqn import sb3_arguments
+    from qan_agents.dqn import DQN, DQNConfig, EnvInterface, train
 
     config = DQNConfig(
         hidden=(256, 256),
@@ -57,7 +57,7 @@ def cartpole(agent: str, seed: int) -> Curve:
         return [(float(end) / STEPS, value) for end, value in zip(ends, env.get_episode_rewards(), strict=True)]
     mode = {"autoreset_mode": AutoresetMode.SAME_STEP}
     envs = gym.make_vec("CartPole-v1", num_envs=1, vectorization_mode="sync", vector_kwargs=mode)
-    finished = train(DQN(config, Game.of(envs), seed=seed), envs, STEPS, seed=seed)
+    finished = train(DQN(config, EnvInterface.of(envs), seed=seed), envs, STEPS, seed=seed)
     return [(step / STEPS, value) for step, value in finished]
 
 
@@ -73,11 +73,11 @@ def mnist5k(agent: str, seed: int) -> Curve:
     return [((int(row["episode"]) + 1) / EPISODES, float(row["return"])) for row in rows]
 
 
-GAMES = {"cartpole": cartpole, "mnist5k": mnist5k}
+ENVIRONMENTS = {"cartpole": cartpole, "mnist5k": mnist5k}
 
 
 def one_thread() -> None:
-    """Processes beside each other must not share their threads."""
+    """One thread per process: more would compete for the cores."""
     torch.set_num_threads(1)
 
 
@@ -90,19 +90,19 @@ def difference(ours: list[float], theirs: list[float]) -> dict[str, float]:
 
 
 def scores(curves: dict[str, list[Curve]]) -> dict[str, Any]:
-    """See the module."""
+    """Mean returns by seed and agent, and the difference of the agents."""
     table: dict[str, Any] = {}
-    for name, start in (("all episodes", 0.0), ("last quarter", LAST)):
+    for name, start in (("all episodes", 0.0), ("last quarter", LAST_QUARTER)):
         means = {
             agent: [float(np.mean([value for when, value in curve if when >= start])) for curve in some]
             for agent, some in curves.items()
         }
-        table[name] = {**means, **difference(means["dqn-gpu"], means["dqn"])}
+        table[name] = {**means, **difference(means["dqn-native"], means["dqn"])}
     return table
 
 
-def draw(game: str, curves: dict[str, list[Curve]], path: Path) -> None:
-    """Each seed thin, their mean thick."""
+def draw(environment: str, curves: dict[str, list[Curve]], path: Path) -> None:
+    """Write a picture of the curves: a thin line per seed, a thick one for their mean."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
@@ -112,31 +112,31 @@ def draw(game: str, curves: dict[str, list[Curve]], path: Path) -> None:
         lines = []
         for curve in some:
             when, values = np.array(curve).T
-            window = 1 if game == "mnist5k" else 20  # episodes
-            means = np.array([values[max(0, end - window + 1) : end + 1].mean() for end in range(len(values))])
+            episodes = 1 if environment == "mnist5k" else 20
+            means = np.array([values[max(0, end - episodes + 1) : end + 1].mean() for end in range(len(values))])
             lines.append(np.interp(grid, when, means))
             axes.plot(100 * grid, lines[-1], style, color=color, linewidth=0.7, alpha=0.5)
         label = f"{NAMES[agent]}, mean of {len(some)} seeds"
         axes.plot(100 * grid, np.mean(lines, axis=0), style, color=color, linewidth=2.5, label=label)
-    what = "return of the episode" if game == "mnist5k" else "mean return of the last 20 episodes"
+    what = "return of the episode" if environment == "mnist5k" else "mean return of the last 20 episodes"
     axes.set(xlabel="share of the training (%)", ylabel=what)
-    axes.set_title(f"{game}: two DQNs with the same hyperparameters; thin: single seeds")
+    axes.set_title(f"{environment}: two DQNs with the same hyperparameters; thin: single seeds")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)
 
 
 def main() -> None:
-    """Train, print, write down."""
+    """Train, print, write the files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("game", choices=GAMES)
+    parser.add_argument("environment", choices=ENVIRONMENTS)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write the figures here, and the picture beside them")
     arguments = parser.parse_args()
     seeds = range(arguments.seeds)
     with ProcessPoolExecutor(arguments.processes, get_context("spawn"), initializer=one_thread) as pool:
-        play = GAMES[arguments.game]
+        play = ENVIRONMENTS[arguments.environment]
         waiting = {agent: [pool.submit(play, agent, seed) for seed in seeds] for agent in AGENTS}
         curves = {agent: [one.result() for one in some] for agent, some in waiting.items()}
     table = scores(curves)
@@ -147,7 +147,7 @@ def main() -> None:
     if arguments.json is not None:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps({"torch": torch.__version__, "scores": table, "curves": curves}) + "\n")
-        draw(arguments.game, curves, arguments.json.with_suffix(".png"))
+        draw(arguments.environment, curves, arguments.json.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
-"""Would more test images change what the bench found? Its trainings once more, judged on the test images of MNIST.
+"""The trainings of a bench once more, judged on the 10,000 test images of MNIST instead of the 500 of the game.
 
-    python benchmarks/more_images.py benchmarks/results/goal.parquet --out benchmarks/results/goal-10000.parquet
-    qan report benchmarks/results/goal-10000.parquet
+    python -m studies.more_test_images.judge_again studies/agent_on_one_cycle/results.parquet \\
+        --out studies/more_test_images/results.parquet
+    qan report studies/more_test_images/results.parquet
 
-`QanLR-MNIST5k-v0` has 500 test images. More evaluation seeds average over the luck of a training, not over that of the
-images: a schedule can be better on these 500 alone. So every finished cell of that game is played again on its
-evaluation seeds: the same training images, validation images and pull, hence the same trainings (or it is an error:
-each validation loss is compared with the recorded one), but judged on the 10,000 test images of MNIST, of which the
-game has none. What an agent did is read off the recorded learning rates and repeated; where they were recorded too
-rarely for that, the agent is left out.
+More evaluation seeds average over the luck of a training, not over that of the test images: a schedule can be better on
+these 500 alone. So every finished cell of `QanLR-MNIST5k-v0` is played again on its evaluation seeds, with the same
+training images, validation images and pull, hence the same trainings, but judged on the test images of MNIST, of which
+the game has none. Each validation loss is compared with the recorded one; a difference is an error. The actions of an
+agent are derived from the recorded learning rates; an agent whose learning rates were recorded too rarely for that is
+left out.
 
-It needs MNIST (`qan data --fetch`), takes some three minutes of a core per cell of 30 seeds, and goes on where it was
-stopped.
+It needs MNIST (`qan data --fetch`) and takes some three minutes of a core per cell of 30 seeds. Finished cells are not
+played again.
 """
 
 import argparse
@@ -24,39 +25,38 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from qan_agents.bench.preparation import controllers, prepare
+from qan_agents.bench.rollout import play_episodes
+from qan_agents.bench.tuned_schedules import ABSOLUTE_ACTIONS, PlateauController, ScheduleController, with_optimizer
+from qan_agents.bench.tuning_task import Settings, TuningTask, make_env
 from tqdm import tqdm
 
-import qan_agents.bench.schedule_free  # noqa: F401 (registers the optimizers)
 import qan_gym
-from qan_agents.bench.controllers import (
-    ABSOLUTE,
-    AGENTS,
-    FAMILIES,
-    TUNED,
-    Infos,
-    Prepared,
-    Problem,
-    Scheduled,
-    batches_of,
-    make_env,
-    play,
-    prepare,
-)
+from qan_agents.bench.controllers import Controller, Preparation, PreparedController
 from qan_agents.bench.results import Results, Row, read_table
-from qan_agents.bench.trained_agents import playing
+from qan_agents.bench.trained_agents import SB3_ALGORITHMS, agent_env_kwargs
 from qan_gym.core.references import pretrained_path
 from qan_gym.data.datasets import MNIST5K_FILE, load_dataset, read_npz
-from qan_gym.games.learning_rate import KEEP, LOWER, MULTIPLICATIVE_FACTOR, RAISE, scheduled
+from qan_gym.games.learning_rate import KEEP, LOWER, MULTIPLICATIVE_FACTOR, RAISE
+from qan_gym.schedules import SCHEDULES
+from qan_gym.vector_env import QanVectorEnv
 
-GAME, DATA = "QanLR-MNIST5k-v0", "mnist5k-10000"
+ENV, DATASET = "QanLR-MNIST5k-v0", "mnist5k-10000"
+TASK = TuningTask(ENV, {}, runs=0, seed=0)
+SCHEDULE_FREE = ("schedule-free-sgd", "schedule-free-adamw")
+# The schedules of the tuned controllers that have another name.
+SCHEDULE_OF = {"best-constant": "constant", "one-cycle-wide": "one-cycle", **dict.fromkeys(SCHEDULE_FREE, "constant")}
 
 
 def load_images() -> dict[str, NDArray[Any]]:
-    """The game's images, with the test images of MNIST in the place of its own."""
+    """The images of the game, with the test images of MNIST instead of its own.
+
+    Raises:
+        ValueError: an image of the game is among them.
+    """
     arrays, test = read_npz(MNIST5K_FILE), load_dataset("mnist").test
     known = {image.tobytes() for name in ("x_train", "x_test") for image in arrays[name]}
     images = test.images[:, 0]  # (10,000, 28, 28)
@@ -65,62 +65,76 @@ def load_images() -> dict[str, NDArray[Any]]:
     return {**arrays, "x_test": images, "y_test": test.labels}
 
 
-qan_gym.register_dataset(DATA, load_images)
+qan_gym.register_dataset(DATASET, load_images)
 
 
-class Recorded:
-    """What an agent did, N episodes at once: actions that multiply the learning rate, once more."""
+class RecordedActions:
+    """A controller that repeats the actions of an agent, N episodes at once."""
 
     def __init__(self, actions: NDArray[np.int64]) -> None:
-        """actions: (decisions, N)."""
+        """actions: (T, N)."""
         self.actions = actions
 
-    def start(self, env: gym.vector.VectorEnv) -> None:
-        """See `Player.start`."""
+    def start(self, env: QanVectorEnv) -> None:
+        """See `Controller.start`."""
         self.left = iter(self.actions)
 
-    def act(self, observations: NDArray[Any], infos: Infos) -> NDArray[np.int64]:
-        """See `Player.act`."""
+    def act(self, observations: NDArray[Any], infos: dict[str, Any]) -> NDArray[np.int64]:
+        """See `Controller.act`."""
         return next(self.left)
 
 
-def arguments_of(row: Row, problem: Problem) -> dict[str, Any]:
-    """How the agent of a cell plays."""
-    wanted = json.loads(row["settings"]).get("env", {})
-    return playing(problem, wanted, continuous=row["controller"] in ("sac", "td3"))
+def is_agent(row: Row) -> bool:
+    """Whether the controller of a cell was trained."""
+    return controllers()[row["controller"]].preparation is Preparation.TRAINING
 
 
-def is_known(row: Row) -> bool:
-    """Whether what a controller did can be done again."""
-    if row["controller"] not in AGENTS:
+def env_kwargs_of(row: Row) -> Settings:
+    """The keyword arguments of the environment that the agent of a cell plays."""
+    algorithm = SB3_ALGORITHMS.get(row["controller"])
+    own = json.loads(row["settings"]).get("env", {})
+    return agent_env_kwargs(TASK, own, continuous=algorithm is not None and algorithm.continuous)
+
+
+def is_repeatable(row: Row) -> bool:
+    """Whether what the controller of a cell did can be done again."""
+    if not is_agent(row):
         return True
-    problem = Problem(GAME, {}, 0, 0)
-    arguments = arguments_of(row, problem)
-    decisions = batches_of(problem) // arguments["batches_per_action"]
-    return arguments.get("action_scale") == "multiplicative" and len(row["rate_curve"]) == 1 + decisions
+    arguments = env_kwargs_of(row)
+    length = TASK.batches // arguments["batches_per_action"]
+    return arguments.get("action_scale") == "multiplicative" and len(row["rate_curve"]) == 1 + length
 
 
-def actions_of(rows: Sequence[Row], problem: Problem, arguments: dict[str, Any]) -> NDArray[np.int64]:
-    """The actions (decisions, N) of N episodes, read off the learning rate at the end of each."""
-    rates = torch.tensor([row["rate_curve"] for row in rows], dtype=torch.float64)  # (N, 1 + decisions)
-    every, budget = arguments["batches_per_action"], batches_of(problem)
-    last = torch.arange(every, budget + 1, every) - 1  # (decisions,), the last mini-batch of each action
-    factor = scheduled(torch.ones(()), last / budget, arguments["schedule"])  # (decisions,)
-    levels = torch.cat([torch.full_like(rates[:, :1], problem.task.learning_rate), rates[:, 1:] / factor], dim=1)
-    steps = levels.log().diff(dim=1).div(np.log(MULTIPLICATIVE_FACTOR)).round()  # (N, decisions)
-    return torch.where(steps > 0, RAISE, torch.where(steps < 0, LOWER, KEEP)).T.numpy()
+def recorded_actions(rows: Sequence[Row], arguments: Settings) -> NDArray[np.int64]:
+    """The actions (T, N) of N episodes, derived from the learning rate at the end of each action."""
+    rates = torch.tensor([row["rate_curve"] for row in rows], dtype=torch.float64)  # (N, 1 + T)
+    count, budget = arguments["batches_per_action"], TASK.batches
+    last = torch.arange(count, budget + 1, count) - 1  # (T,), the last mini-batch of each action
+    factor = SCHEDULES[arguments["schedule"]].rate(torch.ones(len(last), dtype=torch.float64), last / budget)  # (T,)
+    first = torch.full_like(rates[:, :1], TASK.config.learning_rate)
+    chosen = torch.cat([first, rates[:, 1:] / factor], dim=1)  # (N, 1 + T), before the base schedule
+    steps = chosen.log().diff(dim=1).div(np.log(MULTIPLICATIVE_FACTOR)).round()  # (N, T)
+    actions: NDArray[np.int64] = torch.where(steps > 0, RAISE, torch.where(steps < 0, LOWER, KEEP)).T.numpy()
+    return actions
 
 
-def prepared_again(rows: Sequence[Row], problem: Problem) -> Prepared:
+def tuned_controller(name: str, chosen: Settings, task: TuningTask) -> PreparedController:
+    """A tuned controller, from the settings that were found."""
+    schedule = ScheduleController(SCHEDULE_OF.get(name, name), [chosen])
+    controller: Controller = PlateauController([chosen]) if name == "plateau" else schedule
+    optimizer = with_optimizer(task, {"optimizer": name, "momentum": 0.9}) if name in SCHEDULE_FREE else {}
+    return PreparedController(controller, {**ABSOLUTE_ACTIONS, **optimizer})
+
+
+def prepared_again(rows: Sequence[Row], task: TuningTask) -> PreparedController:
     """The controller of a cell as it was when it was judged."""
     name, settings, chosen = rows[0]["controller"], json.loads(rows[0]["settings"]), json.loads(rows[0]["chosen"])
-    if name in TUNED:
-        family = FAMILIES[TUNED[name]]
-        return Prepared(Scheduled(family, [chosen]), {**ABSOLUTE, **family.optimizer})
-    if name in AGENTS:
-        arguments = arguments_of(rows[0], problem)
-        return Prepared(Recorded(actions_of(rows, problem, arguments)), arguments)
-    return prepare(name, problem, settings)
+    if is_agent(rows[0]):
+        arguments = env_kwargs_of(rows[0])
+        return PreparedController(RecordedActions(recorded_actions(rows, arguments)), arguments)
+    if controllers()[name].preparation is Preparation.TUNING:
+        return tuned_controller(name, chosen, task)
+    return prepare(name, task, settings)
 
 
 def judge(rows: Sequence[Row]) -> list[Row]:
@@ -131,19 +145,19 @@ def judge(rows: Sequence[Row]) -> list[Row]:
     """
     torch.set_num_threads(1)
     started = time.perf_counter()
-    reference = pretrained_path(Problem(GAME, {}, 0, 0).task)
-    problem = Problem(GAME, {"dataset": DATA, "reference": str(reference)}, 0, 0)
-    prepared = prepared_again(rows, problem)
-    env = make_env(problem, len(rows), prepared.env_kwargs)
-    final = play(env, prepared.player, [row["evaluation_seed"] for row in rows]).final
+    reference = str(pretrained_path(TASK.config))
+    task = TuningTask(ENV, {"dataset": DATASET, "reference": reference}, runs=0, seed=0)
+    prepared = prepared_again(rows, task)
+    env = make_env(task, len(rows), prepared.env_kwargs)
+    final = play_episodes(env, prepared.controller, [row["evaluation_seed"] for row in rows]).final
     if not np.allclose(final["validation_loss"], [row["validation_loss"] for row in rows], rtol=1e-6):
         raise ValueError(
-            f"{rows[0]['label']}, seed {rows[0]['seed']}: the trainings differ from the recorded ones, of another "
-            "machine or another torch; run the bench here first"
+            f"{rows[0]['label']}, seed {rows[0]['seed']}: the trainings differ from the recorded ones, which are of "
+            "another machine or another torch; run the bench here first"
         )
     now = {
-        "environment_kwargs": json.dumps({"dataset": DATA}),
-        "data_fingerprint": env.unwrapped.training.parts.fingerprint,
+        "environment_kwargs": json.dumps({"dataset": DATASET}),
+        "data_fingerprint": env.training.parts.fingerprint,
         "seconds": time.perf_counter() - started,
     }
     scores = {name: final[name].tolist() for name in ("test_loss", "test_accuracy")}
@@ -153,24 +167,25 @@ def judge(rows: Sequence[Row]) -> list[Row]:
 
 
 def main() -> None:
-    """Play what is not there yet."""
+    """Play what is not in the results yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, help="of a bench")
     parser.add_argument("--out", type=Path, required=True, help="the Parquet file to write")
     parser.add_argument("--workers", type=int, default=2, help="processes")
     arguments = parser.parse_args()
-    results, wanted = Results(arguments.out), {"environment": GAME, "environment_kwargs": "{}", "status": "done"}
-    there = results.finished()
+    results, wanted = Results(arguments.out), {"environment": ENV, "environment_kwargs": "{}", "status": "done"}
+    finished = results.finished()
     rows = [row for row in read_table(arguments.results).to_pylist() if wanted.items() <= row.items()]
-    rows = [row for row in rows if row["config_hash"] not in there and row["prepared_on_kwargs"] == "{}"]
+    rows = [row for row in rows if row["config_hash"] not in finished and row["prepared_on_kwargs"] == "{}"]
     rows.sort(key=lambda row: (row["runs"], row["label"], row["seed"], row["evaluation_seed"]))
     cells = {key: list(cell) for key, cell in itertools.groupby(rows, key=lambda row: row["config_hash"])}
-    known = {key: cell for key, cell in cells.items() if is_known(cell[0])}
-    print(f"left out: {', '.join(sorted({cells[key][0]['label'] for key in cells.keys() - known})) or 'nobody'}")
+    repeatable = {key: cell for key, cell in cells.items() if is_repeatable(cell[0])}
+    left_out = sorted({cells[key][0]["label"] for key in cells.keys() - repeatable})
+    print(f"left out: {', '.join(left_out) or 'none'}")
     with ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(judge, cell): key for key, cell in known.items()}
+        futures = {pool.submit(judge, cell): key for key, cell in repeatable.items()}
         try:
-            for future in tqdm(as_completed(futures), total=len(known), unit="cell"):
+            for future in tqdm(as_completed(futures), total=len(repeatable), unit="cell"):
                 results.append(futures[future], future.result())
         except ValueError as error:
             pool.shutdown(cancel_futures=True)
