@@ -69,7 +69,7 @@ def make_question(name: str, pull: bool) -> Question:
 
 
 def triangle(peak: float, warm_up: float) -> Floats:
-    """A first candidate: ln learning rates (knots,) that rise for a share of the searched part, then fall to almost 0."""
+    """ln learning rates (knots,) to try first: they rise for a share of the searched part, then fall to almost 0."""
     rates = peak * np.minimum((PLACES + 0.02) / warm_up, (1 - PLACES) / (1 - warm_up))
     return np.log(np.clip(rates, 1e-4, peak))
 
