@@ -43,7 +43,7 @@ SCRIPTS = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "studies").rglob("*.py"
 CHEAP = ("list", "data")  # commands that are run, not only parsed
 
 
-# --- the site -------------------------------------------------------------------------------------------------------
+# --- the site ---------------------------------------------------------------------------------------------------------
 
 
 class Links(html.parser.HTMLParser):
@@ -141,7 +141,7 @@ def test_the_readme_is_short_and_stands_alone():
     ]
 
 
-# --- code and commands in the docs ---------------------------------------------------------------------------------------------
+# --- code and commands in the docs ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [name for name in PAGES if "```python" in (ROOT / name).read_text(encoding="utf-8")])
@@ -221,7 +221,7 @@ def test_commands_were_found():
     assert {words[0] for _, words in SHOWN} >= {"train", "bench", "report", "list"}
 
 
-# --- public names -------------------------------------------------------------------------------------------------
+# --- public names -----------------------------------------------------------------------------------------------------
 
 
 def public(item: griffe.Object) -> list[griffe.Object]:
