@@ -169,7 +169,7 @@ def features_page() -> str:
 def schedules_page() -> str:
     """The registered schedules."""
     rows = [
-        [f"`{name}`", summary(one.shape), ranges(one.settings), ranges(one.search), f"{one.peak:g}"]
+        [f"`{name}`", summary(one.shape), values(one.settings), ranges(one.search), f"{one.peak:g}"]
         for name, one in SCHEDULES.items()
     ]
     return "\n".join(
@@ -213,9 +213,15 @@ def summary(function: Callable[..., Any]) -> str:
     return " ".join((inspect.getdoc(function) or "").split("\n\n")[0].split())
 
 
-def ranges(values: Mapping[str, Any]) -> str:
-    """Names and values, in a cell of a table."""
-    return ", ".join(f"`{name}` {value}" for name, value in values.items())
+def values(settings: Mapping[str, float]) -> str:
+    """Settings and their values, in a cell of a table."""
+    return ", ".join(f"`{name}` = {value:g}" for name, value in settings.items())
+
+
+def ranges(search: Mapping[str, tuple[float, float]]) -> str:
+    """Settings and the ranges that are searched, in a cell of a table; a range of one value is a value."""
+    parts = (f"= {low:g}" if low == high else f"in {low:g} to {high:g}" for low, high in search.values())
+    return ", ".join(f"`{name}` {part}" for name, part in zip(search, parts, strict=True))
 
 
 # --- the site -------------------------------------------------------------------------------------------------------
