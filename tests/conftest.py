@@ -1,4 +1,4 @@
-"""What the test files share."""
+"""Fixtures and settings that the test files share."""
 
 import os
 from collections.abc import Iterator
@@ -10,18 +10,29 @@ os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 import matplotlib
 import pytest
 import torch
+from helpers import made_npz
 
 import qan_gym  # noqa: F401 (registers the ids)
-from qan_gym.core import reward
+from qan_gym.core.observation import FEATURES
 from qan_gym.core.references import reference_name
-from qan_gym.data.datasets import ASSETS
-from qan_gym.data import datasets as data
-from qan_gym.optimizee import optimizers
-from qan_gym.optimizee import zoo as networks
+from qan_gym.core.reward import REWARDS
+from qan_gym.data.datasets import ASSETS, DATASETS
+from qan_gym.games import GAMES
+from qan_gym.optimizee.optimizers import OPTIMIZERS
+from qan_gym.optimizee.zoo import NETWORKS
+from qan_gym.schedules import SCHEDULES
 from qan_gym.tasks import make_task_config
+
+REGISTRIES = (DATASETS, FEATURES, GAMES, NETWORKS, OPTIMIZERS, REWARDS, SCHEDULES)
 
 torch.set_num_threads(1)
 matplotlib.use("module://window_backend")  # machines that test have no display
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is marked `cuda` where there is no such device."""
+    if item.get_closest_marker("cuda") is not None and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
 
 
 @pytest.fixture(scope="session")
@@ -30,13 +41,18 @@ def reference_file() -> str:
     return str(ASSETS / "references" / reference_name(make_task_config("QanLR-MNIST5k-v0", {})))
 
 
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A data set for `dataset=`: 80 training images, 10 of validation, 30 of test."""
+    return made_npz(tmp_path_factory.mktemp("data") / "small.npz")
+
+
 @pytest.fixture
 def registries() -> Iterator[None]:
-    """What a test registers is forgotten after it."""
-    dicts = (data.DATASETS, networks.NETWORKS, optimizers.OPTIMIZERS, reward.REWARDS)
-    before = [dict(registry) for registry in dicts]
+    """The registries of qan_gym, which have their content of before the test again after it."""
+    before = [dict(registry) for registry in REGISTRIES]
     yield
-    for registry, content in zip(dicts, before, strict=True):
+    for registry, content in zip(REGISTRIES, before, strict=True):
         registry.clear()
         registry.update(content)
 
