@@ -20,7 +20,7 @@ import torch
 from throughput import hardware
 
 import qan_gym  # noqa: F401 (registers the environments)
-from qan_agents.cli.app import parse_settings
+from qan_agents.cli.common import parse_settings
 from qan_gym.games.learning_rate import KEEP
 
 MIB = 2**20
