@@ -16,8 +16,8 @@ from matplotlib import pyplot
 
 from qan_gym.core.training import Training
 from qan_gym.env import QanEnv
-from qan_gym.rendering.baseline_run import Ghost
-from qan_gym.rendering.frames import frames as rendering
+from qan_gym.rendering.baseline_run import BaselineRun
+from qan_gym.rendering import frames as rendering
 from qan_gym.rendering.history import History
 
 LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
