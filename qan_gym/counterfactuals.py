@@ -1,6 +1,6 @@
-"""What each action would have done: the training that is going on, once per action, in lock-step.
+"""Counterfactuals: the outcome of each action, from copies of a training that go on in lock-step, one per action.
 
-Not named `counterfactual`, because `qan_gym.counterfactual` would then be the module wherever that was imported first.
+The module is not named `counterfactual`, because `qan_gym.counterfactual` is the function.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,11 +14,12 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qan_gym.actions import single_action, tried_actions
 from qan_gym.core.reward import safe_log
 from qan_gym.core.training import LOSS_LIMIT, Info, StepResult
 from qan_gym.env import QanEnv
 
-GRID = 5  # actions that are tried where the game is continuous
+GRID = 5  # actions that are tried of a Box
 
 # (observations (A, D) float32, infos name -> (A,)) -> actions (A,); an action; or None.
 Then = Callable[[NDArray[np.float32], dict[str, NDArray[Any]]], Any] | int | float | NDArray[Any] | None
@@ -26,10 +27,10 @@ Then = Callable[[NDArray[np.float32], dict[str, NDArray[Any]]], Any] | int | flo
 
 @dataclass(frozen=True, eq=False)
 class Counterfactual:
-    """Where a training stands k steps after each of A actions; every array is (A,), in the order of `actions`.
+    """The outcomes of A actions after k steps; every array is (A,), in the order of `actions`.
 
     Attributes:
-        actions: the first actions that were tried; int64, or float32 where the game is continuous.
+        actions: the first actions that were tried, int64 or float32; (A, *shape) where an action has several numbers.
         steps: int64, the steps that were played: k, or fewer where the episode ended.
         learning_rate: float64, of the last mini-batch.
         smoothed_loss: float64, nats, the running mean of the mini-batches' losses.
@@ -48,27 +49,28 @@ class Counterfactual:
 
     @property
     def best(self) -> Any:
-        """The greedy oracle's choice: the action of the lowest validation loss, the first of equals.
+        """The action with the lowest validation loss, the first of equals: the choice of a greedy oracle.
 
-        The validation loss, because that is what the game is about; the smoothed loss, which the reward is made of,
-        still remembers the mini-batches before the action. What diverged is the worst.
+        By the validation loss, because the running mean of the training loss still contains mini-batches before the
+        action. A diverged run is the worst.
         """
-        return self.actions[self._log_losses().argmin()].item()
+        return self.actions[self._log_losses().argmin()].tolist()
 
     def regret(self, action: Any) -> float:
-        """How much lower the oracle's ln(validation loss) is than that of an action: nats of log loss, at least 0.
+        """ln(validation loss) of an action minus that of the best one, in nats, at least 0.
 
         Raises:
             ValueError: the action is not among those that were tried.
         """
-        places = np.flatnonzero(self.actions == np.asarray(action, self.actions.dtype).reshape(-1)[0])
+        own = np.asarray(action, self.actions.dtype).reshape(self.actions.shape[1:])
+        places = np.flatnonzero((self.actions == own).reshape(len(self.actions), -1).all(axis=1))
         if len(places) == 0:
             raise ValueError(f"action {action!r} was not tried; there are {self.actions.tolist()}")
         losses = self._log_losses()
         return float(losses[places[0]] - losses.min())
 
     def _log_losses(self) -> NDArray[np.float64]:
-        """ln(validation loss), (A,), what diverged at its limit."""
+        """ln(validation loss), (A,); of diverged runs ln(LOSS_LIMIT)."""
         losses = torch.from_numpy(np.where(self.diverged, LOSS_LIMIT, self.validation_loss))
         logs: NDArray[np.float64] = safe_log(losses).numpy()
         return logs
@@ -82,16 +84,17 @@ def counterfactual(
     One copy of the training per action goes on in lock-step, all with the same data in the same order (in the
     mini-batch game, the same order within each class). Row a is, bit for bit on one CPU thread with an even batch
     size, what `env.step(a)` and k - 1 further steps would give. The environment stays as it is, with its random
-    streams; its wrappers have no part in this. The test set is not read.
+    streams; its wrappers are not used. The test set is not read.
 
     Args:
         env: a single environment of qan-gym, wrapped or not, within an episode.
         k: steps, at least 1; a row whose episode ends before stops there.
-        actions: the first actions to try, A of them; None: all, or, where the game is continuous, 5 from -1 to 1.
-        then: what is played after the first action. None: in the learning-rate game what leaves the learning rate (or
-            its level below a schedule) as it is; in the mini-batch game the classes in turn, the same in all rows, so
-            that the rows differ by one action. An action: that one throughout. A function of the observations (A, D)
-            float32 and infos, by name, (A,), which returns the actions (A,): a policy.
+        actions: the first actions to try, A of them; None: all of a Discrete space, 5 from the least to the largest of
+            a Box of one number.
+        then: what is played after the first action. None: what the game's `continuation` says: in the learning-rate
+            game the action that keeps the learning rate that was set; in the mini-batch game the classes in turn, the
+            same in all rows, so that the rows differ by one action. An action: that one throughout. A function of the
+            observations (A, D) float32 and infos, by name, (A,), which returns the actions (A,): a policy.
 
     Returns:
         See `Counterfactual`.
@@ -103,7 +106,7 @@ def counterfactual(
     game = _single_env(env)
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
         raise ValueError(f"k must be an integer of at least 1, not {k!r}")
-    first = _as_tensor(game, _all_actions(game) if actions is None else actions)  # (A,) or (A, 1)
+    first = _as_tensor(game, tried_actions(game.action_space, GRID) if actions is None else actions)  # (A,) or (A, 1)
     follow = _next_actions(game, then, first)
     fork = game.training.fork(len(first))
     steps, returns = np.zeros(len(first), np.int64), np.zeros(len(first))
@@ -123,7 +126,7 @@ def counterfactual(
         chosen = follow(number, done)
     fork.close()
     return Counterfactual(
-        actions=first.flatten().cpu().numpy(),
+        actions=_without_axes_of_one(first).cpu().numpy(),
         steps=steps,
         learning_rate=kept["learning_rate"],
         smoothed_loss=kept["smoothed_loss"].astype(np.float64),
@@ -142,22 +145,22 @@ def _single_env(env: gym.Env[Any, Any]) -> QanEnv:
     return game
 
 
-def _all_actions(game: QanEnv) -> NDArray[Any]:
-    if isinstance(game.action_space, gym.spaces.Discrete):
-        return np.arange(game.action_space.n)
-    return np.linspace(-1, 1, GRID, dtype=np.float32)
-
-
 def _as_tensor(game: QanEnv, actions: Any) -> Tensor:
-    """The actions as the core takes them, (A,).
+    """The actions as the core takes them, (A,) or (A, *shape).
 
     Raises:
         ValueError: one is not in the action space, or there is none.
     """
-    values = [np.reshape(action, (1,)) if game.config.continuous else action for action in actions]
+    space = game.action_space
+    values = [np.reshape(action, space.shape) if isinstance(space, gym.spaces.Box) else action for action in actions]
     if not values:
         raise ValueError("there must be at least one action to try")
-    return torch.cat([game._as_tensor(value) for value in values])
+    return torch.cat([single_action(space, value, game.training.device) for value in values])
+
+
+def _without_axes_of_one(actions: Tensor) -> Tensor:
+    """(A,) where an action is one number."""
+    return actions.flatten() if actions[0].numel() == 1 else actions
 
 
 def _next_actions(game: QanEnv, then: Then, first: Tensor) -> Callable[[int, StepResult], Tensor]:
@@ -173,7 +176,7 @@ def _next_actions(game: QanEnv, then: Then, first: Tensor) -> Callable[[int, Ste
 
 
 def _checked(game: QanEnv, actions: Any, first: Tensor) -> Tensor:
-    """What a policy returned, (A,).
+    """The actions that a policy returned, (A,) or (A, *shape).
 
     Raises:
         ValueError: it is not one action per row.

@@ -11,6 +11,7 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
+from qan_gym.actions import single_action
 from qan_gym.core.factory import make_training
 from qan_gym.core.observation import filter_pictures
 from qan_gym.core.training import Info
@@ -113,7 +114,7 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
         """
         if self._phase != "playing":
             raise ResetNeeded("the episode is over or has not begun: call reset() first")
-        done = self.training.step(self._as_tensor(action))
+        done = self.training.step(single_action(self.action_space, action, self.training.device))
         info = _scalars(done.info) | _scalars(done.test)
         terminated, truncated = bool(done.terminated[0]), bool(done.truncated[0])
         if terminated or truncated:
@@ -123,23 +124,6 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
             self._history.add(info, action, None if shares is None else shares[0])
             self._show()
         return done.observation[0].cpu().numpy().copy(), float(done.reward[0]), terminated, truncated, info
-
-    def _as_tensor(self, action: Any) -> torch.Tensor:
-        """The action as the core takes it, with a leading axis of 1."""
-        space = self.action_space
-        if isinstance(space, spaces.Box):
-            value = np.array(action, np.float32)  # a copy
-            if value.shape != space.shape or not np.isfinite(value).all():
-                raise ValueError(f"the action must be finite numbers in an array of shape {space.shape}: {action!r}")
-            return torch.from_numpy(value)[None].to(self.training.device)
-        if isinstance(space, spaces.MultiDiscrete):
-            value = np.asarray(action)
-            if value.dtype.kind not in "iu" or not space.contains(value.astype(space.dtype)):
-                raise ValueError(f"the action must be in {space}: {action!r}")
-            return torch.from_numpy(value.astype(np.int64))[None].to(self.training.device)
-        if not space.contains(np.asarray(action)[()]) and not space.contains(action):
-            raise ValueError(f"the action must be in {space}: {action!r}")
-        return torch.tensor([int(action)], device=self.training.device)
 
     # --- rendering --------------------------------------------------------------------------------------------------
 

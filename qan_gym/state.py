@@ -11,7 +11,7 @@ from qan_gym.utils.files import load_arrays, save_arrays
 
 @dataclass(frozen=True)
 class State:
-    """What `get_state` gives and `set_state` takes.
+    """The state of an environment, as `get_state` gives it and `set_state` takes it.
 
     Attributes:
         arrays: by name; weights, roulette, counters.
@@ -27,7 +27,7 @@ class State:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "State":
-        """Read what `save` wrote; nothing in the file is executed.
+        """Read a file written by `save`; nothing in it is executed.
 
         Raises:
             FileNotFoundError: there is no such file.

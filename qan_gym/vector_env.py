@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -12,6 +11,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qan_gym.actions import row_actions
 from qan_gym.core.factory import make_training
 from qan_gym.core.observation import filter_pictures
 from qan_gym.core.run_state import Flags
@@ -98,7 +98,6 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
         self.single_observation_space, self.single_action_space = parts.observer.space, parts.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._choices = _choices(self.single_action_space)
         self._generators: list[np.random.Generator] = [seeding.np_random()[0] for _ in range(num_envs)]
         self._begun = False
         self._histories = [History(self.training) for _ in range(num_envs if render_mode is not None else 0)]
@@ -183,7 +182,7 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
         if self.autoreset_mode == AutoresetMode.DISABLED and was_over.any():
             rows = ", ".join(map(str, np.flatnonzero(was_over)[:10]))
             raise ResetNeeded(f"the episodes of rows {rows} are over: reset(options={{'reset_mask': mask}}) them first")
-        done = self.training.step(self._checked(actions))
+        done = self.training.step(row_actions(self.single_action_space, self.num_envs, actions))
         self._write_down(done.info, ~was_over, self.training.run.action)
         ended = done.terminated | done.truncated
         observation, reward, info = done.observation, done.reward, done.info
@@ -199,28 +198,6 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
         infos |= self._masked(info, np.ones(self.num_envs, np.bool_))
         terminated, truncated = self._flags_out(done.terminated), self._flags_out(done.truncated)
         return self._out(observation), self._out(reward.to(torch.float64)), terminated, truncated, infos
-
-    def _checked(self, actions: Any) -> Tensor:
-        """The actions as the core takes them, (N,) or (N, *shape).
-
-        Raises:
-            ValueError: wrong shape, dtype or range. The range of tensors on a CUDA device is the caller's business: to
-                look at it would make the host wait.
-        """
-        values = actions if isinstance(actions, Tensor) else _as_tensor(actions)
-        if values.shape != self.action_space.shape:
-            raise ValueError(f"the actions must have shape {self.action_space.shape}, not {tuple(values.shape)}")
-        space = self.single_action_space
-        if isinstance(space, spaces.Box):
-            if not values.is_floating_point() or not (values.is_cuda or values.isfinite().all()):
-                raise ValueError(f"the actions must be finite floats in {space}, not {actions!r}")
-            return values.to(torch.float32)
-        if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
-            raise ValueError(f"the actions must be integers, not {values.dtype}")
-        first, count = self._choices
-        if not values.is_cuda and not ((values >= first) & (values < first + count)).all():
-            raise ValueError(f"the actions must be in {self.action_space}: {actions!r}")
-        return values
 
     # --- what goes out ----------------------------------------------------------------------------------------------
 
@@ -315,21 +292,3 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
     def _require_open(self) -> None:
         if self.closed:
             raise ClosedEnvironmentError("the environment is closed: make a new one")
-
-
-def _choices(space: spaces.Space[Any]) -> tuple[Tensor, Tensor]:
-    """The first choice, and how many there are, of each number of an action; of a Discrete or MultiDiscrete space."""
-    first = torch.as_tensor(np.asarray(getattr(space, "start", 0)))
-    return first, torch.as_tensor(np.asarray(getattr(space, "nvec", getattr(space, "n", 0))))
-
-
-def _as_tensor(actions: Any) -> Tensor:
-    """A copy of what may be anything; integers as int64, of which PyTorch knows everything.
-
-    Raises:
-        ValueError: they are not numbers, or not an array of them.
-    """
-    array = np.array(actions)
-    if array.dtype.kind not in "biufc":
-        raise ValueError(f"the actions must be an array of numbers, not {actions!r}")
-    return torch.from_numpy(array.astype(np.int64) if array.dtype.kind in "iu" else array)

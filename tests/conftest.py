@@ -15,7 +15,7 @@ import qan_gym  # noqa: F401 (registers the ids)
 from qan_gym.core import reward
 from qan_gym.core.references import reference_name
 from qan_gym.data.datasets import ASSETS
-from qan_gym.data.datasets import datasets as data
+from qan_gym.data import datasets as data
 from qan_gym.optimizee import optimizers
 from qan_gym.optimizee import zoo as networks
 from qan_gym.tasks import make_task_config

@@ -1,11 +1,11 @@
 """What every environment does, written down: short episodes of every id with the options that matter.
 
     python tests/golden_traces.py digests          # a SHA-256 per case: equal bits, on one machine
-    python tests/golden_traces.py write            # tests/golden_traces.json: numbers, for any machine
+    python tests/golden_traces.py write            # golden_traces.json: numbers, for any machine
 
-The digest of a case covers observations, rewards, ends, infos and final weights, bit for bit. To hold two commits against
-each other, run `digests` with each of them on PYTHONPATH and compare what is printed. The JSON file holds some numbers of
-the same episodes, which `test_golden_traces.py` compares with a tolerance, because processors round differently.
+The digest of a case covers observations, rewards, ends, infos and final weights, bit for bit. To compare two commits,
+run `digests` with each of them on PYTHONPATH and compare what is printed. The JSON file holds some numbers of the same
+episodes, which `test_golden_traces.py` compares with a tolerance, because processors round differently.
 """
 
 import hashlib
@@ -161,18 +161,23 @@ def digest(given: list[Any]) -> str:
 
 def numbers(given: list[Any]) -> dict[str, list[float]]:
     """What is kept for other machines: per step the reward, the losses and the mean size of the observation."""
-    kept: dict[str, list[float]] = {"reward": [], "loss": [], "validation_loss": [], "learning_rate": [], "seen": []}
+    found: dict[str, list[float]] = {"reward": [], "loss": [], "validation_loss": [], "learning_rate": [], "seen": []}
     for one in given:
         if not isinstance(one, tuple):
-            kept["weights"] = [float(np.abs(array).mean()) for _, array in leaves(one)]
+            found["weights"] = [float(np.abs(array).mean()) for _, array in leaves(one)]
             continue
         info = one[-1]
         for name in ("loss", "validation_loss", "learning_rate"):
-            kept[name] += np.ravel(info[name]).tolist()
-        kept["seen"] += np.abs(np.atleast_2d(one[0])).mean(axis=1).tolist()
+            found[name] += np.ravel(info[name]).tolist()
+        found["seen"] += np.abs(np.atleast_2d(one[0])).mean(axis=1).tolist()
         if len(one) == 5:
-            kept["reward"] += np.ravel(one[1]).tolist()
-    return kept
+            found["reward"] += np.ravel(one[1]).tolist()
+    return {name: [round(value, 5) for value in values] for name, values in found.items()}
+
+
+def kept(name: str) -> bool:
+    """Whether the numbers of an episode are kept: not twice those of rows."""
+    return "NextStep" not in name
 
 
 def traces(names: list[str] | None = None) -> Iterator[tuple[str, list[Any]]]:
@@ -195,7 +200,8 @@ def main() -> None:
         for name, given in traces():
             print(f"{digest(given)}  {name}", flush=True)
     elif command == "write":
-        FILE.write_text(json.dumps({name: numbers(given) for name, given in traces()}, indent=1) + "\n")
+        lines = (f"{json.dumps(name)}: {json.dumps(numbers(given))}" for name, given in traces() if kept(name))
+        FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
     else:
         sys.exit(__doc__)
 

@@ -1,4 +1,4 @@
-"""What a task is made of: game, data, network and optimizer, built and checked once."""
+"""The components of a task: game, data, network and optimizer, built and checked once."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Components:
 
     Attributes:
         config: of the task.
-        game: what an action changes.
+        game: the game.
         action_space: of one run.
         device: where everything lies.
         precision: of the gradients.
         network: the kind of network in training.
         optimizer: how its gradients become updates.
-        observer: what makes the observations.
+        observer: makes the observations.
         data: the three splits, on the device.
         fingerprint: SHA-256 of the data set.
         n_classes: K.

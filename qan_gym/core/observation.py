@@ -1,4 +1,4 @@
-"""What the agent sees: the filters, the score line, and the registered features that it is made of.
+"""Observations: the filters, the score line, and the registered features that it is made of.
 
 The screen has one row per filter and one column per weight (of the networks for CIFAR-10, 192 rows of 192 weights of
 the last convolution), and a last row, the score line. A feature is one number per run, a function of the run's state.
@@ -116,7 +116,7 @@ class Observer:
     """
 
     def __init__(self, config: TaskConfig, network: Network) -> None:
-        """Find out what is to be shown.
+        """Resolve the names of the features.
 
         Raises:
             ValueError: a feature is not registered.

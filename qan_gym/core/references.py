@@ -1,8 +1,8 @@
-"""Reference weights: what meta-momentum pulls towards and distillation learns from.
+"""Reference weights, which meta-momentum pulls towards and distillation takes its soft targets from.
 
 `"pretrained"` are the final weights of one baseline run: the game's network, data, optimizer, batch size and epochs,
 the data shuffled, the initial learning rate throughout, no pull. They are found by a hash of the settings and data that
-they depend on, first in the package, then in the user's cache; what is in neither is trained and cached.
+they depend on, first in the package, then in the user's cache; otherwise they are trained and cached.
 """
 
 import hashlib
@@ -53,13 +53,13 @@ def resolve_reference(parts: Components) -> Params | None:
 
 
 def pretrained_path(config: TaskConfig) -> Path | None:
-    """The file of a game's pretrained weights, in the package or the user's cache; None: there is none yet."""
+    """The file of the pretrained weights of a task, in the package or the user's cache; None: there is none yet."""
     paths = (folder / "references" / reference_name(config) for folder in (ASSETS, data_root()))
     return next((path for path in paths if path.is_file()), None)
 
 
 def baseline_config(config: TaskConfig) -> TaskConfig:
-    """The baseline run of a game: its training at the initial learning rate, without help."""
+    """The baseline run of a task: its training at the initial learning rate, without help."""
     kept = {name: getattr(config, name) for name in DEPENDS_ON}
     rate = config.learning_rate
     alone = TaskConfig(meta_momentum=None, reference=None)
@@ -67,7 +67,7 @@ def baseline_config(config: TaskConfig) -> TaskConfig:
 
 
 def reference_name(config: TaskConfig) -> str:
-    """The file name of a game's pretrained weights, with a hash of everything they depend on."""
+    """The file name of the pretrained weights of a task, with a hash of everything they depend on."""
     settings = {name: getattr(config, name) for name in DEPENDS_ON}
     settings["dataset"] = load_dataset(config.dataset).fingerprint  # what is in it, not what it is called
     settings |= {name: float(value) for name, value in settings.items() if name in NUMBERS}  # 1 and 1.0 are one

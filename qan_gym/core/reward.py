@@ -1,4 +1,4 @@
-"""What the agent is paid: each reward one pure function of the state of the runs after an action."""
+"""Rewards: each one pure function of the state of the runs after an action."""
 
 from collections.abc import Callable
 

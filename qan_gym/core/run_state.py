@@ -60,7 +60,7 @@ class NetworkSpec:
 
 @dataclass(frozen=True)
 class Layout:
-    """What decides the shapes of the tensors of N runs.
+    """The sizes and shapes of the tensors of N runs.
 
     Attributes:
         num_runs: N.

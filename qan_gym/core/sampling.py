@@ -1,4 +1,4 @@
-"""Which images the next mini-batch holds, for N runs at once.
+"""Drawing mini-batches, for N runs at once.
 
 Every run goes through its own random order of the training split, redrawn each epoch. In shuffled SGD a mini-batch is
 the next piece of that order. Where a game draws by class, the order is sorted by class (each class in random order),
@@ -13,7 +13,7 @@ from qan_gym.utils import random_streams
 
 
 def fill_exhausted(wanted: Tensor, left: Tensor) -> Tensor:
-    """What can be had of what is wanted; what is short is filled from the other classes, in class order.
+    """The wanted counts as far as images are left; a shortage is filled from the other classes, in class order.
 
     Args:
         wanted: (N, K) int64, images asked for per class.
@@ -82,7 +82,7 @@ class Sampler:
         take = fill_exhausted(wanted, self.class_sizes - run.class_used)  # (N, K)
         ends = take.cumsum(dim=1)  # (N, K) where in the batch each class ends
         label = torch.searchsorted(ends, self.in_batch.expand(len(ends), -1).contiguous(), right=True)  # (N, B)
-        label = label.clamp(max=len(self.class_sizes) - 1)  # only in runs that are over, where nothing is left
+        label = label.clamp(max=len(self.class_sizes) - 1)  # beyond the last class only in runs that are over
         rank = self.in_batch - (ends - take).gather(1, label)  # (N, B) within the images of its class in this batch
         place = self.class_starts[label] + run.class_used.gather(1, label) + rank
         run.class_used += torch.where(run.by_class[:, None], take, 0)

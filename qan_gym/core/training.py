@@ -26,16 +26,16 @@ from qan_gym.utils.cuda_graph import CapturedGraph
 from qan_gym.utils.precision import Precision
 
 RUNNING_MEAN_IMAGES = 500  # the running mean of the losses remembers about so many images
-CPU_BLOCK = 16  # runs that go through a gradient together on CPU: as many as keep near the processor
+CPU_BLOCK = 16  # runs in one gradient computation on CPU: more do not fit its cache
 EVALUATION_BATCH = 20  # images in a pass when networks are measured; at least, where they are computed one by one
-LOSS_LIMIT = 1e6  # stands for a loss that is larger, or not a number
+LOSS_LIMIT = 1e6  # replaces larger losses and NaN
 
 Info = dict[str, Tensor]  # name -> (N,)
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step gives back; everything has the leading axis N and is finite. The info is valid until the next step.
+    """The result of a step; everything has the leading axis N and is finite. The info is valid until the next step.
 
     Attributes:
         observation: (N, rows * columns) float32.
@@ -55,7 +55,7 @@ class StepResult:
 
 
 class Seen(NamedTuple):
-    """The second half of a step: observation (N, rows * columns), and the reward's terms by name, (N,) each."""
+    """The result of `Training._see`: observation (N, rows * columns), and the reward's terms by name, (N,) each."""
 
     observation: Tensor
     reward_terms: Info
@@ -63,7 +63,7 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True)
 class Block:
-    """Runs that go through a gradient together: which ones, their networks, optimizers and references, all views."""
+    """Runs whose gradients are computed together: which rows, their networks, slots and references, all views."""
 
     rows: slice
     params: Params
@@ -80,7 +80,7 @@ class Training:
     step, `_act_and_train` and `_see`, are each one captured graph; between them the host reads two flags per run.
 
     Attributes:
-        parts: what the task is made of.
+        parts: the components of the task.
         run: the state of the runs.
         reference: w*, N networks (rows without one are unused, see `RunState.has_reference`), or None.
     """
@@ -97,7 +97,7 @@ class Training:
         """Allocate the runs; `reset` begins their episodes.
 
         Args:
-            parts: what the task is made of.
+            parts: the components of the task.
             reference: weights of one network (no leading axis), for pull and distillation; None where the task has
                 none, or takes the last episode's.
             num_runs: N.
@@ -126,7 +126,7 @@ class Training:
         self.see: Callable[[], Seen] = CapturedGraph(self._see) if on_cuda else self._see
 
     def close(self) -> None:
-        """End it, so that its memory is free when the last reference goes: the two halves of a step hold it as well."""
+        """Break the reference cycles (the two halves of a step refer to it), so that its memory is freed at once."""
         del self.act_and_train, self.see
 
     def fork(self, num_runs: int) -> Training:
@@ -252,7 +252,10 @@ class Training:
         )
 
     def _stop_early(self, mask: Flags, epochs: NDArray[np.int64], patience: int) -> Flags:
-        """Which of the runs, so many (N,) epochs after the last measurement, have had no lower loss for `patience`."""
+        """(N,) bool, the runs of a mask that have had no lower validation loss for `patience` epochs.
+
+        epochs: (N,) that have passed since the last validation.
+        """
         run, rows = self.run, self._rows(mask)
         passed = torch.from_numpy(epochs[mask]).to(self.device)
         better = run.validation_loss[rows] < run.best_validation_loss[rows]
@@ -263,18 +266,21 @@ class Training:
         return stopped
 
     def _rows(self, mask: Flags) -> Tensor:
-        """Which rows a mask names, (M,), on the device."""
+        """The rows of a mask, (M,), on the device."""
         return torch.from_numpy(np.flatnonzero(mask)).to(self.device)
 
     def _start_epochs(self, begins: Flags, ahead: int) -> None:
-        """New orders for the runs that begin an epoch with the mini-batch so many ahead."""
+        """Draw new orders for the runs that begin an epoch with the mini-batch that is `ahead` of the next one."""
         if begins.any():
             epoch = (self.run.batch[begins] + ahead) // self.parts.batches_per_epoch
             seeds, epochs = (torch.from_numpy(value).to(self.device) for value in (self.run.seed[begins], epoch))
             self.sampler.start_epoch(self.run, self._rows(begins), seeds, epochs)
 
     def _act_and_train(self, begins: Flags | None = None) -> None:
-        """The action and its mini-batches; begins: (batches_per_action, N), where epochs begin, unless that is done."""
+        """The action and its mini-batches.
+
+        begins: (batches_per_action, N) bool, where epochs begin; None: they have begun already.
+        """
         run, config = self.run, self.config
         run.smoothed_loss_before.copy_(run.smoothed_loss)
         run.validation_loss_before.copy_(run.validation_loss)
@@ -324,7 +330,7 @@ class Training:
         mine = Hyperparameters(*(values[rows] for values in hyper))
         optimizer.update(block.trained, gradients, block.slots, mine, run.clock[rows])
         if reference is not None:
-            # An optimizer's copies of the weights go where the weights go.
+            # The copies of the weights that an optimizer keeps are pulled too.
             for weights in (block.params, *(block.slots[slot] for slot in getattr(optimizer, "copies", ()))):
                 self.pull.apply(weights, reference, strength[rows])
         return loss
@@ -338,10 +344,10 @@ class Training:
         moved, inside = augmentation.gather(images, indices, moves, self.config.augment)
         return self.data.normalise(moved) * inside
 
-    # --- what is measured and seen ----------------------------------------------------------------------------------
+    # --- evaluation, observation, reward -----------------------------------------------------------------------------
 
     def _evaluate(self, rows: Tensor, split: str) -> tuple[Tensor, Tensor]:
-        """Loss and accuracy of some runs (M,) on a split; (M,) each."""
+        """Loss and accuracy of the runs `rows` (M,) on a split; (M,) each."""
         averaged = getattr(self.parts.optimizer, "averaged", None)
         runs, size = 1, max(self.config.batch_size, EVALUATION_BATCH)
         if self.network.at_once:
@@ -386,11 +392,11 @@ class Training:
         return test
 
     def _see(self) -> Seen:
-        """What the agents see and are paid."""
+        """Observations and rewards."""
         return Seen(self.parts.observer.observe(self.run), reward_terms(self.config.reward, self.run))
 
     def info(self) -> Info:
-        """Where the runs stand, by name, (N,) each; not copies."""
+        """The scalars of `info` by name, (N,) each; not copies."""
         run = self.run
         return {
             "learning_rate": run.learning_rate,
@@ -412,5 +418,5 @@ def _rows_of(params: Params, rows: slice | Tensor) -> Params:
 
 
 def _bound(loss: Tensor) -> Tensor:
-    """In place, and returned: no more than LOSS_LIMIT, which also stands for what is not a number."""
+    """Clamp in place to LOSS_LIMIT, which also replaces NaN; returns the same tensor."""
     return torch.nan_to_num(loss, LOSS_LIMIT, LOSS_LIMIT, out=loss).clamp_(max=LOSS_LIMIT)

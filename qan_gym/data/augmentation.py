@@ -1,8 +1,8 @@
 """Random flips and crops of a training run's images, each run's from its own stream.
 
-An image is flipped left to right with probability 1/2, and moved by -4 to 4 pixels down and right, each alike likely,
-which is what a random crop of the size of the image out of one padded by 4 gives. What comes in from outside is zero
-(the mean colour, as the images are normalised before) or the image mirrored at its border, without the border itself.
+An image is flipped left to right with probability 1/2, and moved by -4 to 4 pixels down and right, each with the
+same probability: a random crop of the size of the image from one padded by 4. Pixels from outside are
+zero (the mean colour, as the images are normalised before) or the image mirrored at its border, without the border.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ PADDING = 4  # pixels
 
 
 class Moves(NamedTuple):
-    """What happens to the images of N mini-batches; each (N, B)."""
+    """Flips and shifts of the images of N mini-batches; each (N, B)."""
 
     flip: Tensor  # bool
     down: Tensor  # int64, -PADDING to PADDING

@@ -89,10 +89,10 @@ class DeviceData:
 def on_device(
     dataset: Dataset, image_shape: tuple[int, int, int], train_size: int | None, preprocess: str, device: str
 ) -> DeviceData:
-    """Put a data set on a device, shared by all who ask for the same.
+    """Put a data set on a device; the same arguments give the same object.
 
     Args:
-        dataset: what to put there.
+        dataset: the data set.
         image_shape: (C, H, W) to zero-pad to, evenly on both sides.
         train_size: only the first so many training images; None: all.
         preprocess: as `TaskConfig.preprocess`.
@@ -171,7 +171,7 @@ def register_dataset(name: str, loader: Callable[[], Arrays]) -> None:
 
 
 def data_root() -> Path:
-    """Where downloaded data lie: `$QAN_GYM_DATA` if set, else the platform's user cache."""
+    """The folder of downloaded data: `$QAN_GYM_DATA` if set, else the platform's user cache."""
     return Path(os.environ.get(DATA_VARIABLE) or platformdirs.user_cache_dir("qan-gym")).expanduser()
 
 
@@ -263,7 +263,7 @@ def _verify_classes(source: str, train: Split, test: Split) -> int:
 
 
 def _held_out(labels: NDArray[np.int64], n_classes: int) -> NDArray[np.bool_]:
-    """Which images are for validation: the last ones of each class, in proportion, so that sorted files do no harm."""
+    """(n,) bool, the images held out for validation: the last of each class, in proportion to its size."""
     total = min(len(labels) // VALIDATION_SHARE, VALIDATION_MAX)
     counts = np.bincount(labels, minlength=n_classes)
     exact = counts * total / len(labels)

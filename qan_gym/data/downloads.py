@@ -23,12 +23,12 @@ class Source:
     """A data set that torchvision can download.
 
     Attributes:
-        title: as people call it.
+        title: its usual name.
         folder: of its files, under a data root, in torchvision's layout.
         md5: file name -> MD5 of the original; torchvision verifies only what it downloads itself.
         fetch: (folder) -> downloads it there, through torchvision.
         read: (folder that holds the files) -> x_train, y_train, x_test, y_test.
-        way_out: what to do without a connection.
+        way_out: advice for those without a connection.
     """
 
     title: str

@@ -26,7 +26,7 @@ FORMAT = 1  # to be raised when the same images come to give another matrix
 
 @dataclass(frozen=True)
 class Whitening:
-    """What was learnt; D = C * H * W.
+    """A whitening transformation; D = C * H * W.
 
     Attributes:
         mean: (D,) float32, of the contrast-normalised training images.

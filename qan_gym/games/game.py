@@ -1,4 +1,4 @@
-"""What a game is, and the registry of games.
+"""The interface of a game, and the registry of games.
 
 A game says what an action is and what it changes in the runs. Everything else (networks, data, rewards, features,
 vector environments, rendering, agents) is the same for all games and asks the game's object.
@@ -34,7 +34,7 @@ class Game:
         curve: the scalar in `info` that pictures draw as what is controlled; None: the shares of the classes in the
             mini-batches.
         curve_is_logarithmic: whether its axis is.
-        without_acting: what goes on when nobody acts, a clause that completes "after the action ...".
+        without_acting: how the training goes on when nobody acts, a clause that completes "after the action ...".
     """
 
     controlled: ClassVar[str]
@@ -108,11 +108,11 @@ class Game:
         return None
 
     def shown_action(self, actions: Tensor, config: TaskConfig) -> Tensor:
-        """What the score line shows of the last action, (N,) float32."""
+        """The number that stands for the last action on the score line, (N,)."""
         return actions.flatten(1)[:, 0] if actions.dim() > 1 else actions
 
     def continuation(self, config: TaskConfig, n_classes: int, step: int, first: Tensor) -> Tensor:
-        """What is played when nobody acts: the actions at a step of the episode, from 0, in the rows of `first`.
+        """The actions when nobody acts, at a step of the episode, from 0, in the rows of `first`.
 
         Args:
             config: of the task.

@@ -49,7 +49,7 @@ class MinibatchGame(Game):
 
 
 def roulette_counts(recent: Tensor, batch_size: int, n_classes: int) -> Tensor:
-    """How many images of each class the remembered actions ask for.
+    """The number of images of each class that the remembered actions ask for.
 
     floor(B / 10) for each of the 9 older actions, the rest, B - 9 * floor(B / 10), for the newest.
 

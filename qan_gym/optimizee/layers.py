@@ -53,7 +53,7 @@ class ConvMaxPoolTanh:
 
 
 class _Buffers:
-    """What lies between the input and the output of a ConvMaxPoolTanh, for one shape of input; and views of it.
+    """The tensors between input and output of a ConvMaxPoolTanh, for one shape of input, and views of them.
 
     Attributes:
         patches: (N, B * h * w, k * k * C), what the kernel sees at the h * w places of each image.
@@ -68,7 +68,7 @@ class _Buffers:
         rows, columns = (height - k + 1) // p, (width - k + 1) // p
         h, w = self.places = rows * p, columns * p
         self.empty = images.new_empty
-        # Each axis of the patches steps along one axis of the images. What lies together in memory is copied together.
+        # Each axis of the patches steps along one axis of the images; the last axes are contiguous in both.
         if c == 1:  # a row of pixels
             memory = self.empty(n, k * k, b * h * w)
             self.patches = memory.transpose(1, 2)
@@ -98,7 +98,7 @@ class _Buffers:
             d_images[:, :, y : y + self.kernel_size] += line
         return d_images.permute(0, 1, 4, 2, 3)
 
-    # What only the gradient needs.
+    # Only for the gradient.
 
     @cached_property
     def d_outputs(self) -> Tensor:
@@ -145,7 +145,7 @@ class _ConvMaxPoolTanh(torch.autograd.Function):
         torch.bmm(patches, kernels, out=buffers.outputs)
         pooled = torch.empty_like(buffers.winners, dtype=images.dtype)  # (N * B, O, rows, columns)
         max_pool.out(buffers.output_images, [p, p], out=pooled, indices=buffers.winners)
-        pooled.unflatten(0, images.shape[:2]).add_(bias[:, None, :, None, None]).tanh_()  # the bias too can wait
+        pooled.unflatten(0, images.shape[:2]).add_(bias[:, None, :, None, None]).tanh_()
         ctx.buffers = buffers
         ctx.save_for_backward(patches, kernels, buffers.winners, pooled)
         outputs: Tensor = pooled.unflatten(0, images.shape[:2])

@@ -1,4 +1,4 @@
-"""How a PyTorch module becomes a kind of network: N of them, one after the other."""
+"""A kind of network from a PyTorch module: N of them, computed one after the other."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -23,7 +23,7 @@ def module_network(
     screen: tuple[int, int] | None = None,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Network:
-    """A network from an ordinary PyTorch module: batch norm, and whatever draws no random numbers, goes.
+    """A network from an ordinary PyTorch module, which may have batch norm, but must not draw random numbers.
 
     On CUDA its forward pass is captured: it must consist of tensor operations, and not wait for the device. Buffers of
     integers are taken for constants.
@@ -44,7 +44,7 @@ def module_network(
             CPU, but the module must not take a view of what its convolutions give.
 
     Raises:
-        ValueError: the module is not in float32, has not what is to be shown, or has a batch norm with a cumulative
+        ValueError: the module is not in float32, has no weight named `shown`, or has a batch norm with a cumulative
             average.
     """
     template = make().train()

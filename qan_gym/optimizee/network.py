@@ -29,7 +29,7 @@ class Network:
         shown: the name of the weight whose filters the agent sees, one row per output channel.
         initial: (seeds (N,) int64) -> parameters of fresh networks, each from its seed and nothing else; None: every
             weight and bias uniform in +-1/sqrt(fan-in), for names that end in `.weight` and `.bias`.
-        statistics: the names of the parameters that are not trained: running statistics, and what stays as it is.
+        statistics: the names of the parameters that are not trained: running statistics and constants.
         pulled: the names of the weights that meta-momentum acts on; None: all with more than one axis.
         screen: (rows, columns) to lay out the first rows * columns numbers of `shown` in; None: a row per filter.
         at_once: `forward` computes N networks in batched products, so that N at once are faster than one after another.

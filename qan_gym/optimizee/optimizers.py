@@ -1,4 +1,4 @@
-"""How gradients become updates, by name: N networks at once, each with its own hyperparameters.
+"""Optimizers by name: gradients become updates of N networks at once, each with its own hyperparameters.
 
 The buffers of an optimizer (its slots) are laid out like the parameters. They belong to the run and not to the
 hyperparameters: an action changes those and leaves the buffers as they are.
@@ -23,14 +23,14 @@ class Hyperparameters(NamedTuple):
 
 
 class Optimizer(Protocol):
-    """What `register_optimizer` wants its factory to make.
+    """The object that a factory given to `register_optimizer` makes.
 
     On CUDA an update is captured: it must consist of tensor operations, keep nothing but its slots, and not wait for
     the device.
 
-    Where not the weights but, say, an average of them is to be judged, it has a method `averaged(params, slots)` too:
-    from name -> (M, *shape) of some runs, and slot name -> the same, to the weights that are measured, new tensors.
-    `copies` are the names of slots that hold such other weights: meta-momentum pulls them too.
+    An optimizer whose weights are evaluated in another form, say as an average, also has a method `averaged(params,
+    slots)`: from name -> (M, *shape) of some runs, and slot name -> the same, to the weights to evaluate, new tensors.
+    `copies` are the names of slots that hold copies of the weights: meta-momentum pulls them too.
 
     Attributes:
         slots: the names of the buffers that each parameter has; they are zero when an episode begins.

@@ -1,4 +1,4 @@
-"""The kinds of network that are trained, by name."""
+"""The networks that can be trained, by name."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def build_network(name: str, image_shape: ImageShape, n_classes: int) -> Network
     if name not in NETWORKS:
         raise ValueError(f"unknown network {name!r}; there are {', '.join(NETWORKS)}")
     builder = NETWORKS[name]
-    with torch.random.fork_rng(devices=[]):  # building draws weights, which is nobody's business
+    with torch.random.fork_rng(devices=[]):  # building a module draws weights, from the global generator
         built = builder(image_shape, n_classes)
         if isinstance(built, nn.Module):
             built = module_network(partial(builder, image_shape, n_classes), image_shape)  # type: ignore[arg-type]
@@ -55,7 +55,7 @@ def build_network(name: str, image_shape: ImageShape, n_classes: int) -> Network
 
 
 def _try(name: str, network: Network, n_classes: int) -> None:
-    """A forward and a backward pass, before an episode begins.
+    """Try the network once, before an episode begins: two forward passes and a backward pass.
 
     Raises:
         ValueError: the network cannot be trained on such images, or not be replayed from its seed.
@@ -86,7 +86,7 @@ def _try(name: str, network: Network, n_classes: int) -> None:
         )
 
 
-# --- one that computes N networks at once: the paper's, for MNIST ---------------------------------------------------
+# --- computed N at once: the network of the paper for MNIST ---------------------------------------------------
 
 
 def mnist_cnn(image_shape: ImageShape, n_classes: int) -> Network:

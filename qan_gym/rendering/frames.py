@@ -36,7 +36,7 @@ Limits = tuple[float, float]
 
 @dataclass(frozen=True)
 class FrameContent:
-    """What a frame shows.
+    """The content of a frame.
 
     Attributes:
         filters: (F, h, w) float32, the weights shown, as pictures.
@@ -54,7 +54,7 @@ class FrameContent:
 
 
 class AxesLayout(NamedTuple):
-    """What decides how axes and labels look: the limits of the axes, and how much there is to show."""
+    """The limits of the axes and which elements are drawn: frames of one layout share their background."""
 
     width: int
     curve: Limits
@@ -92,7 +92,7 @@ def mosaic(frames: tuple[NDArray[np.uint8], ...]) -> NDArray[np.uint8]:
 
 
 def require_matplotlib() -> None:
-    """Say what to do where it is missing.
+    """Find out whether matplotlib is installed.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -107,7 +107,7 @@ class FrameRenderer:
     """Draws the frames of one task, all of the same size."""
 
     def __init__(self, parts: Components, small: bool = False) -> None:
-        """Draw nothing yet.
+        """Draw nothing yet: `draw` does.
 
         Args:
             parts: of the task.

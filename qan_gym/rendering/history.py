@@ -1,4 +1,4 @@
-"""What the pictures draw: the scalars of an episode, one row per step."""
+"""The history of an episode that pictures draw: scalars, one row per step."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ SCALARS = ("batch", "learning_rate", "loss", "smoothed_loss", "validation_loss",
 
 
 class History:
-    """The course of an episode: scalars of the info, the action, and the classes' shares where a game draws by class.
+    """Scalars of the info, the action, and the shares of the classes where a game draws by class, of every step.
 
     Attributes:
         scalars: SCALARS, and what the game draws beside.

@@ -1,1 +1,1 @@
-"""What has nothing to do with games: random streams, files, numerical precision, CUDA graphs, checks of settings."""
+"""General tools: random streams, files, numerical precision, CUDA graphs, checks of settings."""

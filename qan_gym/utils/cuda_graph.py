@@ -1,4 +1,4 @@
-"""One launch instead of hundreds: a function of tensors that stay where they are, as a CUDA graph."""
+"""CUDA graphs: a function of tensors that stay in place becomes one launch instead of hundreds."""
 
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
@@ -23,28 +23,31 @@ class CapturedGraph(Generic[Result]):
         self._function = function
         self._generator = generator
         self._calls = 0
+        self._stream: torch.cuda.Stream | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._result: Any = None
 
     def __call__(self) -> Result:
         """Run it; the returned tensors are the caller's own."""
         self._calls += 1
+        if self._stream is None:
+            self._stream = torch.cuda.Stream()
         if self._calls <= WARM_UP:
-            return self._beside()
+            return self._on_own_stream(self._stream)
         if self._graph is None:
             graph = torch.cuda.CUDAGraph()
             if self._generator is not None:
                 graph.register_generator_state(self._generator)
-            with torch.cuda.graph(graph):
+            # The stream of the first calls: autograd's nodes belong to the stream that they were made on.
+            with torch.cuda.graph(graph, stream=self._stream):
                 self._result = self._function()
             self._graph = graph
         self._graph.replay()
         result: Result = tree_map_only(torch.Tensor, torch.Tensor.clone, self._result)
         return result
 
-    def _beside(self) -> Result:
-        """On a stream of its own, as a capture will be."""
-        stream = torch.cuda.Stream()
+    def _on_own_stream(self, stream: torch.cuda.Stream) -> Result:
+        """As it will be captured: not on the current stream, which waits for it."""
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             result = self._function()

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and the one file format for tensors: safetensors with JSON beside them."""
+"""Atomic writes, and the one file format for tensors: safetensors with JSON metadata."""
 
 import hashlib
 import json
@@ -42,7 +42,7 @@ def write_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def require_writable(folder: Path) -> None:
-    """Find out before the work is done whether its result can be kept.
+    """Check, before work is done, that its result can be written.
 
     Raises:
         ValueError: files cannot be written to the folder, or the folder cannot be made.
@@ -60,7 +60,7 @@ def save_arrays(path: str | os.PathLike[str], arrays: dict[str, NDArray[Any]], m
 
 
 def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Read what `save_arrays` wrote, or any safetensors file (with empty metadata). Nothing in it is executed.
+    """Read a file of `save_arrays`, or any safetensors file (with empty metadata). Nothing in it is executed.
 
     Raises:
         FileNotFoundError: there is no such file.

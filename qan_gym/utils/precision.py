@@ -1,4 +1,4 @@
-"""The arithmetic that a network computes its gradients in. Weights, losses and measurements are float32 in any case."""
+"""The precision of the gradients. Weights, losses and evaluations are float32 in any case."""
 
 from types import TracebackType
 from typing import Any

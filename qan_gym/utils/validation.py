@@ -18,7 +18,7 @@ Bound = float | str | None  # a number, the name of another field, or none
 
 @dataclass(frozen=True)
 class Rule:
-    """What a field accepts.
+    """A check of one field.
 
     Attributes:
         allows: (value, the whole configuration) -> whether the value is accepted.
@@ -47,7 +47,7 @@ def check_settings(config: Any) -> None:
 
 
 def describe_settings(kind: Any) -> dict[str, tuple[str, str]]:
-    """What is accepted by, and the meaning of, every field of a configuration class that was made by `setting`."""
+    """Accepted values and meaning, in words, of every field of a configuration class that was made by `setting`."""
     return {
         one.name: (one.metadata["rule"].wanted(None), one.metadata["about"])
         for one in fields(kind)
@@ -123,12 +123,12 @@ def _bound(bound: Bound, config: Any) -> Any:
 
 
 def optional(rule: Rule) -> Rule:
-    """None, or what another rule accepts."""
+    """None, or any value that another rule accepts."""
     return either(Rule(lambda value, _: value is None, lambda _: "None"), rule)
 
 
 def either(*rules: Rule) -> Rule:
-    """What one of some rules accepts."""
+    """Any value that one of some rules accepts."""
 
     def wanted(config: Any) -> str:
         *others, last = (rule.wanted(config) for rule in rules)
@@ -143,7 +143,7 @@ def exactly(value: str) -> Rule:
 
 
 def list_of(rule: Rule, what: str) -> Rule:
-    """A list or tuple, not empty, of what another rule accepts."""
+    """A list or tuple, not empty, of values that another rule accepts."""
     return Rule(
         lambda value, config: (
             isinstance(value, list | tuple) and len(value) > 0 and all(rule.allows(one, config) for one in value)

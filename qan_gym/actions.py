@@ -1,0 +1,87 @@
+"""Actions as they are given, checked and turned into the tensors that the core takes."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+
+def single_action(space: spaces.Space[Any], action: Any, device: torch.device) -> Tensor:
+    """One action, with a leading axis of 1.
+
+    Raises:
+        ValueError: it is not in the space (of a Box only shape and finiteness count: the game clips).
+    """
+    if isinstance(space, spaces.Box):
+        try:
+            value = np.array(action, np.float32)  # a copy
+        except (TypeError, ValueError):
+            value = np.array(np.nan)
+        if value.shape != space.shape or not np.isfinite(value).all():
+            raise ValueError(f"the action must be finite numbers in an array of shape {space.shape}: {action!r}")
+        return torch.from_numpy(value)[None].to(device)
+    if isinstance(space, spaces.MultiDiscrete):
+        value = np.asarray(action)
+        if value.dtype.kind not in "iu" or not space.contains(value.astype(space.dtype)):
+            raise ValueError(f"the action must be in {space}: {action!r}")
+        return torch.from_numpy(value.astype(np.int64))[None].to(device)
+    if not space.contains(np.asarray(action)[()]) and not space.contains(action):
+        raise ValueError(f"the action must be in {space}: {action!r}")
+    return torch.tensor([int(action)], device=device)
+
+
+def row_actions(space: spaces.Space[Any], num_envs: int, actions: Any) -> Tensor:
+    """The actions of N rows, (N, *shape).
+
+    Args:
+        space: of one row.
+        num_envs: N.
+        actions: an array, or a tensor on any device.
+
+    Raises:
+        ValueError: wrong shape, dtype or range. The range of tensors on a CUDA device is not checked: to look at it
+            would make the host wait.
+    """
+    values = actions if isinstance(actions, Tensor) else _as_tensor(actions)
+    shape = (num_envs, *(space.shape or ()))
+    if values.shape != shape:
+        raise ValueError(f"the actions must have shape {shape}, not {tuple(values.shape)}")
+    if isinstance(space, spaces.Box):
+        if not values.is_floating_point() or not (values.is_cuda or values.isfinite().all()):
+            raise ValueError(f"the actions must be finite floats in {space}, not {actions!r}")
+        return values.to(torch.float32)
+    if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+        raise ValueError(f"the actions must be integers, not {values.dtype}")
+    if not values.is_cuda:
+        first = torch.as_tensor(np.asarray(getattr(space, "start", 0)))
+        count = torch.as_tensor(np.asarray(space.nvec if isinstance(space, spaces.MultiDiscrete) else space.n))  # type: ignore[attr-defined]
+        if not ((values >= first) & (values < first + count)).all():
+            raise ValueError(f"each action must be in {space}: {actions!r}")
+    return values
+
+
+def tried_actions(space: spaces.Space[Any], count: int) -> list[Any]:
+    """All actions of a Discrete space; of a Box of one number, `count` from the least to the largest.
+
+    Raises:
+        ValueError: the space is another one.
+    """
+    if isinstance(space, spaces.Discrete):
+        return [int(space.start) + action for action in range(int(space.n))]
+    if isinstance(space, spaces.Box) and space.shape == (1,):
+        return list(np.linspace(space.low, space.high, count, dtype=np.float32))
+    raise ValueError(f"there are too many actions to try all in {space}: give `actions`")
+
+
+def _as_tensor(actions: Any) -> Tensor:
+    """A copy of what may be anything; integers as int64, of which PyTorch knows everything.
+
+    Raises:
+        ValueError: they are not numbers, or not an array of them.
+    """
+    array = np.array(actions)
+    if array.dtype.kind not in "biufc":
+        raise ValueError(f"the actions must be an array of numbers, not {actions!r}")
+    return torch.from_numpy(array.astype(np.int64) if array.dtype.kind in "iu" else array)
