@@ -1,4 +1,4 @@
-"""What the test files share."""
+"""Fixtures and settings that the test files share."""
 
 import os
 from collections.abc import Iterator
@@ -12,16 +12,26 @@ import pytest
 import torch
 
 import qan_gym  # noqa: F401 (registers the ids)
-from qan_gym.core import reward
+from qan_gym.core.observation import FEATURES
 from qan_gym.core.references import reference_name
-from qan_gym.data.datasets import ASSETS
-from qan_gym.data import datasets as data
-from qan_gym.optimizee import optimizers
-from qan_gym.optimizee import zoo as networks
+from qan_gym.core.reward import REWARDS
+from qan_gym.data.datasets import ASSETS, DATASETS
+from qan_gym.games import GAMES
+from qan_gym.optimizee.optimizers import OPTIMIZERS
+from qan_gym.optimizee.zoo import NETWORKS
+from qan_gym.schedules import SCHEDULES
 from qan_gym.tasks import make_task_config
+
+REGISTRIES = (DATASETS, FEATURES, GAMES, NETWORKS, OPTIMIZERS, REWARDS, SCHEDULES)
 
 torch.set_num_threads(1)
 matplotlib.use("module://window_backend")  # machines that test have no display
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is marked `cuda` where there is no such device."""
+    if item.get_closest_marker("cuda") is not None and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
 
 
 @pytest.fixture(scope="session")
@@ -32,11 +42,10 @@ def reference_file() -> str:
 
 @pytest.fixture
 def registries() -> Iterator[None]:
-    """What a test registers is forgotten after it."""
-    dicts = (data.DATASETS, networks.NETWORKS, optimizers.OPTIMIZERS, reward.REWARDS)
-    before = [dict(registry) for registry in dicts]
+    """The registries of qan_gym, which have their content of before the test again after it."""
+    before = [dict(registry) for registry in REGISTRIES]
     yield
-    for registry, content in zip(dicts, before, strict=True):
+    for registry, content in zip(REGISTRIES, before, strict=True):
         registry.clear()
         registry.update(content)
 

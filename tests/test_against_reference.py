@@ -1,4 +1,4 @@
-"""The core plays the games that DESIGN.md describes: every number beside those of `slow_reference`.
+"""The core plays the games that DESIGN.md describes: every number beside those of `oracles.training`.
 
 Tolerances. Both sides compute in float32, so one update from the same weights agrees to a rounding of the weights
 (up to about 0.3): 1e-7. One thing is not continuous: where two pixels of a max-pool window tie but for a rounding,
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import gymnasium as gym
 import numpy as np
 import pytest
-from slow_reference import SlowCNN, SlowRoulette, SlowStep, SlowTraining, evaluate
+from oracles.training import SlowCNN, SlowRoulette, SlowStep, SlowTraining, evaluate
 
 LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
-GAMES = {LR: "lr", MINIBATCH: "minibatch"}
+GAMES = {LR: "learning-rate", MINIBATCH: "minibatch"}
 
 ONE_UPDATE = 2e-7  # of a weight, without a tie
 TIE = 1e-3  # of a weight, with one
@@ -425,7 +425,7 @@ def test_roulette_draws_each_class_in_a_random_order() -> None:
     assert drawn[0] != drawn[1] != drawn[2]
 
 
-@pytest.mark.parametrize("game", ["lr", "shuffled"])
+@pytest.mark.parametrize("game", ["learning-rate", "shuffled"])
 def test_an_epoch_is_a_permutation(game: str) -> None:
     """The learning-rate game and shuffled SGD visit every image once an epoch, in another order each time."""
     env = gym.make(LR if game == "learning-rate" else MINIBATCH, batch_size=50, **BATCHES | {"batches_per_action": 4})

@@ -15,7 +15,7 @@ import pytest
 import torch
 from gymnasium.error import ResetNeeded
 from helpers import made_deep_game, made_npz
-from slow_reference import SlowCNN, evaluate
+from oracles.training import SlowCNN, evaluate
 
 import qan_gym
 from qan_agents.analysis.regret import regrets

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from qan_gym.core.sampling import MEMORY, Sampler, fill_exhausted, roulette_counts
+from qan_gym.core.sampling import Sampler, fill_exhausted
+from qan_gym.games.minibatch import REMEMBERED, roulette_counts
 from qan_gym.utils import random_streams as streams
 
 MASK = 2**64 - 1

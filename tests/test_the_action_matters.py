@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from gymnasium.error import ResetNeeded
-from slow_reference import SlowCNN
+from oracles.training import SlowCNN
 
 from qan_gym.state import State
 

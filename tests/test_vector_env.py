@@ -730,7 +730,7 @@ def snapshot(env: VectorEnv) -> dict[str, Any]:
     """All that the future depends on."""
     return {
         **{name: value.clone() for name, value in env.training.run.saved().items()},
-        "ended": env.training.ended.clone(),
+        "ended": env.training.run.ended.clone(),
         "clock": env.training.run.clock.clone(),
         "generators": [
             np.array(list(generator.bit_generator.state["state"].values()), dtype=object).astype(str)
@@ -787,7 +787,7 @@ def test_the_first_wrong_action_of_each_game(tiny):
         env = make(env_id, 2, **tiny)
         env.reset(seed=0)
         env.step([0, count - 1])
-        with refused(env, match=f"from 0 to {count - 1}"):
+        with refused(env, match=rf"MultiDiscrete\(\[\s*{count}\s+{count}\]\)"):
             env.step([0, count])
 
 
@@ -930,7 +930,7 @@ def test_wrong_seeds(seed, tiny):
         ({"num_envs": "2"}, "num_envs"),
         ({"output": "jax"}, "output must be 'numpy' or 'torch', not 'jax'"),
         ({"render_mode": "human"}, "render_mode of a vector environment must be None or 'rgb_array', not 'human'"),
-        ({"baseline_run": True}, "ghost"),
+        ({"baseline_run": True}, "baseline_run"),
         ({"autoreset_mode": "never"}, "never"),
         ({"no_such_argument": 1}, "no_such_argument"),
         ({"epochs": 0}, "epochs"),
