@@ -138,7 +138,7 @@ def test_mnist_split(mnist_root):
 
 @pytest.mark.parametrize(("env_id", "size"), [("QanLR-MNIST-v0", 55_000), ("QanMinibatch-MNIST-v0", 20_000)])
 def test_training_images_of_the_full_games(env_id, size, mnist_root):
-    """The learning-rate game trains on all but validation, the mini-batch game on the first 20,000 images of the file."""
+    """The learning-rate game trains on all but validation, the mini-batch game on the first 20,000 of the file."""
     parts = build_components(make_task_config(env_id, {"meta_momentum": None}), "cpu")
     images, labels = raw_mnist(mnist_root, "train")
     found = parts.data.images["train"]

@@ -214,7 +214,7 @@ def test_full_mnist_as_registered(mnist_root):
 
 
 def test_cifar10_as_registered(tmp_path, monkeypatch):
-    """The id with made data and another reference: NIN, batches of 128, the pull on its convolutions for 100 of them."""
+    """The id with made data and another reference: NIN, batches of 128, the pull on its convolutions for 100."""
     monkeypatch.setitem(DATASETS, "cifar10", made_cifar10)
     other = gym.make(CIFAR, meta_momentum=None).unwrapped
     other.reset(seed=1)
