@@ -1,4 +1,4 @@
-"""Small made data, and the keyword arguments that make an episode short."""
+"""Small made data and networks, keyword arguments that make an episode short, and short ways to begin one."""
 
 import importlib.util
 import signal
@@ -16,7 +16,11 @@ import numpy as np
 import torch
 
 from qan_gym.config import TaskConfig
+from qan_gym.core.components import build_components
+from qan_gym.core.run_state import Layout, RunState
 from qan_gym.core.training import Training
+from qan_gym.games import game_of
+from qan_gym.optimizee.network import Network
 from qan_gym.optimizee.zoo import build_network
 from qan_gym.utils.files import save_arrays
 
@@ -93,9 +97,50 @@ def steps_of(env: gym.Env[Any, Any]) -> Iterator[tuple[Any, ...]]:
 
 def start(config: TaskConfig, seeds: list[int], reference: dict[str, torch.Tensor] | None = None) -> Training:
     """A core with one run per seed, reset."""
-    training = Training(config, reference, num_runs=len(seeds))
+    training = Training(build_components(config, "cpu"), reference, num_runs=len(seeds))
     training.reset(np.ones(len(seeds), np.bool_), np.array(seeds))
     return training
+
+
+def made_network(**shapes: tuple[int, ...]) -> Network:
+    """A network with such weights, the first of which are shown; it cannot be evaluated."""
+    weights = {f"{name}.weight": shape for name, shape in shapes.items()}
+    return Network((1, 1, 1), weights, lambda params, images, training: images, shown=next(iter(weights)))
+
+
+def made_runs(
+    num_runs: int,
+    config: TaskConfig | None = None,
+    network: Network | None = None,
+    kind: type[RunState] = RunState,
+    slots: tuple[str, ...] = (),
+    **sizes: int,
+) -> RunState:
+    """Runs of a task without data, in which all is 0 and nothing has begun.
+
+    Args:
+        num_runs: N.
+        config: of the task.
+        network: the kind of network; None: one of a single weight.
+        kind: a subclass of `RunState`.
+        slots: the buffers of the optimizer.
+        sizes: of `Layout.sizes`, where they are not those of the least task.
+    """
+    config, network = config or TaskConfig(), network or made_network(only=(1, 1))
+    counts = {"train_size": 1, "n_classes": 10, "batches_per_action": 1, "batch_size": 1, "budget": 1, **sizes}
+    return kind.allocate(
+        Layout(
+            num_runs=num_runs,
+            device=torch.device("cpu"),
+            network=network,
+            slots=slots,
+            own_reference=config.reference == "previous",
+            sizes=counts | {"network_size": network.size()},
+            action_shape=(),
+            action_dtype=torch.int64,
+            game=game_of(config).tensors(config, counts["n_classes"]),
+        )
+    )
 
 
 def load_example(name: str) -> ModuleType:

@@ -1,4 +1,4 @@
-"""The core with N > 1: every row is a run of its own. And the leaves of the core, with numbers worked out by hand."""
+"""The core with N > 1: every row is a run of its own. And its parts, with numbers worked out by hand."""
 
 import math
 from dataclasses import replace
@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import made_npz, start
+from helpers import made_network, made_npz, made_runs, start
 
 from qan_gym.config import FILTER_REGRESSION, TaskConfig
-from qan_gym.core import meta_momentum, observation
-from qan_gym.core.reward import DIVERGENCE_PENALTY, REWARDS, Measurement, reward_terms, safe_log
-from qan_gym.core.training import LOSS_LIMIT
+from qan_gym.core.meta_momentum import Pull, filter_regression_pull
+from qan_gym.core.observation import LIMIT, Observer, register_feature
+from qan_gym.core.reward import DIVERGENCE_PENALTY, REWARDS, reward_terms, safe_log
+from qan_gym.core.run_state import RunState
+from qan_gym.core.training import LOSS_LIMIT, StepResult, Training
 from qan_gym.optimizee.network import Network, evaluate
 from qan_gym.optimizee.zoo import build_network
 from qan_gym.tasks import TASKS
@@ -45,7 +47,7 @@ def games(npz, photographs):
     lr, minibatch = (replace(TASKS[f"Qan{kind}-MNIST5k-v0"], **common) for kind in ("LR", "Minibatch"))
     deep = replace(TASKS["QanLR-CIFAR10-v0"], **common | {"dataset": photographs}, network="resnet-8")
     return {
-        "lr": replace(lr, pull_epochs=1),
+        "learning-rate": replace(lr, pull_epochs=1),
         "minibatch": replace(minibatch, pull_epochs=1),
         "continuous": replace(lr, continuous=True, reward="inverse-loss", meta_momentum=None, reference=None),
         "distilled": replace(lr, distillation=0.5, observation="filters", reward="accuracy"),
@@ -65,40 +67,40 @@ def reference_for(config: TaskConfig) -> dict[str, torch.Tensor] | None:
 def random_actions(config: TaskConfig, count: int, runs: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     if config.continuous:
-        return torch.rand(count, runs, generator=generator) * 2 - 1
+        return torch.rand(count, runs, 1, generator=generator) * 2 - 1
     return torch.randint(0, 3 if config.game == "learning-rate" else 10, (count, runs), generator=generator)
 
 
-def snapshot(training) -> dict[str, torch.Tensor]:
+def snapshot(training: Training) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in training.run.saved().items()}
 
 
 # --- rows -----------------------------------------------------------------------------------------------------------
 
 
-def assert_others_are_the_same(training, witness, others: list[int]) -> None:
+def assert_others_are_the_same(training: Training, witness: Training, others: list[int]) -> None:
     """Bit for bit in every tensor of the state: weights, running statistics, the optimizer's buffers."""
-    mine, theirs = training.run.saved(), witness.state()
+    mine, theirs = training.run.saved(), witness.run.saved()
     assert mine.keys() == theirs.keys()
     for name, value in mine.items():
         assert torch.equal(value[others], theirs[name][others]), name
 
 
-@pytest.mark.parametrize("kind", ["lr", "minibatch", "continuous", "distilled", "deep"])
+@pytest.mark.parametrize("kind", ["learning-rate", "minibatch", "continuous", "distilled", "deep"])
 def test_row_of_three_equals_the_run_alone(games, kind):
     """Three whole episodes together against three alone; the data, the learning rate and the clock exactly."""
     config = games[kind]
     together = start(config, SEEDS, reference_for(config))
     alone = [start(config, [seed], reference_for(config)) for seed in SEEDS]
-    assert together.budget == 32
+    assert together.parts.budget == 32
     actions = random_actions(config, 16, 3)
     for number, action in enumerate(actions):
         many = together.step(action)
         assert bool(many.test) == (number == 15)
         for row, single in enumerate(alone):
             one = single.step(action[row : row + 1])
-            assert torch.equal(together.batch_indices[row], single.batch_indices[0])
-            assert torch.equal(together.sampler.used[row], single.sampler.used[0])
+            assert torch.equal(together.run.batch_indices[row], single.run.batch_indices[0])
+            assert torch.equal(together.run.class_used[row], single.run.class_used[0])
             for name in ("terminated", "truncated"):
                 assert getattr(many, name)[row] == getattr(one, name)[0]
             for name in ("learning_rate", "epoch", "batch", "diverged", "is_success"):
@@ -113,18 +115,18 @@ def test_row_of_three_equals_the_run_alone(games, kind):
             if config.reward != "accuracy":
                 torch.testing.assert_close(many.reward[row], one.reward[0], rtol=1e-2, atol=1e-3)
     for row, single in enumerate(alone):
-        theirs = single.state()
-        for name, value in together.state().items():
-            if name.startswith(("params.", "optimizer.")):
+        theirs = single.run.saved()
+        for name, value in together.run.saved().items():
+            if name.startswith(("params.", "slots.")):
                 torch.testing.assert_close(value[row], theirs[name][0], **CLOSE)
-    assert not torch.allclose(together.params["conv1.weight"][0], together.params["conv1.weight"][1], **CLOSE)
+    assert not torch.allclose(together.run.params["conv1.weight"][0], together.run.params["conv1.weight"][1], **CLOSE)
 
 
-def one_of(transition, name: str) -> torch.Tensor:
-    return {**transition.info, **transition.test}[name][0]
+def one_of(result: StepResult, name: str) -> torch.Tensor:
+    return {**result.info, **result.test}[name][0]
 
 
-@pytest.mark.parametrize("kind", ["lr", "minibatch", "deep"])
+@pytest.mark.parametrize("kind", ["learning-rate", "minibatch", "deep"])
 def test_reset_of_one_row_leaves_the_others_untouched(games, kind):
     """In the middle of an episode: bit for bit, in every tensor of the state; and afterwards all go on as if alone."""
     config = games[kind]
@@ -139,9 +141,11 @@ def test_reset_of_one_row_leaves_the_others_untouched(games, kind):
         assert torch.equal(value[[0, 2]], after[name][[0, 2]]), name
 
     fresh = start(config, [33], reference_for(config))
-    exactly = ("seeds", "batch", "learning_rate", "window", "last_action", "batch_indices", "sampler.by_class")
-    for name, value in fresh.state().items():
-        if name in exactly or name.startswith(("params.", "optimizer.")):
+    exactly = {"seed", "batch", "learning_rate", "last_action", "batch_indices", "by_class"}
+    exactly |= {"game.recent_actions"} if kind == "minibatch" else set()
+    assert exactly <= after.keys()
+    for name, value in fresh.run.saved().items():
+        if name in exactly or name.startswith(("params.", "slots.")):
             assert torch.equal(after[name][1], value[0]), name
 
     witness = start(config, SEEDS, reference_for(config))
@@ -152,31 +156,31 @@ def test_reset_of_one_row_leaves_the_others_untouched(games, kind):
         assert torch.equal(many.observation[[0, 2]], usual.observation[[0, 2]])
         assert torch.equal(many.reward[[0, 2]], usual.reward[[0, 2]])
         torch.testing.assert_close(many.observation[1], one.observation[0], **CLOSE)
-        assert torch.equal(together.batch_indices[1], fresh.batch_indices[0])
+        assert torch.equal(together.run.batch_indices[1], fresh.run.batch_indices[0])
     assert_others_are_the_same(together, witness, [0, 2])
 
 
 def test_reset_depends_on_the_seed_and_nothing_else(games):
     """The same seed after two other episodes, in another row, begins with the same numbers."""
-    training = start(games["lr"], [1, 2], some_reference())
-    for action in random_actions(games["lr"], 3, 2):
+    training = start(games["learning-rate"], [1, 2], some_reference())
+    for action in random_actions(games["learning-rate"], 3, 2):
         training.step(action)
     screen, info = training.reset(np.array([True, True]), np.array([7, 7]))
-    fresh = start(games["lr"], [7, 8], some_reference())
+    fresh = start(games["learning-rate"], [7, 8], some_reference())
     assert torch.equal(screen[0], screen[1])
     for name, value in training.run.params.items():
-        assert torch.equal(value[0], fresh.params[name][0])
-        assert not torch.equal(value[0], fresh.params[name][1])
+        assert torch.equal(value[0], fresh.run.params[name][0])
+        assert not torch.equal(value[0], fresh.run.params[name][1])
     assert info["batch"].tolist() == [0, 0]
 
 
 def test_the_callers_actions_are_left_alone(games):
     """A reset writes into the core's own tensors, not into the actions that were played last."""
     training = start(games["continuous"], SEEDS)
-    actions = torch.tensor([0.5, -0.5, 0.25])
+    actions = torch.tensor([[0.5], [-0.5], [0.25]])
     training.step(actions)
     training.reset(np.array([True, False, False]), np.array([9, 0, 0]))
-    assert actions.tolist() == [0.5, -0.5, 0.25]
+    assert actions.tolist() == [[0.5], [-0.5], [0.25]]
 
 
 def test_an_empty_reset_changes_nothing(games):
@@ -188,7 +192,8 @@ def test_an_empty_reset_changes_nothing(games):
 
 
 @pytest.mark.parametrize(
-    ("kind", "weight"), [("lr", "conv2.weight"), ("minibatch", "conv2.weight"), ("deep", "block2.conv1.weight")]
+    ("kind", "weight"),
+    [("learning-rate", "conv2.weight"), ("minibatch", "conv2.weight"), ("deep", "block2.conv1.weight")],
 )
 def test_a_row_that_diverges_ends_alone(games, kind, weight):
     """One row's weights are spoilt: it is terminated with finite numbers, the others are as without it."""
@@ -216,10 +221,10 @@ def test_a_row_that_diverges_ends_alone(games, kind, weight):
 
 def test_target_reached_by_one_row_ends_that_row(games):
     """The row with the smallest smoothed loss wins; the others play on."""
-    probe = start(games["lr"], SEEDS, some_reference())
+    probe = start(games["learning-rate"], SEEDS, some_reference())
     probe.step(torch.tensor([2, 2, 2]))
-    first, second, _ = probe.smoothed.sort().values.tolist()
-    config = replace(games["lr"], target_loss=(first + second) / 2)
+    first, second, _ = probe.run.smoothed_loss.sort().values.tolist()
+    config = replace(games["learning-rate"], target_loss=(first + second) / 2)
     training = start(config, SEEDS, some_reference())
     done = training.step(torch.tensor([2, 2, 2]))
     wanted = (training.run.smoothed_loss <= config.target_loss).tolist()
@@ -250,7 +255,7 @@ def test_previous_reference_is_each_rows_own(npz):
     alone = start(replace(TaskConfig(), **settings), [4])
     alone.step(keep[:1])
     for name, value in training.run.params.items():
-        expected = alone.params[name][0]
+        expected = alone.run.params[name][0]
         if name.endswith("weight"):
             expected = expected + 0.5 * (final[name] - expected)
         torch.testing.assert_close(value[0], expected, **CLOSE)
@@ -281,11 +286,12 @@ def test_evaluate_is_the_mean_over_all_images(count):
 
 def test_pull_has_its_own_strength_in_every_row():
     """w + c (w* - w) with w = 1, w* = 3: c = 0 leaves 1 exactly, 0.25 gives 1.5, 1 gives 3; other tensors stay."""
-    params = {"a.weight": torch.ones(3, 2, 2), "b.weight": torch.ones(3, 4), "a.bias": torch.ones(3, 2)}
+    network = replace(made_network(a=(2, 2), b=(4, 1)), shapes={"a.weight": (2, 2), "b.weight": (4, 1), "a.bias": (2,)})
+    params = {name: torch.ones(3, *shape) for name, shape in network.shapes.items()}
     reference = {name: torch.full_like(value, 3.0) for name, value in params.items()}
-    meta_momentum.pull(params, reference, torch.tensor([0.0, 0.25, 1.0]), ["a.weight", "b.weight"])
-    for name, size in (("a.weight", 4), ("b.weight", 4)):
-        assert params[name].flatten(1).tolist() == [[1.0] * size, [1.5] * size, [3.0] * size]
+    Pull(TaskConfig(), network, 1).apply(params, reference, torch.tensor([0.0, 0.25, 1.0]))
+    for name in ("a.weight", "b.weight"):
+        assert params[name].flatten(1).tolist() == [[1.0] * 4, [1.5] * 4, [3.0] * 4]
     assert (params["a.bias"] == 1).all()
     assert all((value == 3).all() for value in reference.values())
 
@@ -299,26 +305,35 @@ def test_filter_regression_is_three_gradient_steps_on_the_mean_squared_error(cou
     for _ in range(3):
         (gradient,) = torch.autograd.grad(F.mse_loss(weights, reference), weights)
         weights = (weights - 0.01 * gradient).detach().requires_grad_()
-    pull = meta_momentum.filter_regression_pull(count)
+    pull = filter_regression_pull(count)
     torch.testing.assert_close(weights.detach(), start_at + pull * (reference - start_at), rtol=1e-12, atol=1e-12)
 
 
 def test_filter_regression_of_the_paper():
-    assert meta_momentum.filter_regression_pull(25) == pytest.approx(0.00239808051, abs=1e-10)
+    assert filter_regression_pull(25) == pytest.approx(0.00239808051, abs=1e-10)
 
 
 def test_what_is_pulled():
     weights = ["conv1.weight", "conv2.weight", "linear1.weight", "linear2.weight"]
-    assert meta_momentum.pull_of(TaskConfig(), NETWORK) == (0.001, weights)
-    regression = TaskConfig(meta_momentum=FILTER_REGRESSION)
-    assert meta_momentum.pull_of(regression, NETWORK) == (meta_momentum.filter_regression_pull(25), ["conv1.weight"])
+    regression = filter_regression_pull(25)
+    expected = [
+        (TaskConfig(), 0.001, weights, 6 * 7),
+        (TaskConfig(pull_epochs=None), 0.001, weights, 1000),
+        (TaskConfig(meta_momentum=FILTER_REGRESSION), regression, ["conv1.weight"], 6 * 7),
+        (TaskConfig(meta_momentum=FILTER_REGRESSION, pull_epochs=None), regression, ["conv1.weight"], 417),
+        (TaskConfig(meta_momentum=None, pull_epochs=None), 0.0, [], 0),
+        (TaskConfig(reference=None, pull_epochs=None), 0.0, [], 0),
+    ]
+    for config, strength, names, batches in expected:
+        pull = Pull(config, NETWORK, batches_per_epoch=7)
+        assert (pull.strength, pull.names, pull.batches) == (strength, names, batches)
     for config in (TaskConfig(meta_momentum=None), TaskConfig(reference=None)):
-        assert meta_momentum.pull_of(config, NETWORK) == (0.0, [])
+        assert (Pull(config, NETWORK, 7).strength, Pull(config, NETWORK, 7).names) == (0.0, [])
 
 
 def test_pull_acts_in_its_epochs_only(games):
     """pull_epochs=1: with and without the pull, the first epoch's updates differ, the second's do not."""
-    config = replace(games["lr"], meta_momentum=1.0, batches_per_action=1)
+    config = replace(games["learning-rate"], meta_momentum=1.0, batches_per_action=1)
     reference = some_reference()
     training = start(config, [1], reference)
     for number in range(18):
@@ -330,38 +345,70 @@ def test_pull_acts_in_its_epochs_only(games):
 # --- observation ----------------------------------------------------------------------------------------------------
 
 
+def runs_of(filters: list | torch.Tensor, **values: list) -> RunState:
+    """Two runs in the first of four mini-batches, with filters (2, F, W); values: of the fields of their state."""
+    filters = torch.as_tensor(filters, dtype=torch.float32)
+    run = made_runs(2, network=made_network(shown=tuple(filters.shape[1:])), budget=4)
+    run.params["shown.weight"].copy_(filters)
+    defaults = {"learning_rate": [1, 1], "smoothed_loss": [1, 1], "smoothed_loss_before": [1, 1]}
+    for name, value in {**defaults, **values}.items():
+        getattr(run, name).copy_(torch.tensor(value))
+    return run
+
+
+def observer_of(run: RunState, **settings) -> Observer:
+    return Observer(TaskConfig(**settings), run.layout.network)
+
+
 def test_screen_by_hand():
-    """Two runs of three filters of 6 weights, and the score line below them."""
-    filters = torch.arange(36, dtype=torch.float32).reshape(2, 3, 6) / 10
-    scores = torch.tensor([[-3.0, 0.25, 0.5, -0.125, 2.0], [-2.0, 1.0, 0.0, 0.0, -1.0]])
-    screen = observation.observe(filters, scores, 6).reshape(2, 4, 6)
+    """Two runs of three filters of 8 weights, and the score line below them."""
+    values = {"learning_rate": [math.exp(-3), math.exp(-2)], "clock": [1, 4], "last_action": [2.0, -1.0]}
+    losses = {"smoothed_loss": [math.exp(0.5), 1.0], "smoothed_loss_before": [math.exp(0.625), 1.0]}
+    run = runs_of(torch.arange(48).reshape(2, 3, 8) / 10, **values, **losses)
+    observer = observer_of(run)
+    assert observer.shape == (4, 8)
+    screen = observer.observe(run)
+    assert screen.shape == (2, *observer.space.shape)
+    screen = screen.reshape(2, 4, 8)
     assert screen.dtype == torch.float32
-    assert torch.equal(screen[0, :3], torch.arange(18).reshape(3, 6) / 10)
-    assert torch.equal(screen[1, :3], torch.arange(18, 36).reshape(3, 6) / 10)
-    assert screen[:, 3].tolist() == [[-3.0, 0.25, 0.5, -0.125, 2.0, 0.0], [-2.0, 1.0, 0.0, 0.0, -1.0, 0.0]]
-    assert torch.equal(observation.observe(filters, None, 6), screen[:, :3].flatten(1))
+    assert torch.equal(screen[0, :3], torch.arange(24).reshape(3, 8) / 10)
+    assert torch.equal(screen[1, :3], torch.arange(24, 48).reshape(3, 8) / 10)
+    expected = [[-3.0, 0.25, 0.5, -0.125, 2.0, 0.0, 0.0, 0.0], [-2.0, 1.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0]]
+    torch.testing.assert_close(screen[:, 3], torch.tensor(expected), rtol=0, atol=1e-6)
+    assert not screen[:, 3, 5:].any()
+    assert torch.equal(observer_of(run, observation="filters").observe(run), screen[:, :3].flatten(1))
 
 
 def test_screen_of_small_filters_is_padded_to_the_score_line():
-    screen = observation.observe(torch.ones(1, 2, 3), torch.full((1, 5), 2.0), 5)
-    assert screen.tolist() == [[1, 1, 1, 0, 0, 1, 1, 1, 0, 0, 2, 2, 2, 2, 2]]
+    """Which has room for seven numbers, of which five are measured in every task."""
+    run = runs_of(torch.ones(2, 2, 3), learning_rate=[math.e, math.e], clock=[4, 4], last_action=[2, 2])
+    screen = observer_of(run).observe(run)
+    torch.testing.assert_close(screen[0, 14:], torch.tensor([1.0, 1, 0, 0, 2, 0, 0]), rtol=0, atol=1e-6)
+    assert screen[:, :14].tolist() == [[1, 1, 1, 0, 0, 0, 0] * 2] * 2
 
 
-def test_screen_is_finite_and_bounded():
-    filters = torch.tensor([[[math.nan, math.inf, -math.inf, 11.0, -11.0]]])
-    scores = torch.tensor([[math.nan, -math.inf, math.inf, 12.0, 1.0]])
-    screen = observation.observe(filters, scores, 5)
-    assert screen.tolist() == [[0, 10, -10, 10, -10, 0, -10, 10, 10, 1]]
+def test_screen_is_finite_and_bounded(registries):
+    """Weights and every number of the score line: not a number is 0, the rest is kept within the limit."""
+    nan, inf = math.nan, math.inf
+    losses = {"smoothed_loss": [inf, 1.0], "smoothed_loss_before": [1.0, 0.0]}
+    run = runs_of([[[nan, inf, -inf, 11.0, -11.0]]] * 2, learning_rate=[nan, 0.0], last_action=[12, 1], **losses)
+    screen = observer_of(run).observe(run)
+    assert screen[0].tolist() == [0, 10, -10, 10, -10, 0, 0, 0, 0, 10, 10, 10, 0, 0]
+    assert screen[1].tolist() == [0, 10, -10, 10, -10, 0, 0, -10, 0, 0, 10, 1, 0, 0]
+    for name, value in {"not_a_number": nan, "least": -inf, "largest": inf, "large": 12.0, "one": 1.0}.items():
+        register_feature(name, lambda run, value=value: torch.full_like(run.loss, value))
+    screen = observer_of(run, observation=["not_a_number", "least", "largest", "large", "one"]).observe(run)
+    assert screen.tolist() == [[0, -LIMIT, LIMIT, LIMIT, 1]] * 2
 
 
 def test_screen_shape():
-    assert observation.screen_shape(NETWORK, "screen") == (33, 25)
-    assert observation.screen_shape(NETWORK, "filters") == (32, 25)
+    assert Observer(TaskConfig(observation="screen"), NETWORK).shape == (33, 25)
+    assert Observer(TaskConfig(observation="filters"), NETWORK).shape == (32, 25)
 
 
 def test_score_line_of_a_step(games):
     """What the core puts on the score line, from what it reports."""
-    training = start(games["lr"], [1, 2], some_reference())
+    training = start(games["learning-rate"], [1, 2], some_reference())
     before = training.run.smoothed_loss.clone()
     done = training.step(torch.tensor([0, 1]))
     rows, columns = training.parts.observer.shape
@@ -381,18 +428,21 @@ def test_score_line_of_a_step(games):
 # --- reward ---------------------------------------------------------------------------------------------------------
 
 
-def measurement(**changes: list[float]) -> Measurement:
-    """Two runs, the second over."""
+def measured(**changes: list) -> RunState:
+    """The state of two runs, the second over."""
     values = {
         "loss": [0.5001, 0.0001],
-        "smoothed_before": [2.0, 1.0],
-        "smoothed": [1.0, 0.5],
-        "validation_before": [4.0, 0.5],
+        "smoothed_loss_before": [2.0, 1.0],
+        "smoothed_loss": [1.0, 0.5],
+        "validation_loss_before": [4.0, 0.5],
         "validation_loss": [3.0, 0.25],
         "validation_accuracy": [0.5, 0.75],
         "ended": [False, True],
     }
-    return Measurement(**{name: torch.tensor(value) for name, value in (values | changes).items()})
+    run = made_runs(2)
+    for name, value in (values | changes).items():
+        getattr(run, name).copy_(torch.tensor(value))
+    return run
 
 
 @pytest.mark.parametrize(
@@ -405,28 +455,28 @@ def measurement(**changes: list[float]) -> Measurement:
     ],
 )
 def test_rewards_by_hand(name, expected):
-    assert REWARDS[name](measurement()).tolist() == pytest.approx(expected, rel=1e-4)
+    assert REWARDS[name](measured()).tolist() == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize(("loss", "expected"), [(0.0, 1e4), (1e-4, 1e4), (1.5e-4, 1e4), (3e-4, 5e3), (1e6, 1e-6)])
 def test_inverse_loss_is_finite_and_falls_with_the_loss(loss, expected):
     """The original's reward turned negative near its final loss; this one is at most 1e4 and never below 0."""
-    reward = REWARDS["inverse-loss"](measurement(loss=[loss, 1.0]))[0].item()
+    reward = REWARDS["inverse-loss"](measured(loss=[loss, 1.0]))[0].item()
     assert reward == pytest.approx(expected, rel=1e-2)
 
 
 @pytest.mark.parametrize("name", list(REWARDS))
 def test_rewards_at_the_limits_are_finite(name):
-    limits = {"loss": [0.0, LOSS_LIMIT], "smoothed_before": [LOSS_LIMIT, 0.0], "smoothed": [0.0, LOSS_LIMIT]}
+    limits = {"loss": [0.0, LOSS_LIMIT], "smoothed_loss_before": [LOSS_LIMIT, 0.0], "smoothed_loss": [0.0, LOSS_LIMIT]}
     limits |= {"validation_loss": [0.0, LOSS_LIMIT], "validation_accuracy": [0.0, 1.0]}
-    assert REWARDS[name](measurement(**limits)).isfinite().all()
+    assert REWARDS[name](measured(**limits)).isfinite().all()
 
 
 @pytest.mark.parametrize("name", list(REWARDS))
 def test_divergence_pays_the_penalty_whatever_was_measured(name):
     """Not a number in the diverged row stays out of the reward, and out of the other row."""
-    nan = {field: [1.0, math.nan] for field in ("loss", "smoothed", "validation_loss", "validation_accuracy")}
-    terms = reward_terms(name, measurement(**nan), torch.tensor([False, True]))
+    nan = {field: [1.0, math.nan] for field in ("loss", "smoothed_loss", "validation_loss", "validation_accuracy")}
+    terms = reward_terms(name, measured(**nan, diverged=[False, True]))
     term = "reward_" + name.replace("-", "_")
     assert list(terms) == [term, "reward_divergence"]
     assert terms["reward_divergence"].tolist() == [0.0, DIVERGENCE_PENALTY]

@@ -5,7 +5,9 @@ import random
 import numpy as np
 import pytest
 import torch
+from helpers import made_runs
 
+from qan_gym.core.run_state import RunState
 from qan_gym.core.sampling import Sampler, fill_exhausted
 from qan_gym.games.minibatch import REMEMBERED, roulette_counts
 from qan_gym.utils import random_streams as streams
@@ -40,7 +42,7 @@ def assert_uniform(counts: np.ndarray) -> None:
 
 
 def test_splitmix64_known_answers():
-    """The generator's published outputs for the state 1234567; the plain twin gives them too."""
+    """The generator's published outputs for the state 1234567; the plain one gives them too."""
     outputs = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
     assert [splitmix64((1234567 + i * GAMMA) & MASK) for i in range(1, 6)] == outputs
 
@@ -123,10 +125,10 @@ def test_streams_differ_by_seed_purpose_and_counter():
 
 
 def test_roulette_counts_by_hand():
-    window = torch.tensor(
+    recent = torch.tensor(
         [[0, 0, 0, 0, 0, 0, 0, 0, 0, 0], [1, 2, 3, 4, 5, 6, 7, 8, 9, 3], [7, 7, 0, 0, 0, 0, 0, 0, 0, 9]]
     )
-    assert roulette_counts(window, 128, 10).tolist() == [
+    assert roulette_counts(recent, 128, 10).tolist() == [
         [128, 0, 0, 0, 0, 0, 0, 0, 0, 0],
         [0, 12, 12, 32, 12, 12, 12, 12, 12, 12],  # 128 - 9 * 12 = 20 for the newest
         [84, 0, 0, 0, 0, 0, 0, 24, 0, 20],
@@ -135,10 +137,10 @@ def test_roulette_counts_by_hand():
 
 @pytest.mark.parametrize("batch_size", [1, 9, 10, 11, 19, 20, 128])
 def test_roulette_counts_sum_to_the_batch(batch_size):
-    window = torch.randint(0, 10, (500, MEMORY), generator=torch.Generator().manual_seed(batch_size))
-    counts = roulette_counts(window, batch_size, 10)
+    recent = torch.randint(0, 10, (500, REMEMBERED), generator=torch.Generator().manual_seed(batch_size))
+    counts = roulette_counts(recent, batch_size, 10)
     assert (counts.sum(dim=1) == batch_size).all()
-    for row, actions in zip(counts.tolist(), window.tolist(), strict=True):
+    for row, actions in zip(counts.tolist(), recent.tolist(), strict=True):
         plain = [0] * 10
         for action in actions[:-1]:
             plain[action] += batch_size // 10
@@ -185,42 +187,49 @@ def made_labels(sizes: list[int], seed: int = 0) -> torch.Tensor:
     return labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))]
 
 
-def make_sampler(labels: torch.Tensor, by_class: list[bool], batch_size: int) -> Sampler:
-    sampler = Sampler(labels, int(labels.max()) + 1, len(by_class), batch_size)
-    sampler.by_class[:] = torch.tensor(by_class)
-    return sampler
+class Draws:
+    """A sampler, and the state of the runs that draw from it."""
+
+    def __init__(self, labels: torch.Tensor, by_class: list[bool], batch_size: int) -> None:
+        self.n_classes = int(labels.max()) + 1
+        self.sampler = Sampler(labels, self.n_classes, batch_size)
+        sizes = {"train_size": len(labels), "n_classes": self.n_classes, "batch_size": batch_size}
+        self.run: RunState = made_runs(len(by_class), **sizes)
+        self.run.by_class[:] = torch.tensor(by_class)
+
+    def begin(self, seeds: list[int], epoch: int) -> None:
+        count = len(seeds)
+        epochs = torch.full((count,), epoch)
+        self.sampler.start_epoch(self.run, torch.arange(count), torch.tensor(seeds), epochs)
+
+    def draw(self, number: int | list[int], recent: torch.Tensor | None = None) -> torch.Tensor:
+        """(N, B), the mini-batch of that number in the epoch, where `recent` (N, REMEMBERED) were the last actions."""
+        self.run.clock[:] = torch.as_tensor(number)
+        batch_size = self.sampler.batch_size
+        wanted = None if recent is None else roulette_counts(recent, batch_size, self.n_classes)
+        return self.sampler.draw(self.run, wanted)
+
+    def draw_epoch(self, recent: torch.Tensor | None = None) -> torch.Tensor:
+        """(batches, N, B); recent is (batches, N, REMEMBERED)."""
+        numbers = range(self.sampler.batches_per_epoch)
+        return torch.stack([self.draw(number, None if recent is None else recent[number]) for number in numbers])
 
 
-def begin(sampler: Sampler, seeds: list[int], epoch: int) -> None:
-    count = len(seeds)
-    sampler.start_epoch(torch.arange(count), torch.tensor(seeds), torch.full((count,), epoch))
-
-
-def draw_epoch(sampler: Sampler, windows: torch.Tensor | None) -> torch.Tensor:
-    """(batches, N, B); windows is (batches, N, MEMORY)."""
-    runs = len(sampler.by_class)
-    drawn = []
-    for number in range(sampler.batches_per_epoch):
-        window = None if windows is None else windows[number]
-        drawn.append(sampler.draw(torch.full((runs,), number), window))
-    return torch.stack(drawn)
-
-
-def random_windows(batches: int, runs: int, n_classes: int, seed: int = 0) -> torch.Tensor:
-    """(batches, N, MEMORY), as a random agent would leave them behind."""
-    actions = torch.randint(0, n_classes, (batches + MEMORY, runs), generator=torch.Generator().manual_seed(seed))
-    return torch.stack([actions[number : number + MEMORY].T for number in range(batches)])
+def random_actions(batches: int, runs: int, n_classes: int, seed: int = 0) -> torch.Tensor:
+    """(batches, N, REMEMBERED), the last actions of a random agent before each mini-batch."""
+    actions = torch.randint(0, n_classes, (batches + REMEMBERED, runs), generator=torch.Generator().manual_seed(seed))
+    return torch.stack([actions[number : number + REMEMBERED].T for number in range(batches)])
 
 
 def test_shuffled_epochs_repeat_nothing_and_differ():
     """47 images in batches of 10: 40 of them, each once; other images, in another order, in the next epoch."""
     labels = made_labels([20, 27])
-    sampler = make_sampler(labels, [False, False], 10)
-    assert sampler.batches_per_epoch == 4
+    draws = Draws(labels, [False, False], 10)
+    assert draws.sampler.batches_per_epoch == 4
     epochs = []
     for epoch in range(2):
-        begin(sampler, [3, 4], epoch)
-        drawn = draw_epoch(sampler, None)  # (4, 2, 10)
+        draws.begin([3, 4], epoch)
+        drawn = draws.draw_epoch()  # (4, 2, 10)
         assert drawn.dtype == torch.int64
         for run in range(2):
             seen = drawn[:, run].flatten().tolist()
@@ -233,9 +242,9 @@ def test_shuffled_epochs_repeat_nothing_and_differ():
 
 
 def test_shuffled_batches_are_uniform_over_the_images():
-    sampler = make_sampler(made_labels([25, 25]), [False] * 3_000, 10)
-    begin(sampler, list(range(3_000)), 0)
-    first = sampler.draw(torch.zeros(3_000, dtype=torch.int64), None)
+    draws = Draws(made_labels([25, 25]), [False] * 3_000, 10)
+    draws.begin(list(range(3_000)), 0)
+    first = draws.draw(0)
     assert_uniform(np.bincount(first.flatten().numpy(), minlength=50))
 
 
@@ -244,16 +253,16 @@ def test_roulette_epoch_draws_what_is_asked_for_and_no_image_twice(seed):
     """Every batch has the composition of the plain reference; an epoch holds batch_size * batches_per_epoch images."""
     sizes = [30, 5, 41, 0, 33, 26, 30, 1, 20, 37]
     labels = made_labels(sizes, seed)
-    sampler = make_sampler(labels, [True], 12)
-    windows = random_windows(sampler.batches_per_epoch, 1, 10, seed)
-    begin(sampler, [seed], 0)
+    draws = Draws(labels, [True], 12)
+    recent = random_actions(draws.sampler.batches_per_epoch, 1, 10, seed)
+    draws.begin([seed], 0)
     left, seen = list(sizes), []
-    for number in range(sampler.batches_per_epoch):
-        indices = sampler.draw(torch.tensor([number]), windows[number])[0]
+    for number in range(draws.sampler.batches_per_epoch):
+        indices = draws.draw(number, recent[number])[0]
         requests = []
-        for action in windows[number, 0, :-1].tolist():
+        for action in recent[number, 0, :-1].tolist():
             requests += [action] * (12 // 10)
-        requests += [windows[number, 0, -1].item()] * (12 - 9 * (12 // 10))
+        requests += [recent[number, 0, -1].item()] * (12 - 9 * (12 // 10))
         take = plain_fill(requests, left)
         assert torch.bincount(labels[indices], minlength=10).tolist() == take
         left = [some - gone for some, gone in zip(left, take, strict=True)]
@@ -264,20 +273,20 @@ def test_roulette_epoch_draws_what_is_asked_for_and_no_image_twice(seed):
 
 def test_roulette_that_asks_for_one_class_alone_gets_it_then_the_others_in_class_order():
     labels = made_labels([20, 20, 20])
-    sampler = make_sampler(labels, [True], 10)
-    begin(sampler, [0], 0)
-    found = [labels[sampler.draw(torch.tensor([n]), torch.full((1, MEMORY), 2))[0]].tolist() for n in range(6)]
+    draws = Draws(labels, [True], 10)
+    draws.begin([0], 0)
+    found = [labels[draws.draw(number, torch.full((1, REMEMBERED), 2))[0]].tolist() for number in range(6)]
     assert found == [[2] * 10, [2] * 10, [0] * 10, [0] * 10, [1] * 10, [1] * 10]
 
 
 def test_roulette_draws_each_class_in_random_order_redrawn_each_epoch():
     labels = made_labels([100, 100])
-    sampler = make_sampler(labels, [True, True], 10)
-    ones = torch.ones(2, MEMORY, dtype=torch.int64)
+    draws = Draws(labels, [True, True], 10)
+    ones = torch.ones(2, REMEMBERED, dtype=torch.int64)
     orders = []
     for epoch in range(2):
-        begin(sampler, [1, 2], epoch)
-        drawn = torch.cat([sampler.draw(torch.full((2,), number), ones) for number in range(10)], dim=1)  # (2, 100)
+        draws.begin([1, 2], epoch)
+        drawn = torch.cat([draws.draw(number, ones) for number in range(10)], dim=1)  # (2, 100)
         assert (labels[drawn] == 1).all()
         orders += drawn.tolist()
     for order in orders:
@@ -288,9 +297,9 @@ def test_roulette_draws_each_class_in_random_order_redrawn_each_epoch():
 
 def test_first_image_of_a_class_is_uniform():
     labels = made_labels([20, 20])
-    sampler = make_sampler(labels, [True] * 4_000, 1)
-    begin(sampler, list(range(4_000)), 0)
-    drawn = sampler.draw(torch.zeros(4_000, dtype=torch.int64), torch.ones(4_000, MEMORY, dtype=torch.int64))[:, 0]
+    draws = Draws(labels, [True] * 4_000, 1)
+    draws.begin(list(range(4_000)), 0)
+    drawn = draws.draw(0, torch.ones(4_000, REMEMBERED, dtype=torch.int64))[:, 0]
     counts = np.bincount(drawn.numpy(), minlength=40)
     assert counts[labels.numpy() == 0].sum() == 0
     assert_uniform(counts[labels.numpy() == 1])
@@ -300,39 +309,40 @@ def test_rows_equal_runs_alone_and_kinds_do_not_mix():
     """Five runs together, two of them shuffled: each as if it were alone, over two epochs."""
     labels = made_labels([30, 20, 25, 28])
     by_class, seeds = [True, False, True, True, False], [9, 9, 9, 2**62, 0]
-    together = make_sampler(labels, by_class, 8)
-    alone = [make_sampler(labels, [kind], 8) for kind in by_class]
+    together = Draws(labels, by_class, 8)
+    alone = [Draws(labels, [kind], 8) for kind in by_class]
     for epoch in range(2):
-        windows = random_windows(together.batches_per_epoch, 5, 4, epoch)
-        begin(together, seeds, epoch)
-        drawn = draw_epoch(together, windows)
-        for row, sampler in enumerate(alone):
-            begin(sampler, [seeds[row]], epoch)
-            assert torch.equal(drawn[:, row], draw_epoch(sampler, windows[:, row : row + 1])[:, 0])
-    assert (together.used[[1, 4]] == 0).all()
+        recent = random_actions(together.sampler.batches_per_epoch, 5, 4, epoch)
+        together.begin(seeds, epoch)
+        drawn = together.draw_epoch(recent)
+        for row, one in enumerate(alone):
+            one.begin([seeds[row]], epoch)
+            assert torch.equal(drawn[:, row], one.draw_epoch(recent[:, row : row + 1])[:, 0])
+    assert (together.run.class_used[[1, 4]] == 0).all()
 
 
 def test_a_new_epoch_of_one_row_leaves_the_others():
     labels = made_labels([30, 30])
-    sampler = make_sampler(labels, [True, True, True], 10)
-    begin(sampler, [1, 2, 3], 0)
-    sampler.draw(torch.zeros(3, dtype=torch.int64), torch.zeros(3, MEMORY, dtype=torch.int64))
-    order, used = sampler.order.clone(), sampler.used.clone()
-    sampler.start_epoch(torch.tensor([1]), torch.tensor([2]), torch.tensor([1]))
-    assert torch.equal(sampler.order[[0, 2]], order[[0, 2]])
-    assert torch.equal(sampler.used[[0, 2]], used[[0, 2]])
-    assert not torch.equal(sampler.order[1], order[1])
-    assert sampler.used[1].sum() == 0
+    draws = Draws(labels, [True, True, True], 10)
+    draws.begin([1, 2, 3], 0)
+    draws.draw(0, torch.zeros(3, REMEMBERED, dtype=torch.int64))
+    run = draws.run
+    order, used = run.order.clone(), run.class_used.clone()
+    draws.sampler.start_epoch(run, torch.tensor([1]), torch.tensor([2]), torch.tensor([1]))
+    assert torch.equal(run.order[[0, 2]], order[[0, 2]])
+    assert torch.equal(run.class_used[[0, 2]], used[[0, 2]])
+    assert not torch.equal(run.order[1], order[1])
+    assert run.class_used[1].sum() == 0
 
 
 def test_a_run_that_is_over_disturbs_nothing():
     """Past its epoch a roulette row has nothing left; it still gives valid indices, and the other row its own."""
     labels = made_labels([10, 10])
-    both, alone = make_sampler(labels, [True, True], 10), make_sampler(labels, [True], 10)
-    begin(both, [1, 2], 0)
-    begin(alone, [2], 0)
-    both.used[0] = both.class_sizes
-    window = torch.tensor([[0] * MEMORY, [0, 1] * 5])
-    drawn = both.draw(torch.tensor([5, 0]), window)
+    both, alone = Draws(labels, [True, True], 10), Draws(labels, [True], 10)
+    both.begin([1, 2], 0)
+    alone.begin([2], 0)
+    both.run.class_used[0] = both.sampler.class_sizes
+    recent = torch.tensor([[0] * REMEMBERED, [0, 1] * 5])
+    drawn = both.draw([5, 0], recent)
     assert ((drawn >= 0) & (drawn < 20)).all()
-    assert torch.equal(drawn[1], alone.draw(torch.tensor([0]), window[1:])[0])
+    assert torch.equal(drawn[1], alone.draw(0, recent[1:])[0])
