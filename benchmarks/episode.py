@@ -27,14 +27,14 @@ MIB = 2**20
 
 
 def peak_memory(device: str) -> float:
-    """MiB that the process, or its tensors on the GPU, have held at most."""
+    """The most MiB that the process, or its tensors on the GPU, have held."""
     if device == "cpu":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return torch.cuda.max_memory_allocated(device) / MIB
 
 
 def play(env_id: str, num_envs: int, steps: int | None, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """Play `steps` actions, or an episode, of N environments; prints as it goes."""
+    """Play `steps` actions, or a whole episode, of N environments; prints every epoch."""
     device = settings.get("device", "cpu")
     started = time.perf_counter()
     envs = gym.make_vec(env_id, num_envs=num_envs, output="torch", **settings)
