@@ -1,7 +1,7 @@
-"""The CIFAR-10 game written a second time: slowly, plainly, from DESIGN.md and the papers.
+"""An oracle of the CIFAR-10 game: the networks and the training written a second time, from DESIGN.md and the papers.
 
 Nothing here is imported from qan_gym. One network at a time as an ordinary module, PyTorch's own optimizers and batch
-norm, Python floats. The modules name their parameters as they like: weights go over in the order of the layers, and
+norm, Python floats. The modules choose the names of their parameters: weights are copied in the order of the layers,
 shape for shape.
 """
 
@@ -24,8 +24,8 @@ def conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
 # --- the networks ---------------------------------------------------------------------------------------------------
 
 
-class SlowNIN(nn.Module):
-    """DESIGN.md's table, line by line; batch norm and ReLU after every convolution (Lin et al. 2013)."""
+class PlainNIN(nn.Module):
+    """The table of DESIGN.md; batch norm and ReLU after every convolution (Lin et al. 2013)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class SlowNIN(nn.Module):
         return self.out(F.avg_pool2d(x, 8).flatten(1))
 
 
-class SlowWideBlock(nn.Module):
+class PlainWideBlock(nn.Module):
     """Pre-activation (Zagoruyko and Komodakis 2016, figure 1; He et al. 2016)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -64,7 +64,7 @@ class SlowWideBlock(nn.Module):
         return x + residual
 
 
-class SlowWRN(nn.Module):
+class PlainWRN(nn.Module):
     """Depth 40 = 4 + 3 groups of 6 blocks of 2 convolutions; width 4."""
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class SlowWRN(nn.Module):
         channels = [16] + 6 * [64] + 6 * [128] + 6 * [256]
         strides = {6: 2, 12: 2}
         self.blocks = nn.ModuleList(
-            SlowWideBlock(channels[i], channels[i + 1], strides.get(i, 1)) for i in range(len(channels) - 1)
+            PlainWideBlock(channels[i], channels[i + 1], strides.get(i, 1)) for i in range(len(channels) - 1)
         )
         self.last_bn = nn.BatchNorm2d(256)
         self.out = nn.Linear(256, 10)
@@ -85,7 +85,7 @@ class SlowWRN(nn.Module):
         return self.out(F.avg_pool2d(torch.relu(self.last_bn(x)), 8).flatten(1))
 
 
-class SlowBlock(nn.Module):
+class PlainBlock(nn.Module):
     """A basic block (He et al. 2015); where the channels change, the shortcut is a 1x1 convolution and batch norm."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -102,13 +102,13 @@ class SlowBlock(nn.Module):
         return torch.relu(residual + shortcut)
 
 
-class SlowResNet8(nn.Module):
+class PlainResNet8(nn.Module):
     """6n + 2 layers with n = 1."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.first_bn = conv(3, 16, 3), nn.BatchNorm2d(16)
-        self.blocks = nn.ModuleList([SlowBlock(16, 16, 1), SlowBlock(16, 32, 2), SlowBlock(32, 64, 2)])
+        self.blocks = nn.ModuleList([PlainBlock(16, 16, 1), PlainBlock(16, 32, 2), PlainBlock(32, 64, 2)])
         self.out = nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ class SlowResNet8(nn.Module):
         return self.out(F.avg_pool2d(x, 8).flatten(1))
 
 
-SLOW_NETWORKS = {"nin": SlowNIN, "wrn-40-4": SlowWRN, "resnet-8": SlowResNet8}
+NETWORKS = {"nin": PlainNIN, "wrn-40-4": PlainWRN, "resnet-8": PlainResNet8}
 
 
 def tensors_of(network: nn.Module) -> list[Tensor]:
@@ -128,7 +128,7 @@ def tensors_of(network: nn.Module) -> list[Tensor]:
 
 @torch.no_grad()
 def fill(tensors: Sequence[Tensor], values: dict[str, np.ndarray]) -> None:
-    """Take over values in order, shape for shape."""
+    """Copy values into the tensors in order, shape for shape."""
     for tensor, value in zip(tensors, values.values(), strict=True):
         assert tensor.shape == value.shape
         tensor.copy_(torch.from_numpy(value))
@@ -137,11 +137,11 @@ def fill(tensors: Sequence[Tensor], values: dict[str, np.ndarray]) -> None:
 def network_of(name: str, weights: dict[str, np.ndarray]) -> nn.Module:
     """A network with these weights and running statistics.
 
-    Its tensors have the channels last in memory, as the environment's have, so that the library adds up in the same
-    order. Rounded differently, an activation within a rounding of 0 falls on the other side of a ReLU, which moves the
-    gradient of a filter by a hundredth.
+    Its tensors have the channels last in memory, as the environment's have, so that the library adds in the same
+    order. Rounded differently, an activation within a rounding of 0 falls on the other side of a ReLU, which changes
+    the gradient of a filter by a hundredth.
     """
-    network = SLOW_NETWORKS[name]().to(memory_format=torch.channels_last)
+    network = NETWORKS[name]().to(memory_format=torch.channels_last)
     fill(tensors_of(network), weights)
     return network
 
@@ -149,7 +149,7 @@ def network_of(name: str, weights: dict[str, np.ndarray]) -> nn.Module:
 # --- training -------------------------------------------------------------------------------------------------------
 
 
-class SlowCIFAR:
+class PlainTraining:
     """One training run of the learning-rate game, by PyTorch's own optimizers."""
 
     def __init__(
@@ -216,18 +216,18 @@ class SlowCIFAR:
         return F.cross_entropy(logits, answers).item(), (logits.argmax(dim=1) == answers).float().mean().item()
 
     def weights(self) -> dict[str, np.ndarray]:
-        """By the names that the weights came with, running statistics included; copies."""
+        """By the names that the weights were given with, running statistics included; copies."""
         values = tensors_of(self.network)
         return {name: value.detach().numpy().copy() for name, value in zip(self.names, values, strict=True)}
 
     def buffers(self, name: str) -> dict[str, np.ndarray]:
-        """A buffer of the optimizer for every parameter by its name, in the optimizer's own memory."""
+        """A buffer of the optimizer for every parameter by its name; in the optimizer's own memory, not copies."""
         parameters = list(self.network.parameters())
         named = zip(self.names, parameters, strict=False)  # the names of the running statistics are left over
         return {own: self.optimizer.state[parameter][BUFFERS[name]].numpy() for own, parameter in named}
 
-    def take_over(self, weights: dict[str, np.ndarray], buffers: dict[str, dict[str, np.ndarray]]) -> None:
-        """Stand where another run stands: its weights, running statistics and buffers."""
+    def copy_from(self, weights: dict[str, np.ndarray], buffers: dict[str, dict[str, np.ndarray]]) -> None:
+        """Continue from another run: copy its weights, running statistics and buffers."""
         fill(tensors_of(self.network), weights)
         for name, values in buffers.items():
             for own, value in self.buffers(name).items():
