@@ -40,6 +40,7 @@ OUTSIDE = [
 PAGES = [str(path.relative_to(ROOT)) for path in (*OUTSIDE, *sorted((ROOT / "docs").rglob("*.md")))]
 PAGES = [name for name in PAGES if not GENERATED.match(name)]
 SCRIPTS = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "studies").rglob("*.py"), ROOT / "docs" / "pictures.py"]
+HOME = "docs/index.md"
 CHEAP = ("list", "data")  # commands that are run, not only parsed
 
 
@@ -144,7 +145,18 @@ def test_the_readme_is_short_and_stands_alone():
 # --- code and commands in the docs ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in PAGES if "```python" in (ROOT / name).read_text(encoding="utf-8")])
+def texts(name: str, language: str) -> list[str]:
+    """The blocks of a page in a language."""
+    parser = CodeBlockParser(language, evaluator=lambda example: None)
+    return [example.parsed for example in Sybil([parser]).parse(ROOT / name).examples()]
+
+
+def test_the_home_page_has_the_code_of_the_readme():
+    """So it is not run a second time."""
+    assert texts(HOME, "python") == texts("README.md", "python")[:1]
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if name != HOME and texts(name, "python")])
 def test_python_runs(name, tmp_path, monkeypatch, registries):
     """All blocks of a page in order, in one namespace; `<!-- skip: next "reason" -->` skips one."""
     monkeypatch.chdir(tmp_path)
@@ -158,12 +170,6 @@ def test_skipped_blocks_have_a_reason():
         assert not re.findall(
             r"<!-- *skip: *\w+ *-->", (ROOT / name).read_text(encoding="utf-8").replace("skip: end", "")
         ), name
-
-
-def texts(name: str, language: str) -> list[str]:
-    """The blocks of a page in a language."""
-    parser = CodeBlockParser(language, evaluator=lambda example: None)
-    return [example.parsed for example in Sybil([parser]).parse(ROOT / name).examples()]
 
 
 def test_grids_are_valid():
