@@ -35,7 +35,7 @@ WRONG_VALUES = {
     "learning_rate_step": [0, -0.005, NAN, None],
     "learning_rate_min": [0, -1, NAN, None],
     "learning_rate_max": [0.001, NAN, None, "1"],
-    "observation": ["image", None, [], ["no-such-feature"], ["log_loss", 1]],
+    "observation": ["image", None, [], ["log_loss", 1]],
     "reward": ["no-such-reward", None, 5],
     "target_loss": [0, -1, NAN, "low"],
     "meta_momentum": [-0.1, 1.1, NAN, "regression", True],
@@ -71,6 +71,8 @@ def test_a_wrong_value_is_named(name, value):
         ({"batch_size": 4_001}, "batch_size 4001 .* 4000 images"),
         ({"batch_size": 11, "train_size": 10}, "batch_size 11 .* 10 images"),
         ({"batches_per_action": 401, "epochs": 1}, "batches_per_action 401 .* 400 mini-batches"),
+        ({"batch_size": 101, "train_size": 100}, "batch_size 101 .* 100 images"),
+        ({"batches_per_action": 11, "epochs": 1, "train_size": 100}, "batches_per_action 11 .* 10 mini-batches"),
         ({"render_mode": "rgb"}, "render_mode"),
         ({"task": "QanLR-v7"}, "QanLR-v7"),
         ({"reference": None, "distillation": 0.5}, "distillation.*reference"),
@@ -121,9 +123,9 @@ def test_an_unknown_argument_is_refused_in_pythons_words(make):
     assert isinstance(caught.value, ValueError)  # as every other wrong argument
 
 
-@pytest.mark.parametrize("arguments", [{"batch_size": 4_000}, {"batches_per_action": 400, "epochs": 1}])
+@pytest.mark.parametrize("arguments", [{"batch_size": 100}, {"batch_size": 10, "batches_per_action": 10}])
 def test_the_largest_values(arguments):
-    """One less than what is refused: an epoch is one mini-batch, or an episode is one action."""
-    env = gym.make(LR, meta_momentum=None, **({"epochs": 1, "batches_per_action": 1} | arguments))
+    """An epoch of 100 images is one mini-batch, or an episode is one action."""
+    env = gym.make(LR, train_size=100, meta_momentum=None, **({"epochs": 1, "batches_per_action": 1} | arguments))
     env.reset(seed=0)
     assert env.step(2)[3]

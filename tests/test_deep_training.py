@@ -40,11 +40,16 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", list(CASES))
+SLOW = {"nin, AdamW", "wrn-40-4, Nesterov, pulled"}
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.slow] if case in SLOW else []) for case in CASES]
+)
 def test_ten_steps(case, npz, tmp_path):
     """An epoch of ten steps in which the learning rate changes: what each step did, and the measurement at the end."""
     network, kwargs = CASES[case]
-    batch_size = 4 if network == "wrn-40-4" else 8
+    batch_size = 8 if network == "resnet-8" else 4
     game = SMALL | {"network": network, "batch_size": batch_size, "train_size": 10 * batch_size, **kwargs}
     reference = None
     if "meta_momentum" in kwargs or "distillation" in kwargs:
@@ -132,7 +137,7 @@ SHOWN = {
 }
 
 
-@pytest.mark.parametrize("network", list(SHOWN))
+@pytest.mark.parametrize("network", ["resnet-8", "nin", pytest.param("wrn-40-4", marks=pytest.mark.slow)])
 def test_screen(network, npz):
     """The last convolution as 192x192, then the score line; the same without the score line as `"filters"`."""
     game = SMALL | {"network": network, "batch_size": 4, "train_size": 12}
@@ -155,7 +160,7 @@ def test_screen(network, npz):
 # --- precision and distillation -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("network", ["resnet-8", "nin"])
+@pytest.mark.parametrize("network", ["resnet-8", pytest.param("nin", marks=pytest.mark.slow)])
 def test_bf16(network, npz):
     """Near float32 after a step and not the same; everything stays finite to the end of the episode."""
     game = SMALL | {"network": network, "batch_size": 4, "train_size": 12, "epochs": 1}
