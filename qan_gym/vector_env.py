@@ -287,7 +287,7 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
     def close_extras(self, **kwargs: Any) -> None:
         """Give the memory of the networks back."""
         self.training.close()
-        del self.training
+        del self.training, self._renderer  # which holds the network and its layers' buffers too
 
     def _require_open(self) -> None:
         if self.closed:

@@ -10,6 +10,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 import matplotlib
 import pytest
 import torch
+from helpers import made_npz
 
 import qan_gym  # noqa: F401 (registers the ids)
 from qan_gym.core.observation import FEATURES
@@ -38,6 +39,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def reference_file() -> str:
     """The path of reference weights that ship with the package, so that a smaller game need not train its own."""
     return str(ASSETS / "references" / reference_name(make_task_config("QanLR-MNIST5k-v0", {})))
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A data set for `dataset=`: 80 training images, 10 of validation, 30 of test."""
+    return made_npz(tmp_path_factory.mktemp("data") / "small.npz")
 
 
 @pytest.fixture

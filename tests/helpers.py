@@ -113,15 +113,17 @@ def made_runs(
     config: TaskConfig | None = None,
     network: Network | None = None,
     kind: type[RunState] = RunState,
+    slots: tuple[str, ...] = (),
     **sizes: int,
 ) -> RunState:
-    """Runs of a task without data, of a tiny network unless one is given, in which all is 0 and nothing has begun.
+    """Runs of a task without data, in which all is 0 and nothing has begun.
 
     Args:
         num_runs: N.
         config: of the task.
-        network: the kind of network.
+        network: the kind of network; None: one of a single weight.
         kind: a subclass of `RunState`.
+        slots: the buffers of the optimizer.
         sizes: of `Layout.sizes`, where they are not those of the least task.
     """
     config, network = config or TaskConfig(), network or made_network(only=(1, 1))
@@ -131,8 +133,8 @@ def made_runs(
             num_runs=num_runs,
             device=torch.device("cpu"),
             network=network,
-            slots=(),
-            own_reference=False,
+            slots=slots,
+            own_reference=config.reference == "previous",
             sizes=counts | {"network_size": network.size()},
             action_shape=(),
             action_dtype=torch.int64,

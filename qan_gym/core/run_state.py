@@ -88,10 +88,14 @@ class Layout:
         shape = [self.sizes[size] if isinstance(size, str) else size for size in spec.shape]
         return torch.zeros(self.num_runs, *shape, dtype=spec.dtype, device="cpu" if spec.on_host else self.device)
 
-    def networks(self) -> tuple[Tensor, Params]:
-        """(N, size) zeros, and the parameters of N networks as views of them."""
-        memory = torch.zeros(self.num_runs, self.network.size(), device=self.device)
-        return memory, self.network.views(memory)
+    def networks(self, of: str) -> Params | dict[str, Params]:
+        """Tensors of zeros, shaped like the parameters of N networks; see `NetworkSpec.of`."""
+        if of == "slots":
+            return {slot: self._networks() for slot in self.slots}
+        return {} if of == "reference" and not self.own_reference else self._networks()
+
+    def _networks(self) -> Params:
+        return self.network.views(torch.zeros(self.num_runs, self.network.size(), device=self.device))
 
 
 def per_run(
@@ -176,15 +180,14 @@ class RunState:
     @classmethod
     def allocate(cls, layout: Layout) -> Self:
         """N runs of zeros that have not begun."""
-        memory, params = layout.networks()
         values: dict[str, Any] = {"layout": layout}
         for one in fields(cls):
             spec = one.metadata.get("spec")
             if isinstance(spec, TensorSpec):
                 values[one.name] = layout.tensor(spec).numpy() if spec.on_host else layout.tensor(spec)
-        values["memory"], values["params"] = memory, params
-        values["slots"] = {slot: layout.networks()[1] for slot in layout.slots}
-        values["reference"] = layout.networks()[1] if layout.own_reference else {}
+            elif isinstance(spec, NetworkSpec) and one.name != "params":
+                values[one.name] = layout.networks(spec.of)
+        values["params"] = layout.network.views(values["memory"])
         values["game"] = {name: layout.tensor(spec) for name, spec in layout.game.items()}
         shape = (layout.num_runs, *layout.action_shape)
         values["action"] = torch.zeros(shape, dtype=layout.action_dtype, device=layout.device)

@@ -1,8 +1,8 @@
-"""Frames: filters, what is controlled, losses, the last actions, and what an agent expects of them, as one picture.
+"""Frames: filters, the controlled quantity, losses, the last actions and the Q-values of an agent, as one picture.
 
-A frame must be cheap enough to be drawn in the middle of a training, so axes, ticks and labels are drawn once and
-kept as a background, and each frame draws only what moves ("blitting"). The background changes where the axes do: as
-the episode grows longer, and for losses beyond the axis.
+Frames are drawn in the middle of a training, so they must be cheap: axes, ticks and labels are drawn once and kept as
+a background, and each frame draws only what changes ("blitting"). The background changes with the limits of the axes:
+as the episode grows longer, and for values beyond an axis.
 """
 
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ LEAST_LOSS, LARGEST_LOSS = 1e-6, 1e3  # ends of the loss axis, whatever happens
 # Okabe and Ito's colours, told apart by the colour-blind; widths, dashes and marks tell them apart in grey.
 CONTROL, MEAN, VALIDATION, BASELINE, BATCHES = "#D55E00", "#0072B2", "#009E73", "0.35", "0.8"
 COMPONENTS = ((CONTROL, "s"), ("#56B4E9", "o"), ("#CC79A7", "^"), ("#F0E442", "D"))  # of actions of several numbers
+ORDINALS = ("1st", "2nd", "3rd", "4th")
 SHARES = "Greys"  # and filters: scales of growing lightness, so that grey prints say the same
 FILTER_SCALE = {"cmap": "cividis", "vmin": -FILTER_LIMIT, "vmax": FILTER_LIMIT, "interpolation": "nearest"}
 
@@ -116,20 +117,32 @@ class FrameRenderer:
         self.parts, self.small = parts, small
         self._canvases: dict[AxesLayout, Canvas] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: canvases cannot be copied, and are drawn again."""
+        return {**self.__dict__, "_canvases": {}}
+
     def draw(self, content: FrameContent) -> NDArray[np.uint8]:
         """The frame of some content, (H, W, 3) uint8."""
-        layout = AxesLayout(
+        return self.canvas(content).draw(content)
+
+    def canvas(self, content: FrameContent) -> "Canvas":
+        """The canvas for some content: one that is kept, or a new one."""
+        layout = self.layout(content)
+        canvas = self._canvases.pop(layout, None) or Canvas(self.parts, self.small, layout, content)
+        self._canvases[layout] = canvas  # the last used, last
+        if len(self._canvases) > CANVASES:
+            del self._canvases[next(iter(self._canvases))]
+        return canvas
+
+    def layout(self, content: FrameContent) -> AxesLayout:
+        """The layout for some content."""
+        return AxesLayout(
             width=self._width(content),
             curve=self._curve_limits(content),
             loss=self._loss_limits(content),
             baseline=content.baseline is not None,
             values=0 if content.values is None or self.small else len(content.values),
         )
-        canvas = self._canvases.pop(layout, None) or Canvas(self.parts, self.small, layout, content)
-        self._canvases[layout] = canvas  # the last used, last
-        if len(self._canvases) > CANVASES:
-            del self._canvases[next(iter(self._canvases))]
-        return canvas.draw(content)
 
     def _width(self, content: FrameContent) -> int:
         """Of the curves, in mini-batches: the budget, or, early in an episode, a fourth of it, or of that."""
@@ -145,10 +158,14 @@ class FrameRenderer:
             return 0.0, 1.0
         low, high = game.curve_limits(self.parts.config)
         values = content.history.curve(game.curve)
-        if not game.curve_is_logarithmic:
-            edge = 0.05 * (high - low)
-            return low - edge, high + edge
-        return max(min(low, _decade_below(values.min())), LEAST_LOSS) / 1.3, high * 1.3
+        if game.curve_is_logarithmic:
+            low = max(min(low, _decade_below(values.min())), LEAST_LOSS)
+            high = high if values.max() <= high else 10 * _decade_below(values.max())
+            return low / 1.3, high * 1.3
+        span = (high - low) or 1.0
+        low -= span * np.ceil(max(0.0, low - values.min()) / span)  # in whole spans, so that few canvases are needed
+        high += span * np.ceil(max(0.0, values.max() - high) / span)
+        return float(low - 0.05 * span), float(high + 0.05 * span)
 
     def _loss_limits(self, content: FrameContent) -> Limits:
         history = content.history
@@ -160,7 +177,11 @@ class FrameRenderer:
 
 
 class Canvas:
-    """Axes of one layout, drawn once, and what is drawn anew in each frame."""
+    """The axes of one layout, drawn once, and the curves and pictures that each frame draws.
+
+    Attributes:
+        figure: matplotlib's.
+    """
 
     def __init__(self, parts: Components, small: bool, layout: AxesLayout, content: FrameContent) -> None:
         """Draw what stays the same; for the arguments see `FrameRenderer`, and the content is the first to be drawn."""
@@ -186,7 +207,7 @@ class Canvas:
 
         width, height = TILE if self.small else FRAME
         with rc_context({"font.size": 7 if self.small else 9.5, "axes.titlesize": "medium"}):
-            figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+            figure = self.figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
             self._canvas = FigureCanvasAgg(figure)
             self._artists: list[Artist] = []
             self._title = self._add(figure.text(0.02, 0.955, "", fontsize=8 if self.small else 12))
@@ -286,14 +307,20 @@ class Canvas:
             low, high = self._action_bounds()
             edge = 0.1 * (high.max() - low.min())
             axes.set(ylim=(low.min() - edge, high.max() + edge))
-            axes.locator_params(axis="y", nbins=3)
+            axes.locator_params(axis="y", nbins=3, integer=isinstance(space, spaces.MultiDiscrete))
         axes.grid(axis="y", alpha=0.3)
         components = int(np.prod(space.shape or (1,)))
         self._strip = []
         for number in range(components):
             color, marker = COMPONENTS[number % len(COMPONENTS)]
-            (line,) = axes.plot([], [], color=color, marker=marker, markersize=4, linestyle="none")
+            size = 4 + 2 * (components - 1 - number) / max(components - 1, 1)  # so that none hides an equal one
+            style = {"color": color, "marker": marker, "markersize": size, "linestyle": "none"}
+            (line,) = axes.plot([], [], label=ORDINALS[number % len(ORDINALS)], **style)
             self._strip.append(self._add(line))
+        if components > 1:
+            beside = {"frameon": False, "borderaxespad": 0, "columnspacing": 1.2, "handletextpad": 0.2}
+            handles = self._strip[: len(COMPONENTS)]
+            axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1.0, 1.02), ncols=len(handles), **beside)
 
     def _first_action(self) -> int:
         """The number of the first action of a Discrete space."""

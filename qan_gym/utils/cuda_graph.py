@@ -16,11 +16,14 @@ class CapturedGraph(Generic[Result]):
 
     The function takes nothing, reads and writes only tensors that are never allocated anew, and does not wait for the
     device. The first calls count like any other, so nothing has to be undone before the capture.
+
+    Attributes:
+        function: what is captured.
     """
 
     def __init__(self, function: Callable[[], Result], generator: torch.Generator | None = None) -> None:
         """function: what to capture; see the class; generator: of the device, that it draws from."""
-        self._function = function
+        self.function = function
         self._generator = generator
         self._calls = 0
         self._stream: torch.cuda.Stream | None = None
@@ -40,16 +43,21 @@ class CapturedGraph(Generic[Result]):
                 graph.register_generator_state(self._generator)
             # The stream of the first calls: autograd's nodes belong to the stream that they were made on.
             with torch.cuda.graph(graph, stream=self._stream):
-                self._result = self._function()
+                self._result = self.function()
             self._graph = graph
         self._graph.replay()
         result: Result = tree_map_only(torch.Tensor, torch.Tensor.clone, self._result)
         return result
 
+    @property
+    def is_captured(self) -> bool:
+        """Whether a call is a replay."""
+        return self._graph is not None
+
     def _on_own_stream(self, stream: torch.cuda.Stream) -> Result:
         """As it will be captured: not on the current stream, which waits for it."""
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            result = self._function()
+            result = self.function()
         torch.cuda.current_stream().wait_stream(stream)
         return result

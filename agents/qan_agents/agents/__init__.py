@@ -4,22 +4,26 @@ A file is imported only when its agent is asked for, so each may need libraries 
 """
 
 from qan_agents.experiments.agent import (
+    AGENTS,
     Agent,
     AgentSpec,
     EnvFacts,
     Progress,
     SavedProgress,
+    ValuePolicy,
     agent_class,
     agent_names,
     register_agent,
 )
 
 __all__ = [
+    "AGENTS",
     "Agent",
     "AgentSpec",
     "EnvFacts",
     "Progress",
     "SavedProgress",
+    "ValuePolicy",
     "agent_class",
     "agent_names",
     "register_agent",

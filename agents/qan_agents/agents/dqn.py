@@ -33,10 +33,11 @@ from qan_agents.experiments.agent import (
 )
 from qan_agents.policies.rollout import Episode
 from qan_agents.sb3.bridge import GymnasiumVecEnv, vec_env
-from qan_agents.sb3.extractor import Extractor
+from qan_agents.sb3.extractor import extractor_arguments
 from qan_agents.sb3.replay import FrameReplayBuffer, add_round
 from qan_agents.sb3.wrappers import RoundRecorder, StackHistory
 from qan_gym.utils.files import write_aside
+from qan_gym.vector_env import QanVectorEnv
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "rmsprop": DeepMindRMSprop}
 EVERY_STEP = TrainFreq(1, TrainFrequencyUnit.STEP)
@@ -72,23 +73,14 @@ class SB3DQN(Agent):
         self.total = spec.episodes * self.facts.episode_length  # over which SB3 spreads the exploration
         self.config = make_dqn_config(spec.preset, self.total, spec.hyperparameters)
         self.settings, self.history = asdict(self.config), self.config.history
-        interface = EnvInterface.of(bridge.env)
-        interface.check(self.config)
+        EnvInterface.of(bridge.env).check(self.config)
         self.bridge, self.recorder = bridge, RoundRecorder(bridge)
         self.env = StackHistory(self.recorder, self.history)
         arguments = sb3_arguments(self.config, self.total)
         if not spec.learns:
             arguments["buffer_size"] = 1
-        rows, columns = interface.screen
-        arguments["policy_kwargs"] |= {
-            "features_extractor_class": Extractor,
-            "features_extractor_kwargs": {
-                "features": self.config.features,
-                "rows": rows,
-                "columns": columns,
-                "score_line": interface.score_line,
-            },
-        }
+        assert isinstance(bridge.env.unwrapped, QanVectorEnv)
+        arguments["policy_kwargs"] |= extractor_arguments(bridge.env.unwrapped, self.config.features)
         self.model = DQN(
             "MlpPolicy",
             self.env,

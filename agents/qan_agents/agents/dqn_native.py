@@ -25,11 +25,9 @@ from qan_agents.experiments.agent import (
     SavedProgress,
     register_agent,
 )
-from qan_agents.policies.rollout import STEP_COLUMNS, Episode
+from qan_agents.policies.rollout import Episode, recorded_names
 from qan_gym.utils.files import load_arrays
 from qan_gym.vector_env import QanVectorEnv
-
-INFO_COLUMNS = tuple(name for name in STEP_COLUMNS if name not in ("step", "action", "reward"))
 
 
 class NativeDQN(Agent):
@@ -82,7 +80,8 @@ class NativeDQN(Agent):
         agent.generator.manual_seed(seeds[0])
         frames = self.tensor_env.reset(list(seeds))
         agent.begin(frames)
-        record = RoundRecord(frames, self.facts.episode_length)
+        names = recorded_names(self.env.training.parts.game.hyperparameters)
+        record = RoundRecord(frames, self.facts.episode_length, names)
         over, shown = self.env.over, 0.0
         while not over.all():
             transitions = self.tensor_env.step(agent.act(exploration))
@@ -173,15 +172,16 @@ def _padded(episodes: Sequence[Arrays], name: str) -> Tensor:
 class RoundRecord:
     """A round on the device, (T, N) of everything, with T the longest that an episode can be; read when it is over."""
 
-    def __init__(self, frames: Tensor, longest: int) -> None:
-        """frames: (N, D) the first of each episode; longest: T."""
+    def __init__(self, frames: Tensor, longest: int, names: tuple[str, ...]) -> None:
+        """frames: (N, D) the first of each episode; longest: T; names: the scalars of the infos that are recorded."""
         num_envs, device = len(frames), frames.device
+        self.names = names
         self.length = 0
         self.frames = torch.zeros(longest + 1, *frames.shape, dtype=frames.dtype, device=device)
         self.frames[0] = frames
         self.actions = torch.zeros(longest, num_envs, dtype=torch.int64, device=device)
         self.rewards = torch.zeros(longest, num_envs, device=device)
-        self.infos = torch.zeros(longest, len(INFO_COLUMNS), num_envs, dtype=torch.float64, device=device)
+        self.infos = torch.zeros(longest, len(names), num_envs, dtype=torch.float64, device=device)
         self.in_round = torch.zeros(longest, num_envs, dtype=torch.bool, device=device)
         self.terminated = torch.zeros(longest, num_envs, dtype=torch.bool, device=device)
         self.over = torch.zeros(num_envs, dtype=torch.bool, device=device)
@@ -193,7 +193,7 @@ class RoundRecord:
         in_round = ~self.over
         t, infos = self.length, transitions.infos
         self.actions[t], self.rewards[t], self.frames[t + 1] = actions, transitions.rewards, transitions.next_frames
-        self.infos[t] = torch.stack([infos[name].double() for name in INFO_COLUMNS])
+        self.infos[t] = torch.stack([infos[name].double() for name in self.names])
         self.in_round[t], self.terminated[t] = in_round, transitions.terminated
         if "test_loss" in infos:  # some episode has ended
             ends = in_round & transitions.ended
@@ -226,7 +226,7 @@ class RoundRecord:
             steps = int(in_round[:, row].sum())
             episode = Episode(frames=list(frames[: steps + 1, row]))
             for t in range(steps):
-                info = dict(zip(INFO_COLUMNS, infos[t, :, row].tolist(), strict=True))
+                info = dict(zip(self.names, infos[t, :, row].tolist(), strict=True))
                 typed = {name: self.types[name](value) for name, value in info.items()}
                 episode.add(int(actions[t, row]), float(rewards[t, row]), typed)
             episode.actions = actions[:steps, row].tolist()

@@ -95,19 +95,20 @@ def compared_actions(space: spaces.Space[Any]) -> NDArray[Any]:
     """
     if isinstance(space, spaces.Discrete):
         return np.arange(space.start, space.start + space.n)
+    axes: list[NDArray[Any]]
     if isinstance(space, spaces.MultiDiscrete):
-        first, dtype = space.start.reshape(-1), np.dtype(np.int64)
-        axes = [start + np.arange(count) for start, count in zip(first, space.nvec.reshape(-1), strict=True)]
+        limits = zip(space.start.reshape(-1), space.nvec.reshape(-1), strict=True)
+        axes = [start + np.arange(count) for start, count in limits]
     else:
         assert isinstance(space, spaces.Box)
-        ends, dtype = (space.low.reshape(-1), space.high.reshape(-1)), np.dtype(np.float32)
-        axes = [np.linspace(low, high, GRID) for low, high in zip(*ends, strict=True)]
+        limits = zip(space.low.reshape(-1), space.high.reshape(-1), strict=True)
+        axes = [np.linspace(low, high, GRID, dtype=np.float32) for low, high in limits]
     if math.prod(map(len, axes)) <= MOST_ACTIONS:
         actions = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
     else:
         places = np.linspace(0, 1, GRID)
         actions = np.stack([axis[(places * (len(axis) - 1)).round().astype(int)] for axis in axes], axis=-1)
-    return actions.reshape(-1, *(space.shape or ())).astype(dtype)
+    return actions.reshape(-1, *(space.shape or ()))
 
 
 def _plain(action: Any) -> Any:

@@ -14,7 +14,6 @@ import qan_agents.bench.clipped_reward  # noqa: F401 (registers its reward)
 from qan_agents.bench.controllers import Preparation, Prepare, PreparedController, register_controller
 from qan_agents.bench.tuning_task import Settings, TuningTask, task_config
 from qan_agents.dqn import Ensemble, EnvInterface, make_dqn_config, train
-from qan_gym.core.observation import SCORE_LINE
 from qan_gym.games import game_of
 from qan_gym.vector_env import QanVectorEnv
 
@@ -152,24 +151,17 @@ class SB3Algorithm:
         from stable_baselines3.common.logger import Logger
 
         from qan_agents.sb3 import GymnasiumVecEnv
-        from qan_agents.sb3.extractor import Extractor
+        from qan_agents.sb3.extractor import extractor_arguments
         from qan_agents.sb3.wrappers import StackHistory
 
         envs = _training_env(task, env_kwargs, rows, "numpy")
         env, game_env = StackHistory(GymnasiumVecEnv(envs), 1), cast(QanVectorEnv, envs.unwrapped)
         episode_length, batches_per_action = game_env.episode_length, game_env.config.batches_per_action
-        observer = game_env.training.parts.observer
         steps = task.runs * episode_length
         settings = {
             "policy_kwargs": {
                 "net_arch": [64, 64],
-                "features_extractor_class": Extractor,
-                "features_extractor_kwargs": {
-                    "features": "scores",
-                    "rows": observer.shape[0],
-                    "columns": observer.shape[1],
-                    "score_line": len(SCORE_LINE) + len(observer.extra),
-                },
+                **extractor_arguments(game_env, "scores"),
             },
             "gamma": 0.995,
             "learning_rate": 1e-3,

@@ -16,15 +16,27 @@ from qan_agents.cli.common import (
 )
 
 
-def list_environments() -> None:
-    """The environments, the agents and the fixed policies."""
+def list_environments(
+    agent: Annotated[
+        str | None, typer.Argument(metavar="[AGENT]", help="List the presets of an agent instead.")
+    ] = None,
+) -> None:
+    """The environments, the agents, the fixed policies and the controllers; or the presets of an agent."""
+    if agent is not None:
+        with errors_in_one_line():
+            from qan_agents.agents import agent_class
+
+            console.print(f"presets of {agent}: {', '.join(agent_class(agent).presets)}")
+        return
+    from qan_agents.agents import agent_names
     from qan_agents.bench.preparation import controllers
     from qan_agents.policies.fixed import fixed_policies
     from qan_gym.games import game_of
     from qan_gym.registration import ENTRY_POINTS
     from qan_gym.tasks import TASKS
 
-    table = Table(title="environments", caption="batch: images of a mini-batch; per action: mini-batches")
+    caption = "batch: images of a mini-batch; per action: mini-batches"
+    table = Table(title="environments", caption=caption, pad_edge=False)
     table.add_column("id", no_wrap=True)
     table.add_column("controls", min_width=12)
     for name in ("data", "batch", "epochs", "per action"):
@@ -34,7 +46,7 @@ def list_environments() -> None:
         numbers = (str(value) for value in (task.batch_size, task.epochs, task.batches_per_action))
         table.add_row(env_id, game_of(task).controlled, task.dataset, *numbers)
     console.print(table)
-    console.print("agents: dqn (presets quick, paper), dqn-gpu (presets quick, paper, today, control)")
+    console.print(f"agents: {', '.join(agent_names())}; their presets: qan list AGENT")
     console.print(f"fixed policies: {', '.join(fixed_policies())}")
     console.print(f"controllers of qan bench: {', '.join(controllers())}")
 

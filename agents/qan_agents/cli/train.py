@@ -19,7 +19,7 @@ from qan_agents.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from qan_agents.experiments.learner import Progress as TrainingProgress
+    from qan_agents.agents import Progress as TrainingProgress
     from qan_agents.experiments.run_folder import Run, RunConfig
     from qan_agents.policies.rollout import Episode
 
@@ -30,7 +30,7 @@ SeedOption = Annotated[int, typer.Option(help="Of the agent and its episodes.")]
 def train(
     env: EnvArgument = "QanLR-MNIST5k-v0",
     agent: Annotated[str, typer.Option(help="The agent; see qan list.")] = "dqn",
-    preset: Annotated[str, typer.Option(help="The agent's hyperparameters; see qan list.")] = "quick",
+    preset: Annotated[str, typer.Option(help="Named hyperparameters; see qan list AGENT.")] = "quick",
     episodes: Annotated[int, typer.Option(help="How many trainings of the CNN to play.")] = 20,
     seed: SeedOption = 0,
     num_envs: Annotated[int, typer.Option(help="How many of the trainings to play at once; divides the episodes.")] = 1,
@@ -111,14 +111,14 @@ def _train(run: "Run", config: "RunConfig") -> None:
         TextColumn("ETA"),
         TimeRemainingColumn(),
     )
-    total = config.training_episodes * run.settings()["decisions_per_episode"]
+    total = config.training_episodes * run.settings()["episode_length"]
     done = run.progress()
     with Progress(*columns, console=console) as bars:
         bar = bars.add_task(
             "",
             total=total,
-            completed=done["steps"],
-            episode=min(done["episodes"] + 1, config.episodes),
+            completed=done.steps,
+            episode=min(done.episodes + 1, config.episodes),
             episodes=config.episodes,
             rate="-",
             accuracy=0.0,

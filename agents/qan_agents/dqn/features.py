@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor, nn
 
-from qan_gym.core.observation import ALWAYS_MEASURED, SCORE_LINE
+from qan_gym.core.observation import ALWAYS_MEASURED
 
 
 class Features(nn.Module):
     """A first layer, (B, history, rows * columns) -> (B, size)."""
 
-    def __init__(self, history: int, rows: int, columns: int, score_line: int = len(SCORE_LINE)) -> None:
+    def __init__(self, history: int, rows: int, columns: int, score_line: int) -> None:
         """Build the layer.
 
         Args:
@@ -43,7 +43,7 @@ class Flat(Features):
 class Filters(Features):
     """The paper's: one convolution of 32 8x8 filters, stride 4, padding 1, over the last screens."""
 
-    def __init__(self, history: int, rows: int, columns: int, score_line: int = len(SCORE_LINE)) -> None:
+    def __init__(self, history: int, rows: int, columns: int, score_line: int) -> None:
         """See `Features`."""
         super().__init__(history, rows, columns, score_line)
         self.layers = nn.Sequential(

@@ -51,11 +51,8 @@ class EnvInterface:
         if not isinstance(actions, gym.spaces.Discrete):
             raise ValueError(f"DQN needs Discrete actions, not {actions}")
         screen, score_line = (1, math.prod(frames.shape)), 0
-        made = env.unwrapped
-        if isinstance(made, QanVectorEnv):
-            observer = made.training.parts.observer
-            screen = observer.shape
-            score_line = len(SCORE_LINE) + len(observer.extra) if made.config.observation == "screen" else 0
+        if isinstance(env.unwrapped, QanVectorEnv):
+            screen, score_line = screen_of(env.unwrapped)
         return cls(tuple(frames.shape), str(frames.dtype), int(actions.n), screen, score_line)
 
     def check(self, config: DQNConfig) -> None:
@@ -82,6 +79,12 @@ class EnvInterface:
     def frame_size(self) -> int:
         """D, numbers in a frame."""
         return math.prod(self.shape)
+
+
+def screen_of(env: QanVectorEnv) -> tuple[tuple[int, int], int]:
+    """The screen of an environment: (rows, columns), and the numbers on its score line, 0 where there is none."""
+    observer = env.training.parts.observer
+    return observer.shape, len(SCORE_LINE) + len(observer.extra) if env.config.observation == "screen" else 0
 
 
 class Transitions(NamedTuple):

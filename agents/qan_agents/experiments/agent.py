@@ -234,8 +234,8 @@ class Agent(ABC):
 
 # --- the registry ---------------------------------------------------------------------------------------------------
 
+AGENTS: dict[str, type[Agent]] = {}  # those that were registered, and those of the folder that were asked for
 _FOLDER = "agents"  # of the package; one file in it is one agent
-_registered: dict[str, type[Agent]] = {}
 
 
 def register_agent(name: str, agent: type[Agent]) -> None:
@@ -248,16 +248,15 @@ def register_agent(name: str, agent: type[Agent]) -> None:
     Raises:
         ValueError: the name is taken.
     """
-    if name in _registered:
+    bundled = name in _names_in_folder() and agent.__module__ != _module_of(name)
+    if name in AGENTS or bundled:
         raise ValueError(f"an agent cannot be registered as {name!r}: the name is taken")
-    _registered[name] = agent
+    AGENTS[name] = agent
 
 
 def agent_names() -> list[str]:
     """The names of all agents; none of them is imported for it."""
-    folder = [str(Path(path) / _FOLDER) for path in qan_agents.__path__]
-    bundled = [module.name.replace("_", "-") for module in iter_modules(folder)]
-    return list(dict.fromkeys((*bundled, *_registered)))
+    return list(dict.fromkeys((*_names_in_folder(), *AGENTS)))
 
 
 def agent_class(name: str) -> type[Agent]:
@@ -269,6 +268,15 @@ def agent_class(name: str) -> type[Agent]:
     """
     if name not in agent_names():
         raise ValueError(f"unknown agent {name!r}; there are {', '.join(agent_names())}")
-    if name not in _registered:
-        import_module(f"{qan_agents.__name__}.{_FOLDER}.{name.replace('-', '_')}")
-    return _registered[name]
+    if name not in AGENTS:
+        import_module(_module_of(name))
+    return AGENTS[name]
+
+
+def _names_in_folder() -> list[str]:
+    folder = [str(Path(path) / _FOLDER) for path in qan_agents.__path__]
+    return [module.name.replace("_", "-") for module in iter_modules(folder)]
+
+
+def _module_of(name: str) -> str:
+    return f"{qan_agents.__name__}.{_FOLDER}.{name.replace('-', '_')}"

@@ -15,7 +15,7 @@ from qan_gym.games import game_of
 from qan_gym.tasks import make_task_config
 
 EPISODES = 20  # of the paper
-TEST_EPSILON = 0.05
+TEST_EXPLORATION = 0.05  # share of random actions in the episodes that are only played
 EVALUATION_SEEDS = 3  # greedy episodes at the end
 LEAST_BATCHES = 10  # of a scaled-down episode
 
@@ -53,7 +53,7 @@ def recipe_config(recipe: str, scale: float, seed: int, settings: dict[str, Any]
         preset="paper",
         episodes=2 * max(1, round(EPISODES * scale / 2)),
         seed=seed,
-        test_epsilon=TEST_EPSILON,
+        test_exploration=TEST_EXPLORATION,
         judged_on=tuple(range(max(1, round(EVALUATION_SEEDS * scale)))),
         beside=game_of(task).baselines[:1],
     )

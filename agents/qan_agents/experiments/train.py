@@ -75,6 +75,7 @@ def start_run(folder: Path, config: RunConfig) -> Run:
         "task": asdict(agent.facts.task),
         "dataset_fingerprint": agent.facts.fingerprint,
         "episode_length": agent.facts.episode_length,
+        "action_names": agent.facts.action_names,
         "hyperparameters": agent.settings,
     }
     agent.close()

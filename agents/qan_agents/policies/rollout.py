@@ -14,7 +14,6 @@ from qan_gym.optimizee.optimizers import Hyperparameters
 
 TIME_COLUMNS = ("batch", "epoch")
 MEASURED_COLUMNS = ("loss", "smoothed_loss", "validation_loss", "validation_accuracy")
-STEP_COLUMNS = ("step", *TIME_COLUMNS, "action", "learning_rate", *MEASURED_COLUMNS, "reward")
 
 
 def recorded_names(controlled: Container[str]) -> tuple[str, ...]:
