@@ -1,4 +1,4 @@
-"""The two games written a second time: slowly, plainly, and from DESIGN.md alone.
+"""A training run of the two games for MNIST, written a second time: slowly, plainly, and from DESIGN.md alone.
 
 Nothing here is imported from qan_gym. One network, `torch.optim.SGD`, Python lists and floats; every rule stands as
 the sentence of the design says it. The order of the images inside a class is random, so the indices of the batches
@@ -229,8 +229,8 @@ class SlowTraining:
 
     def pay(self, smoothed_before: float, losses: list[float], ended: bool) -> float:
         if self.reward == "log-loss":
-            level = self.validation_loss if ended else self.smoothed_loss
-            return math.log(smoothed_before) - math.log(level)
+            loss = self.validation_loss if ended else self.smoothed_loss
+            return math.log(smoothed_before) - math.log(loss)
         if self.reward == "inverse-loss":
             return 1 / abs(sum(losses) / len(losses) - 1e-4)
         return self.validation_accuracy if ended else 0.0
