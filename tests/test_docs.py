@@ -6,6 +6,7 @@ import importlib
 import logging
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -20,11 +21,11 @@ import griffe
 import pytest
 import typer
 import yaml
-from qan_agents.bench.grid import cells_of
 from sybil import Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
 from typer.testing import CliRunner
 
+from qan_agents.bench.grid import cells_of
 from qan_agents.bench.results import read_table
 from qan_agents.cli.app import app
 
@@ -40,6 +41,7 @@ OUTSIDE = [
 PAGES = [str(path.relative_to(ROOT)) for path in (*OUTSIDE, *sorted((ROOT / "docs").rglob("*.md")))]
 PAGES = [name for name in PAGES if not GENERATED.match(name)]
 SCRIPTS = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "studies").rglob("*.py"), ROOT / "docs" / "pictures.py"]
+HOME = "docs/index.md"
 CHEAP = ("list", "data")  # commands that are run, not only parsed
 
 
@@ -63,31 +65,36 @@ class Links(html.parser.HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def site():
-    """Every page of the built site."""
-    command = [sys.executable, ROOT / "docs" / "build.py"]
-    done = subprocess.run(command, capture_output=True, text=True)
+def site(tmp_path_factory):
+    """Every page of the site, by its path in it; built from a copy, so that nothing is written into the work tree."""
+    root = tmp_path_factory.mktemp("site")
+    shutil.copytree(ROOT / "docs", root / "docs")
+    shutil.copy(ROOT / "zensical.toml", root)
+    for folder in ("qan_gym", "agents", "studies"):
+        (root / folder).symlink_to(ROOT / folder)
+    done = subprocess.run([sys.executable, root / "docs" / "build.py"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    pages = {page: Links(page) for page in (ROOT / "site").rglob("*.html")}
+    pages = {page.relative_to(root / "site"): Links(page) for page in (root / "site").rglob("*.html")}
     assert len(pages) > 15
-    return pages
+    return root / "site", pages
 
 
 def test_every_link_of_the_site_leads_somewhere(site):
     """As a browser follows them: also those of the navigation, of generated pages, and pictures."""
+    root, pages = site
     broken = []
-    for page, found in site.items():
+    for page, found in pages.items():
         if page.name == "404.html":  # its links are for a server at the root
             continue
         for link in found.links:
             parts = urlsplit(link)
             if parts.scheme or parts.netloc:
                 continue
-            target = (page.parent / unquote(parts.path)).resolve() if parts.path else page
+            target = (root / page.parent / unquote(parts.path)).resolve() if parts.path else root / page
             target = target / "index.html" if target.is_dir() else target
-            anchor = unquote(parts.fragment)
-            if not target.is_file() or (anchor and target in site and anchor not in site[target].anchors):
-                broken.append(f"{page.relative_to(ROOT)}: {link}")
+            anchor, linked = unquote(parts.fragment), pages.get(target.relative_to(root))
+            if not target.is_file() or (anchor and linked is not None and anchor not in linked.anchors):
+                broken.append(f"{page}: {link}")
     assert not broken
 
 
@@ -95,7 +102,7 @@ def test_every_id_has_a_page_with_a_picture(site):
     from qan_gym.registration import ENTRY_POINTS
 
     for env_id in ENTRY_POINTS:
-        found = site[ROOT / "site" / "environments" / env_id / "index.html"]
+        found = site[1][Path("environments") / env_id / "index.html"]
         assert {"action-space", "observation-space", "rewards", "episode-end", "settings"} <= found.anchors
         assert f"../../pictures/{env_id}.webp" in found.links
         assert (ROOT / "docs" / "pictures" / f"{env_id}.webp").stat().st_size <= 400_000
@@ -144,7 +151,18 @@ def test_the_readme_is_short_and_stands_alone():
 # --- code and commands in the docs ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in PAGES if "```python" in (ROOT / name).read_text(encoding="utf-8")])
+def texts(name: str, language: str) -> list[str]:
+    """The blocks of a page in a language."""
+    parser = CodeBlockParser(language, evaluator=lambda example: None)
+    return [example.parsed for example in Sybil([parser]).parse(ROOT / name).examples()]
+
+
+def test_the_home_page_has_the_code_of_the_readme():
+    """So it is not run a second time."""
+    assert texts(HOME, "python") == texts("README.md", "python")[:1]
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if name != HOME and texts(name, "python")])
 def test_python_runs(name, tmp_path, monkeypatch, registries):
     """All blocks of a page in order, in one namespace; `<!-- skip: next "reason" -->` skips one."""
     monkeypatch.chdir(tmp_path)
@@ -158,12 +176,6 @@ def test_skipped_blocks_have_a_reason():
         assert not re.findall(
             r"<!-- *skip: *\w+ *-->", (ROOT / name).read_text(encoding="utf-8").replace("skip: end", "")
         ), name
-
-
-def texts(name: str, language: str) -> list[str]:
-    """The blocks of a page in a language."""
-    parser = CodeBlockParser(language, evaluator=lambda example: None)
-    return [example.parsed for example in Sybil([parser]).parse(ROOT / name).examples()]
 
 
 def test_grids_are_valid():
@@ -276,11 +288,13 @@ def test_public_names_have_docstrings(package):
 
 def test_docstrings_name_the_errors(package):
     """Every error that a public function raises by name is under Raises; docstrings of commands are help texts."""
+    callbacks = [command.callback for command in app.registered_commands]
+    commands = {f"{callback.__module__}.{callback.__qualname__}" for callback in callbacks if callback is not None}
     items = [item for item in public(package) if item.is_function]
     everything = {item.path: item.docstring.value if item.docstring else "" for item in items}
     missing = []
     for item in items:
-        if any("app.command" in str(decorator.value) for decorator in item.decorators):
+        if item.path in commands:
             continue
         text = full_docstring(item, everything)
         missing += [f"{item.path}: {error}" for error in raised(item) if error not in text.partition("aises")[2]]

@@ -6,14 +6,14 @@ import pytest
 
 import qan_gym  # noqa: F401
 from qan_agents.policies.fixed import FIXED_POLICIES, SCHEDULES, make_policy, schedule_rates
-from qan_agents.policies.rollout import Recorder, play
+from qan_agents.policies.rollout import EpisodeRecorder, play_episode
 from qan_gym.tasks import TASKS, make_task_config
 
 SHORT = {"epochs": 1, "meta_momentum": None, "reference": None}
 
 
 def make(env_id: str, **kwargs: object) -> gym.Env:
-    return Recorder(gym.make(env_id, **SHORT, **kwargs))
+    return EpisodeRecorder(gym.make(env_id, **SHORT, **kwargs))
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -47,7 +47,7 @@ def test_schedules_stay_in_range_and_have_their_shape(schedule, decisions):
 @pytest.mark.parametrize("kwargs", [{}, {"continuous": True}, {"action_scale": "multiplicative"}])
 def test_a_schedule_is_followed_as_closely_as_the_actions_allow(kwargs):
     env = make("QanLR-MNIST5k-v0", **kwargs)
-    episode = play(env, make_policy("cosine"), seed=3)
+    episode = play_episode(env, make_policy("cosine"), seed=3)
     rates = np.array([row["learning_rate"] for row in episode.steps])
     wanted = np.array(schedule_rates("cosine", env.unwrapped.config, len(rates)))
     # One additive step is 0.005; a multiplicative one a quarter; a continuous action reaches its target.
@@ -71,7 +71,7 @@ def test_uniform_is_shuffled_sgd():
 def test_random_depends_on_the_seed_alone():
     env = make("QanMinibatch-MNIST5k-v0")
     first, again, other = (
-        [row["action"] for row in play(env, make_policy("random"), seed).steps] for seed in (5, 5, 6)
+        [row["action"] for row in play_episode(env, make_policy("random"), seed).steps] for seed in (5, 5, 6)
     )
     assert first == again
     assert first != other
@@ -85,9 +85,9 @@ def test_a_policy_plays_its_game_or_says_why_not(name, env_id):
     other_game = name == "uniform" if "LR" in env_id else name in SCHEDULES
     if other_game:
         with pytest.raises(ValueError, match="play"):
-            play(env, make_policy(name), seed=0)
+            play_episode(env, make_policy(name), seed=0)
     else:
-        episode = play(env, make_policy(name), seed=0)
+        episode = play_episode(env, make_policy(name), seed=0)
         assert len(episode.steps) == env.unwrapped.episode_length
         assert episode.over
         assert 0 <= episode.final["test_accuracy"] <= 1

@@ -1,4 +1,4 @@
-"""The bundled DQN's update with its equations written out: one transition at a time, in float64."""
+"""The update of the bundled DQN as its equations: one transition at a time, in float64."""
 
 import math
 from dataclasses import dataclass, field
@@ -6,28 +6,29 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from qan_agents.dqn.agent import DQNConfig
+from qan_agents.dqn import DQNConfig
 
 Params = dict[str, Tensor]
 
 
 @dataclass
-class SlowEpisode:
-    """frames: (T + 1, D); what was done and paid on the way; whether it terminated (else it was truncated)."""
+class OracleEpisode:
+    """Frames (T + 1, D), actions, rewards, and whether it terminated (else it was truncated)."""
 
     frames: Tensor
     actions: list[int]
     rewards: list[float]
     terminated: bool
-    cut: int | None = None  # transitions of it so far, where it is still going on
+    length: int | None = None  # transitions so far, where it is still going on
 
 
 @dataclass
-class SlowDQN:
-    """Weights by name, and what the optimizer remembers."""
+class OracleDQN:
+    """Weights by name, and the moments of the optimizer."""
 
     config: DQNConfig
     screen: tuple[int, int]
+    score_line: int
     network: Params
     target: Params
     first: Params = field(default_factory=dict)
@@ -51,6 +52,8 @@ class SlowDQN:
             return observation.reshape(-1)
         if self.config.features == "score-line":
             return torch.cat([torch.cat([s[-1, :5], (s[:-1] ** 2).mean().sqrt()[None]]) for s in screens])
+        if self.config.features == "scores":
+            return torch.cat([s[-1, : self.score_line] for s in screens])
         weight, bias = params["features.layers.1.weight"], params["features.layers.1.bias"]
         padded = torch.zeros(len(screens), rows + 2, columns + 2, dtype=torch.float64)
         padded[:, 1:-1, 1:-1] = screens
@@ -78,33 +81,33 @@ class SlowDQN:
                 hidden = hidden.clamp(min=0)
         return hidden
 
-    def observation(self, episode: SlowEpisode, t: int) -> Tensor:
+    def observation(self, episode: OracleEpisode, t: int) -> Tensor:
         return torch.stack([episode.frames[max(t - back, 0)] for back in range(self.config.history - 1, -1, -1)])
 
-    def wanted(self, episode: SlowEpisode, t: int) -> Tensor:
-        """(quantiles,) what the value of the transition should have been."""
+    def targets(self, episode: OracleEpisode, t: int) -> Tensor:
+        """(quantiles,) of one transition."""
         config, total, steps = self.config, 0.0, 0
-        last = len(episode.actions) if episode.cut is None else episode.cut
+        last = len(episode.actions) if episode.length is None else episode.length
         while steps < config.n_step and t + steps < last:
             total += config.gamma**steps * episode.rewards[t + steps]
             steps += 1
-        if episode.terminated and episode.cut is None and t + steps == last:
+        if episode.terminated and episode.length is None and t + steps == last:
             return torch.full((config.quantiles,), total, dtype=torch.float64)
-        following = self.observation(episode, t + steps)
-        after = self.values(self.target, following)
-        judge = self.values(self.network, following) if config.double else after
-        best = max(range(len(judge)), key=lambda action: float(judge[action].mean()))
-        return (total + config.gamma**steps * after[best]).detach()
+        next_observation = self.observation(episode, t + steps)
+        next_values = self.values(self.target, next_observation)
+        choice = self.values(self.network, next_observation) if config.double else next_values
+        best = max(range(len(choice)), key=lambda action: float(choice[action].mean()))
+        return (total + config.gamma**steps * next_values[best]).detach()
 
-    def loss(self, values: Tensor, wanted: Tensor) -> Tensor:
+    def loss(self, values: Tensor, targets: Tensor) -> Tensor:
         """Of one transition; both (quantiles,)."""
         limit, count = self.config.clip_td_error, self.config.quantiles
         if count == 1:
-            return self.huber(wanted[0] - values[0])
+            return self.huber(targets[0] - values[0])
         total = torch.zeros((), dtype=torch.float64)
         for i in range(count):
             for j in range(count):
-                error = wanted[j] - values[i]
+                error = targets[j] - values[i]
                 total = total + abs((i + 0.5) / count - float(error.detach() < 0)) * self.huber(error) / limit / count
         return total
 
@@ -114,15 +117,15 @@ class SlowDQN:
             return 0.5 * error**2
         return limit * (abs(error) - 0.5 * limit)
 
-    def update(self, transitions: list[tuple[SlowEpisode, int]], weights: list[float]) -> tuple[float, list[float]]:
+    def update(self, transitions: list[tuple[OracleEpisode, int]], weights: list[float]) -> tuple[float, list[float]]:
         """One step of the optimizer; the loss and the TD errors before it."""
         params = {name: value.clone().requires_grad_() for name, value in self.network.items()}
         total, errors = torch.zeros((), dtype=torch.float64), []
         for (episode, t), weight in zip(transitions, weights, strict=True):
             values = self.values(params, self.observation(episode, t))[episode.actions[t]]
-            wanted = self.wanted(episode, t)
-            total = total + weight * self.loss(values, wanted) / len(transitions)
-            errors.append(float((wanted - values.detach()).mean()))
+            targets = self.targets(episode, t)
+            total = total + weight * self.loss(values, targets) / len(transitions)
+            errors.append(float((targets - values.detach()).mean()))
         gradients = dict(zip(params, torch.autograd.grad(total, list(params.values())), strict=True))
         norm = math.sqrt(sum(float((g**2).sum()) for g in gradients.values()))
         limit = self.config.max_grad_norm
