@@ -4,8 +4,9 @@ import copy
 import hashlib
 import json
 import multiprocessing
+import multiprocessing.pool
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from qan_gym.state import State
 
 LR, MINIBATCH, CIFAR = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0", "QanLR-CIFAR10-v0"
 
-# Epochs of 100 batches of 10, of 40 batches of 20, of 20 batches of 4; 200 steps last 2 and 5 epochs, 60 last 3.
+# Epochs of 100 mini-batches of 10, of 40 of 20, and of 20 of 4.
 SMALL = {
     LR: {"train_size": 1000, "epochs": 2, "batches_per_action": 1},
     MINIBATCH: {"train_size": 800, "epochs": 5, "batch_size": 20},
@@ -74,12 +75,26 @@ def episode(env_id: str, arguments: dict[str, Any], seed: int, steps: int) -> tu
 # --- seeds ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("env_id", "steps"), [(LR, 200), (MINIBATCH, 200), (CIFAR, 60)])
-def test_steps_are_the_same_in_another_process(env_id: str, steps: int, of_id: Callable) -> None:
+@pytest.fixture(scope="module")
+def process() -> Iterator[multiprocessing.pool.Pool]:
+    """A fresh interpreter."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize(
+    ("env_id", "steps"),
+    [
+        *((LR, 110), (MINIBATCH, 50), (CIFAR, 30)),  # into the second epoch
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((LR, 200), (MINIBATCH, 200), (CIFAR, 60))),
+    ],
+)
+def test_steps_are_the_same_in_another_process(
+    env_id: str, steps: int, of_id: Callable, process: multiprocessing.pool.Pool
+) -> None:
     """Bit by bit in a fresh interpreter; and another seed gives another episode."""
     here = episode(env_id, of_id(env_id), 7, steps)
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        there, other = pool.starmap(episode, [(env_id, of_id(env_id), seed, steps) for seed in (7, 8)])
+    there, other = process.starmap(episode, [(env_id, of_id(env_id), seed, steps) for seed in (7, 8)])
     assert len(here[1]) == steps
     assert here == there
     assert not any(some == others for some, others in zip(here[1], other[1], strict=True))
@@ -217,13 +232,29 @@ WAYS: list[Callable[[gym.Env, Path, gym.Env], gym.Env]] = [
 ]
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-@pytest.mark.parametrize(("env_id", "steps"), [(LR, 33), (LR, 100), (MINIBATCH, 33), (MINIBATCH, 20), (CIFAR, 13)])
+# In the middle of an epoch (of 100, 40 and 20 mini-batches) or at its end.
+CASES = [(LR, 33), (LR, 100), (MINIBATCH, 33), (MINIBATCH, 20), (CIFAR, 13)]
+PAIRS = {  # each case and each id with some of the ways; the other pairs are slow
+    *((LR, 33, through_deepcopy), (LR, 100, through_file), (LR, 100, through_pickle)),
+    *((MINIBATCH, 33, through_state), (MINIBATCH, 20, through_deepcopy), (MINIBATCH, 33, through_pickle)),
+    *((CIFAR, 13, through_state), (CIFAR, 13, through_file)),
+}
+
+
+@pytest.mark.parametrize(
+    ("env_id", "steps", "way"),
+    [
+        pytest.param(*case, way, marks=[] if (*case, way) in PAIRS else [pytest.mark.slow])
+        for case in CASES
+        for way in WAYS
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
 def test_a_copy_continues_bit_for_bit(env_id: str, steps: int, way: Callable, of_id: Callable, tmp_path: Path) -> None:
     """In the middle of an epoch or at its end: the rest of the episode, and the next episode."""
     env = make(env_id, **of_id(env_id))
     env.reset(seed=4)
-    actions = random_actions(env, steps + 30)
+    actions = random_actions(env, steps + 12)
     play(env, actions[:steps])
     fresh = make(env_id, **of_id(env_id))
     fresh.reset(seed=9)  # within another episode
@@ -262,8 +293,14 @@ def test_a_copy_of_an_episode_that_is_over(tmp_path: Path) -> None:
     assert seen(fork.reset()) == seen(env.reset())
 
 
-@pytest.mark.parametrize("way", [through_file, through_pickle], ids=lambda way: way.__name__)
-@pytest.mark.parametrize("env_id", [LR, CIFAR])
+@pytest.mark.parametrize(
+    ("env_id", "way"),
+    [
+        *((LR, through_file), (CIFAR, through_pickle)),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((LR, through_pickle), (CIFAR, through_file))),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
 def test_a_copy_has_the_previous_reference(env_id: str, way: Callable, of_id: Callable, tmp_path: Path) -> None:
     """With reference="previous" the copy has the final weights of the last episode."""
     game = of_id(env_id) | {"reference": "previous", "epochs": 1, "meta_momentum": 0.05, "batch_size": 10}

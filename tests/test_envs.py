@@ -29,9 +29,9 @@ from qan_gym.utils.files import save_arrays
 
 LR, MINIBATCH, CIFAR = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0", "QanLR-CIFAR10-v0"
 RENDER_MODES = [None, *QanEnv.metadata["render_modes"]]
-# All render modes of one id and one mode of each of the others; the other pairs are slow.
+# Each render mode with some id and each id with some mode; the other pairs are slow.
 IDS_AND_MODES = [
-    pytest.param(env_id, mode, marks=[] if env_id == LR or mode == RENDER_MODES[number % 4] else [pytest.mark.slow])
+    pytest.param(env_id, mode, marks=[] if mode == RENDER_MODES[number % 4] else [pytest.mark.slow])
     for number, env_id in enumerate(ENTRY_POINTS)
     for mode in RENDER_MODES
 ]
@@ -119,6 +119,7 @@ def test_importing_is_cheap():
     assert run_python(code).strip() == "[]"
 
 
+@pytest.mark.slow  # spawned workers are such processes too
 def test_make_with_the_module_in_the_id():
     """In a process that has not imported qan_gym; the numbers are the same as here."""
     code = f"import gymnasium as gym; env = gym.make('qan_gym:{LR}'); env.reset(seed=5); print(repr(env.step(0)[1]))"
@@ -127,7 +128,7 @@ def test_make_with_the_module_in_the_id():
     assert float(run_python(code)) == pytest.approx(env.step(0)[1], abs=1e-6)
 
 
-@pytest.mark.parametrize("env_id", [LR, CIFAR])
+@pytest.mark.parametrize("env_id", [LR, pytest.param(CIFAR, marks=pytest.mark.slow)])
 def test_spawned_workers(env_id, tmp_path):
     """Two spawned workers; each gives what the single environment with its seed gives."""
     arguments = made_deep_game(tmp_path) | {"batch_size": 4} if env_id == CIFAR else {}
@@ -180,7 +181,10 @@ def test_stable_baselines3_check_env(env_id, as_registered, render_mode):
         stable_baselines3.common.env_checker.check_env(env, warn=True, skip_render_check=False)
 
 
-@pytest.mark.parametrize("render_mode", RENDER_MODES)
+@pytest.mark.parametrize(
+    "render_mode",
+    [pytest.param(mode, marks=[] if mode == "rgb_array" else [pytest.mark.slow]) for mode in RENDER_MODES],
+)
 def test_checkers_of_other_arguments(render_mode, short):
     """A continuous action, another observation, and a data set from a file."""
     with warnings.catch_warnings():
