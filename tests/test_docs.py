@@ -21,11 +21,11 @@ import griffe
 import pytest
 import typer
 import yaml
-from qan_agents.bench.grid import cells_of
 from sybil import Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
 from typer.testing import CliRunner
 
+from qan_agents.bench.grid import cells_of
 from qan_agents.bench.results import read_table
 from qan_agents.cli.app import app
 
