@@ -22,12 +22,12 @@ from typing import Any
 import gymnasium as gym
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
-from qan_agents.agents.dqn import sb3_arguments
-from qan_agents.sb3.extractor import Extractor
 from throughput import Contest, hardware
 
+from qan_agents.agents.dqn import sb3_arguments
 from qan_agents.dqn import DQN, PRESETS, DQNConfig, EnvInterface, TensorVectorEnv
 from qan_agents.sb3.bridge import GymnasiumVecEnv
+from qan_agents.sb3.extractor import Extractor
 
 NUM_ENVS = {"cpu": 16, "cuda": 128}
 PRESET = "quick"  # of both agents

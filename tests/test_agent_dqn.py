@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from qan_agents.sb3.dqn import MISSING, SB3Learner, sb3_arguments
 from stable_baselines3.common.buffers import ReplayBuffer
 
 from qan_agents.dqn.features import Filters, ScoreLine
 from qan_agents.dqn.presets import PRESETS, make_dqn_config
 from qan_agents.dqn.rmsprop import DeepMindRMSprop
-from qan_agents.sb3.dqn import MISSING, SB3Learner, sb3_arguments
 from qan_agents.sb3.replay import ScreenReplayBuffer, add_round
 
 SHORT = {"epochs": 1, "meta_momentum": None, "reference": None, "batches_per_action": 20}  # 20 actions

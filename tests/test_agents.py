@@ -56,7 +56,7 @@ BOTH = pytest.mark.parametrize("name", ["dqn", "dqn-native"])
 def test_both_agents_record_a_round_alike(ending):
     """The same seeds and actions, the same episodes: every column, frame, action and end. `paper` never explores."""
     agents = [make_agent(run_config(name, 3, "paper", **ending)) for name in ("dqn", "dqn-native")]
-    for agent, network in zip(agents, (agents[0].model.q_net, agents[1].agent.network), strict=True):
+    for network in (agents[0].model.q_net, agents[1].agent.network):
         for parameter in network.parameters():  # all values 0: the first action is the best
             parameter.data.zero_()
     sb3, native = (agent.play_round([3, 30, 300], 0.0, ignore) for agent in agents)

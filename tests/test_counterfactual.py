@@ -31,7 +31,7 @@ from qan_gym.games.learning_rate import KEEP
 LR, MINIBATCH, CIFAR = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0", "QanLR-CIFAR10-v0"
 
 # An episode of 10 steps over two epochs, measured after every step, so that the environment says it too.
-SMALL = {"batch_size": 20, "epochs": 2, "batches_per_action": 2, "validate_every": 2}
+SMALL = {"batch_size": 10, "epochs": 2, "batches_per_action": 2, "validate_every": 2}
 
 
 # Of each case, the continuation: from the steps since the first action, and that action, to the next action.
@@ -47,10 +47,10 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def make(reference_file: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., gym.Env]:
-    """A function (id, keyword arguments) -> a small task on made images: 200 to train on (80 of CIFAR-10's size)."""
+    """A function (id, keyword arguments) -> a small task on made images: 100 to train on (80 of CIFAR-10's size)."""
     folder = tmp_path_factory.mktemp("made")
     deep = made_deep_game(folder)
-    flat = {"dataset": made_npz(folder / "flat.npz", n_train=225), "reference": reference_file}
+    flat = {"dataset": made_npz(folder / "flat.npz", n_train=113, n_test=10), "reference": reference_file}
 
     def one(env_id: str, **kwargs: Any) -> gym.Env:
         return gym.make(env_id, **SMALL | {"train_size": None} | (deep if env_id == CIFAR else flat) | kwargs)

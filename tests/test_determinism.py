@@ -425,7 +425,7 @@ def test_a_truncated_file_is_refused(share: float, state_file: Path) -> None:
 
 
 def test_a_corrupt_header_is_refused(state_file: Path) -> None:
-    """One of the first bytes inverted: an error that names the file, or the same state where the byte does not matter."""
+    """One of the first bytes inverted: an error that names the file, or, where the byte has no effect, the same state."""
     content = bytearray(state_file.read_bytes())
     whole = State.load(state_file)
     for place in range(0, 400, 7):

@@ -8,8 +8,9 @@ from helpers import made_npz
 from typer.testing import CliRunner
 
 from qan_agents.cli.app import app
+from qan_agents.experiments.evaluation import evaluate
 from qan_agents.experiments.reproduce import RECIPES, TEST_EXPLORATION, recipe_config
-from qan_agents.experiments.run_folder import RunConfig, read_rows
+from qan_agents.experiments.run_folder import Run, RunConfig, read_rows
 from qan_agents.experiments.train import start_run, train
 from qan_gym.tasks import TASKS
 
@@ -58,15 +59,25 @@ def test_odd_episodes_train_and_even_ones_are_played():
     assert RunConfig("x", {}, "dqn", "paper", 5, 0).training_episodes == 5
 
 
+@pytest.fixture(scope="module")
+def tiny_npz(tmp_path_factory) -> str:
+    """225 training images, 200 after validation; small ones."""
+    return made_npz(tmp_path_factory.mktemp("data") / "tiny.npz", n_train=225, n_test=10, shape=(12, 12))
+
+
 @pytest.mark.parametrize(
     ("recipe", "settings"),
-    [("mnist-lr", []), ("mnist-minibatch", []), ("cifar10-lr", ["network=resnet-8", "batch_size=16"])],
+    [
+        ("mnist-lr", []),
+        ("mnist-minibatch", ["batch_size=20"]),
+        ("cifar10-lr", ["network=resnet-8", "batch_size=4"]),
+    ],
 )
-def test_a_recipe_from_beginning_to_end(recipe, settings, npz, tmp_path, monkeypatch):
+def test_a_recipe_from_beginning_to_end(recipe, settings, tiny_npz, tmp_path, monkeypatch):
     """Reference, training, test episodes, evaluation and pictures, by the command."""
     monkeypatch.setenv("QAN_GYM_DATA", str(tmp_path / "data"))
     folder = tmp_path / "run"
-    given = [f"--set={setting}" for setting in (f"dataset={npz}", *settings)]
+    given = [f"--set={setting}" for setting in (f"dataset={tiny_npz}", *settings)]
     result = CliRunner().invoke(app, ["reproduce", recipe, "--scale", "0.001", "--out", str(folder), *given])
     assert result.exit_code == 0, result.output
     assert len(list((tmp_path / "data" / "references").iterdir())) == 1
@@ -83,13 +94,13 @@ def test_a_recipe_from_beginning_to_end(recipe, settings, npz, tmp_path, monkeyp
         policies = [row["policy"] for row in csv.DictReader(file)]
     assert policies == ["dqn", "uniform" if recipe == "mnist-minibatch" else "constant"]
     before = (folder / "evaluation.csv").read_bytes()
-    assert CliRunner().invoke(app, ["evaluate", str(folder)]).exit_code == 0
+    evaluate(Run(folder), lambda name, seed: None)
     assert (folder / "evaluation.csv").read_bytes() == before, "judged otherwise than the recipe says"
 
 
-def test_a_run_with_played_episodes_resumes(tmp_path):
+def test_a_run_with_played_episodes_resumes(tiny_npz, tmp_path):
     """Stopped after its second episode, which was only played, it ends like one that was not stopped."""
-    short = {"train_size": 200, "epochs": 1, "batches_per_action": 2, "meta_momentum": None, "reference": None}
+    short = {"dataset": tiny_npz, "epochs": 1, "batches_per_action": 2, "meta_momentum": None, "reference": None}
     config = RunConfig("QanLR-MNIST5k-v0", short, "dqn", "quick", 4, 0, test_exploration=0.5)
 
     def stop_after(count):

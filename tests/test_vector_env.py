@@ -1172,7 +1172,12 @@ def test_cuda_rows_are_those_of_the_cpu(env_id, mode, on_cuda):
     actions = sample(cpu, cpu.episode_length + 2)
     indices: list[list[torch.Tensor]] = [[], []]
     played = [
-        play(env, actions, after=lambda _, env=env, some=some: some.append(env.training.run.batch_indices.cpu()), seed=7)
+        play(
+            env,
+            actions,
+            after=lambda _, env=env, some=some: some.append(env.training.run.batch_indices.cpu().clone()),
+            seed=7,
+        )
         for env, some in zip((gpu, cpu), indices, strict=True)
     ]
     assert_same(*played, **CUDA_CLOSE)

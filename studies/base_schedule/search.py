@@ -20,11 +20,11 @@ import numpy as np
 import optuna
 import torch
 from numpy.typing import NDArray
+
+import qan_gym  # noqa: F401 (registers the ids)
 from qan_agents.bench.rollout import play_episodes
 from qan_agents.bench.tuned_schedules import ABSOLUTE_ACTIONS, LEARNING_RATES, ScheduleController
 from qan_agents.bench.tuning_task import Settings, TuningTask, make_env
-
-import qan_gym  # noqa: F401 (registers the ids)
 from qan_agents.seeds import UNSEEN_BELOW
 from qan_gym.core.references import make_reference, reference_name
 from qan_gym.data.datasets import load_dataset

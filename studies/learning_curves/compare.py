@@ -34,10 +34,10 @@ Curve = list[tuple[float, float]]  # share of the training, return
 
 def cartpole(agent: str, seed: int) -> Curve:
     """The training episodes of one agent on CartPole."""
-    from qan_agents.agents.dqn import sb3_arguments
     from stable_baselines3 import DQN as SB3DQN
     from stable_baselines3.common.monitor import Monitor
 
+    from qan_agents.agents.dqn import sb3_arguments
     from qan_agents.dqn import DQN, DQNConfig, EnvInterface, train
 
     config = DQNConfig(

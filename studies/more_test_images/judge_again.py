@@ -28,16 +28,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from qan_agents.bench.preparation import controllers, prepare
-from qan_agents.bench.rollout import play_episodes
-from qan_agents.bench.tuned_schedules import ABSOLUTE_ACTIONS, PlateauController, ScheduleController, with_optimizer
-from qan_agents.bench.tuning_task import Settings, TuningTask, make_env
 from tqdm import tqdm
 
 import qan_gym
 from qan_agents.bench.controllers import Controller, Preparation, PreparedController
+from qan_agents.bench.preparation import controllers, prepare
 from qan_agents.bench.results import Results, Row, read_table
+from qan_agents.bench.rollout import play_episodes
 from qan_agents.bench.trained_agents import SB3_ALGORITHMS, agent_env_kwargs
+from qan_agents.bench.tuned_schedules import ABSOLUTE_ACTIONS, PlateauController, ScheduleController, with_optimizer
+from qan_agents.bench.tuning_task import Settings, TuningTask, make_env
 from qan_gym.core.references import pretrained_path
 from qan_gym.data.datasets import MNIST5K_FILE, load_dataset, read_npz
 from qan_gym.games.learning_rate import KEEP, LOWER, MULTIPLICATIVE_FACTOR, RAISE

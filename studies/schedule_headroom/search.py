@@ -21,12 +21,12 @@ import numpy as np
 import optuna
 import torch
 from numpy.typing import NDArray
-from qan_agents.bench.rollout import play_episodes
-from qan_agents.bench.tuned_schedules import ABSOLUTE_ACTIONS, ScheduleController, absolute_actions
-from qan_agents.bench.tuning_task import Settings, TuningTask, make_env
 from scipy import stats
 
 import qan_gym  # noqa: F401 (registers the ids)
+from qan_agents.bench.rollout import play_episodes
+from qan_agents.bench.tuned_schedules import ABSOLUTE_ACTIONS, ScheduleController, absolute_actions
+from qan_agents.bench.tuning_task import Settings, TuningTask, make_env
 from qan_agents.seeds import UNSEEN_BELOW
 from qan_gym.vector_env import QanVectorEnv
 from studies.batched_search import improvements
