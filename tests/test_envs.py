@@ -648,7 +648,7 @@ def test_an_unknown_device_is_refused_first(short, monkeypatch, tmp_path):
         gym.make(LR, device="gpu7", **short | {"meta_momentum": 0.001})
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.cuda
 @pytest.mark.parametrize("env_id", [LR, MINIBATCH])
 def test_cuda_agrees_with_cpu(env_id, short, reference_file):
     """The same data exactly; the numbers within the roundings of two devices over 8 mini-batches."""
