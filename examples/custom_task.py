@@ -66,13 +66,13 @@ class SignSGD:
     slots = ()  # it keeps nothing between updates
 
     def __init__(self, config: TaskConfig, controlled: Collection[str]) -> None:
-        """controlled: the hyperparameters that the actions of the game change."""
+        """config: the task; controlled: the hyperparameters that the actions change."""
 
     def update(self, params: dict, gradients: dict, slots: dict, hyper: Hyperparameters, step: Tensor) -> None:
         """See `qan_gym.optimizee.optimizers.Optimizer`."""
+        rates = hyper.learning_rate.float()  # (N,)
         for name, value in params.items():  # (N, *shape)
-            rate = hyper.learning_rate.float().view(-1, *[1] * (value.dim() - 1))  # (N, 1, ..., 1)
-            value.sub_(rate * gradients[name].sign())
+            value.sub_(rates.view(-1, *[1] * (value.dim() - 1)) * gradients[name].sign())
 
 
 def main() -> None:

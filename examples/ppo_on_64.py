@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=128, help="of all CNNs together")
     arguments = parser.parse_args()
 
-    # 50 actions of 40 mini-batches, each a factor of the learning rate: few actions that matter.
+    # 50 actions of 40 mini-batches, each a factor of the learning rate: few actions with a large effect.
     game = {"batches_per_action": 40, "action_scale": "multiplicative"}
     env = VecMonitor(vec_env(ENV, arguments.num_envs, **game))
     model = PPO("MlpPolicy", env, n_steps=50, batch_size=400, gamma=0.995, seed=0, device="cpu")

@@ -324,25 +324,26 @@ GAME = """
 from gymnasium.envs.registration import register
 from gymnasium.envs.classic_control import CartPoleEnv
 
-class Deaf(CartPoleEnv):
+class IgnoresActions(CartPoleEnv):
     def step(self, action):
         return super().step(0)
 
-register("Deaf-v0", entry_point=Deaf, max_episode_steps=50)
+register("IgnoresActions-v0", entry_point=IgnoresActions, max_episode_steps=50)
 """
 
 
 def test_the_command(small, registered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit status 0 where it certifies, 1 where it does not; an id that another module registers; the last line."""
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "deaf_game.py").write_text(GAME)
-    output = invoke("deaf_game:Deaf-v0", "--seeds", 5, status=1)
-    assert output.splitlines()[-1].startswith("not certified: the actions of deaf_game:Deaf-v0 change nothing")
+    (tmp_path / "ignoring_module.py").write_text(GAME)
+    output = invoke("ignoring_module:IgnoresActions-v0", "--seeds", 5, status=1)
+    said = "not certified: the actions of ignoring_module:IgnoresActions-v0 change nothing"
+    assert output.splitlines()[-1].startswith(said)
     settings = [part for name, value in small.items() for part in ("--set", f"{name}={to_text(value)}")]
     output = invoke(f"qan_gym:{LR}", "--seeds", 5, "--steps", 8, *settings, status=0)
     assert output.splitlines()[-1] == f"certified: the actions of qan_gym:{LR} matter beyond seed noise"
     assert "in turn: 0, 1, 2" in output
-    sys.modules.pop("deaf_game")
+    sys.modules.pop("ignoring_module")
 
 
 def to_text(value: Any) -> str:
