@@ -78,9 +78,7 @@ def test_it_plays_as_many_environments_as_it_has_members():
 
 
 def test_the_budgets_end_ends_the_return():
-    env = BudgetEndTerminates(
-        gym.make_vec(LR, num_envs=2, autoreset_mode=AutoresetMode.SAME_STEP, **SHORT)
-    )
+    env = BudgetEndTerminates(gym.make_vec(LR, num_envs=2, autoreset_mode=AutoresetMode.SAME_STEP, **SHORT))
     env.reset(seed=0)
     for _ in range(19):
         *_, terminated, truncated, _ = env.step(np.full(2, KEEP))
