@@ -32,7 +32,7 @@ from qan_agents.bench.tuning_task import TuningTask
 from qan_agents.cli.app import app
 
 LR = "QanLR-MNIST5k-v0"
-KWARGS = {**SHORT, "reference": None}  # 20 mini-batches
+KWARGS = {**SHORT, "reference": None, "validate_every": 5}  # 20 mini-batches
 AGENT = {"gradient_steps": 1}  # settings of an agent that learns little, and fast
 GRID = {
     "environments": [{"id": LR, "kwargs": KWARGS}],

@@ -13,7 +13,7 @@ from helpers import SHORT
 from torch import optim
 from torch.optim import lr_scheduler
 
-from qan_agents.bench import tuned_schedules
+from qan_agents.bench import tuned_schedules, tuning_task
 from qan_agents.bench.controllers import CONTROLLERS, Controller, Preparation, PreparedController, register_controller
 from qan_agents.bench.grid import cells_of
 from qan_agents.bench.preparation import controllers, prepare
@@ -41,6 +41,12 @@ KWARGS = {**SHORT, "reference": None}  # 20 mini-batches
 MINI = {"train_size": 500, "batch_size": 20, "epochs": 1, "meta_momentum": None, "reference": None}  # 25
 OFF_POLICY = ("dqn-native", "dqn", "qr-dqn", "sac", "td3")
 FEW_UPDATES = {"gradient_steps": 1}  # of those
+
+
+@pytest.fixture(autouse=True)
+def few_validations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four measurements in an episode of 20 mini-batches instead of one after each."""
+    monkeypatch.setattr(tuning_task, "VALIDATIONS", 4)
 
 
 @pytest.fixture
@@ -348,8 +354,9 @@ def test_tuning_finds_what_trained_best(monkeypatch):
     assert min(seeds) >= UNSEEN_BELOW
 
 
-def test_everyone_is_pulled_alike_towards_the_same_weights():
+def test_everyone_is_pulled_alike_towards_the_same_weights(tmp_path, monkeypatch):
     """Schedule-free optimizers too, whose own baseline would be another reference: z is pulled as the weights are."""
+    monkeypatch.setenv("QAN_GYM_DATA", str(tmp_path))  # the reference is trained, and kept there
     task = TuningTask(LR, {**KWARGS, "meta_momentum": 1.0, "reference": "pretrained"}, runs=1, seed=0)
     finals = {}
     for name in ("constant", "schedule-free-sgd"):
