@@ -1,4 +1,4 @@
-"""Whether the vector environment's memory stays constant: what the process holds, over 10,000 steps and their resets.
+"""Memory of the process over 10,000 steps of the vector environment and their resets: it must stay constant.
 
     python benchmarks/memory.py [--num-envs 16] [--steps 10000]
 
@@ -13,7 +13,7 @@ MIB = 2**20
 
 
 def main() -> None:
-    """Step and print."""
+    """Step, and print the memory."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--num-envs", type=int, default=16)
     parser.add_argument("--steps", type=int, default=10_000)

@@ -1,4 +1,4 @@
-"""How fast the environments are, beside what one would run otherwise.
+"""Speed of the environments, beside a textbook PyTorch loop, AsyncVectorEnv and DACBench.
 
     python benchmarks/throughput.py [--device cpu|cuda] [--json FILE]
 
@@ -14,8 +14,8 @@ all of them.
 - `floor_share`: the time that the step's matrix products alone need at this machine's measured rate, over the measured
   time per environment step of the vector environment.
 - `dacbench_over_env`: DACBench's SGDEnv on the same CNN, data and batch size, over `env.step`, both on MNIST; where
-  dacbench is installed and MNIST is at hand.
-- a table over N: steps per second, memory per environment. A picture of it lies beside the JSON.
+  dacbench is installed and MNIST is there.
+- a table over N: steps per second, memory per environment. A picture of it is written beside the JSON.
 """
 
 import argparse
@@ -44,7 +44,7 @@ ENV = "QanLR-MNIST5k-v0"
 ONE_BATCH = {"batches_per_action": 1}
 KEEP = 2
 TABLE = (1, 4, 16, 64, 256, 1024, 4096)
-MANY = {"cpu": 16, "cuda": 1024}
+NUM_ENVS = {"cpu": 16, "cuda": 1024}  # of the vector environment in the ratios
 
 Step = Callable[[], Any]
 
@@ -53,7 +53,7 @@ Step = Callable[[], Any]
 
 
 class Textbook(nn.Module):
-    """The CNN as one would write it down: tanh, then max-pool."""
+    """The CNN as an nn.Module: tanh, then max-pool."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Textbook(nn.Module):
 
 
 def textbook_step(images: torch.Tensor, labels: torch.Tensor, batch_size: int) -> Step:
-    """One training step of the textbook's loop per call."""
+    """One training step of a textbook loop per call."""
     model = Textbook().to(images.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     order, position = torch.randperm(len(labels)), 0
@@ -113,7 +113,7 @@ def vector_step(num_envs: int, device: str = "cpu", **kwargs: Any) -> Step:
 
 def async_step(num_envs: int) -> Step:
     """One step of N environments in N processes per call."""
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that are started now
+    os.environ["OMP_NUM_THREADS"] = "1"  # read by the processes that are started now
     try:
         return vector_step(num_envs, vectorization_mode="async", vector_kwargs={"context": "spawn"})
     finally:
@@ -140,7 +140,7 @@ def dacbench_step(root: Path) -> Step:
 
 
 def milliseconds(step: Step, calls: int, device: str) -> float:
-    """Time of a call."""
+    """Time of a call, over a number of calls."""
     wait_for(device)
     start = time.perf_counter()
     for _ in range(calls):
@@ -150,13 +150,13 @@ def milliseconds(step: Step, calls: int, device: str) -> float:
 
 
 def wait_for(device: str) -> None:
-    """What was launched is done."""
+    """Wait until the device has done all its work."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 class Contest:
-    """Contestants that take turns.
+    """Contestants that take turns within each round.
 
     Attributes:
         times: by name, milliseconds per environment step, one per round.
@@ -168,12 +168,20 @@ class Contest:
         self.times: dict[str, list[float]] = {}
 
     def enter(self, name: str, step: Step, envs: int = 1, threads: int = 1, calls: int = 60) -> None:
-        """envs: that a call steps; threads: that it may use; calls: in a round."""
+        """Add a contestant.
+
+        Args:
+            name: of the contestant.
+            step: what is measured.
+            envs: environments that a call steps.
+            threads: that a call may use.
+            calls: in a round.
+        """
         self.entries[name] = (step, envs, threads, calls)
         self.times[name] = []
 
     def play(self, rounds: int) -> None:
-        """The first round is for warming up and does not count."""
+        """Measure; the first round is for warming up and does not count."""
         before = torch.get_num_threads()
         for number in range(rounds + 1):
             for name, (step, envs, threads, calls) in self.entries.items():
@@ -184,6 +192,7 @@ class Contest:
         torch.set_num_threads(before)
 
     def median(self, name: str) -> float:
+        """Milliseconds per environment step."""
         return statistics.median(self.times[name])
 
     def ratio(self, slow: str, fast: str) -> dict[str, float]:
@@ -223,7 +232,7 @@ def resident_now() -> int:
 
 
 def memory_per_env(num_envs: int, device: str) -> float | None:
-    """Bytes for one more environment, beside what one alone takes; None where it cannot be told."""
+    """Bytes that one more environment takes; None where it cannot be measured."""
     if num_envs == 1:
         return None
     if device == "cuda":
@@ -258,7 +267,7 @@ def table(device: str, largest: int) -> list[dict[str, Any]]:
 
 def compare(device: str, rounds: int) -> dict[str, Any]:
     """All ratios."""
-    many, threads = MANY[device], torch.get_num_threads()
+    many, threads = NUM_ENVS[device], torch.get_num_threads()
     single = gym.make(ENV, **ONE_BATCH).unwrapped
     images, labels = (torch.from_numpy(array).to(device) for array in single.split("train"))
     contest = Contest(device)
@@ -292,7 +301,7 @@ def compare(device: str, rounds: int) -> dict[str, Any]:
 
 
 def hardware(device: str) -> str:
-    """What it was measured on."""
+    """The hardware and the version of torch, in words."""
     name = torch.cuda.get_device_name() if device == "cuda" else f"{os.cpu_count()} CPU cores ({platform.machine()})"
     return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
@@ -317,11 +326,11 @@ def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
 
 
 def main() -> None:
-    """Measure, print, write down."""
+    """Measure, print, write a file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=MANY, default="cpu")
+    parser.add_argument("--device", choices=NUM_ENVS, default="cpu")
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--largest", type=int, default=256, help="N of the table, at most")
+    parser.add_argument("--largest", type=int, default=256, help="the largest N of the table")
     parser.add_argument("--json", type=Path, help="write the figures here, and the picture beside them")
     arguments = parser.parse_args()
     found = {"hardware": hardware(arguments.device), **compare(arguments.device, arguments.rounds)}

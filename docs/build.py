@@ -1,8 +1,8 @@
 """Build the site: python docs/build.py; warnings are errors.
 
-Writes the pages of the environments, from their docstrings and records, and copies the report of the bench; then
-Zensical builds all of docs/ into site/. (Zensical is by the makers of Material for MkDocs and replaces it; it runs no
-code of others while it builds, so this runs before it.)
+Writes the pages that come from code (the environments, from their docstrings and configurations; observation features;
+schedules; settings), and copies the reports of the studies. Then Zensical builds all of docs/ into site/. (Zensical is
+by the makers of Material for MkDocs and replaces it. It has no plugins that run code, so this script runs before it.)
 """
 
 import inspect
@@ -10,7 +10,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,28 +21,41 @@ import gymnasium as gym
 import numpy as np
 from pictures import ACTIONS, KWARGS, SEED
 
-import qan_gym  # noqa: F401 (registers the environments)
+from qan_agents.dqn import DQNConfig
 from qan_gym.config import TaskConfig
-from qan_gym.env import LearningRateEnv, MinibatchEnv
+from qan_gym.core.observation import ALWAYS_MEASURED, FEATURES, SCORE_LINE
+from qan_gym.env import LearningRateEnv, QanEnv
+from qan_gym.registration import ENTRY_POINTS
+from qan_gym.schedules import SCHEDULES, Schedule
 from qan_gym.tasks import TASKS
+from qan_gym.utils.validation import describe_settings
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-REPORT = ROOT / "benchmarks" / "results" / "bench"
-GAMES = {"learning-rate": LearningRateEnv, "minibatch": MinibatchEnv}
-SHARED = "As `LearningRateEnv`."  # begins a section of one game that the other's docstring has
+STUDIES = ("controllers", "agent_on_one_cycle", "more_test_images")  # those with a report
+SHARED = "As `LearningRateEnv`."  # begins a section that is the same as that of `LearningRateEnv`
 
 
-def sections(game: type) -> dict[str, str]:
-    """The parts of a class docstring by their headings, Markdown; what stands before the first has the heading ""."""
-    parts = re.split(r"^## (.+)$", inspect.getdoc(game) or "", flags=re.MULTILINE)
+# --- the pages of the environments ----------------------------------------------------------------------------------
+
+
+def env_class(env_id: str) -> type[QanEnv]:
+    """The class of a registered id."""
+    module, _, name = ENTRY_POINTS[env_id].partition(":")
+    found: type[QanEnv] = getattr(import_module(module), name)
+    return found
+
+
+def sections(kind: type) -> dict[str, str]:
+    """The parts of a class docstring by their headings, Markdown; the part before the first has the heading ""."""
+    parts = re.split(r"^## (.+)$", inspect.getdoc(kind) or "", flags=re.MULTILINE)
     return dict(zip(["", *parts[1::2]], (part.strip() for part in parts[::2]), strict=True))
 
 
-def whole_sections(game: type) -> dict[str, str]:
-    """Those, with what a game shares with `LearningRateEnv` in full."""
+def whole_sections(kind: type) -> dict[str, str]:
+    """The same, with the sections that refer to `LearningRateEnv` written out."""
     shared, whole = sections(LearningRateEnv), {}
-    for heading, text in sections(game).items():
+    for heading, text in sections(kind).items():
         if not text.startswith(SHARED):
             whole[heading] = text
             continue
@@ -49,22 +64,8 @@ def whole_sections(game: type) -> dict[str, str]:
     return whole
 
 
-def meanings() -> dict[str, str]:
-    """What is said beside each field of `TaskConfig`."""
-    found: dict[str, str] = {}
-    name = None
-    for line in inspect.getsource(TaskConfig).splitlines():
-        if match := re.match(r"    (\w+): .+?  # (.+)$", line):
-            name, found[match[1]] = match[1], match[2]
-        elif name and (match := re.match(r"    # (.+)$", line)):
-            found[name] += " " + match[1]
-        else:
-            name = None
-    return found
-
-
-def made_data(folder: Path, env_id: str) -> dict[str, Any]:
-    """Arguments that give the game 200 noise images of the right shape: enough to ask for its spaces."""
+def generated_data(folder: Path, env_id: str) -> dict[str, Any]:
+    """Arguments that give the game 200 noise images of the right shape, which is enough to know its spaces."""
     shape = (32, 32, 3) if TASKS[env_id].dataset == "cifar10" else (28, 28)
     images, labels = np.random.default_rng(0).integers(0, 256, (200, *shape), np.uint8), np.arange(200) % 10
     path = folder / f"{env_id}.npz"
@@ -72,12 +73,12 @@ def made_data(folder: Path, env_id: str) -> dict[str, Any]:
     return {"dataset": str(path), "train_size": None, "batch_size": 10, "meta_momentum": None, "reference": None}
 
 
-def page(env_id: str, folder: Path) -> str:
+def env_page(env_id: str, folder: Path) -> str:
     """The page of an id, in the form of Gymnasium's own."""
-    config = TASKS[env_id]
-    env = gym.make(env_id, **made_data(folder, env_id))
-    parts = whole_sections(GAMES[config.game])
-    made = "".join(f", {name}={value!r}" for name, value in KWARGS.get(env_id, {}).items())
+    kind, config = env_class(env_id), TASKS[env_id]
+    env = gym.make(env_id, **generated_data(folder, env_id))
+    parts = whole_sections(kind)
+    arguments = "".join(f", {name}={value!r}" for name, value in KWARGS.get(env_id, {}).items())
     shown = f"{ACTIONS[env_id]:,} random actions" if ACTIONS[env_id] else "An episode of random actions"
     lines = [
         f"# {env_id}",
@@ -86,44 +87,157 @@ def page(env_id: str, folder: Path) -> str:
         "",
         f"![{shown}](../pictures/{env_id}.webp)",
         "",
-        f'{shown}, seed {SEED}: `gym.make("{env_id}"{made})`.',
+        f'{shown}, seed {SEED}: `gym.make("{env_id}"{arguments})`.',
         "",
         f"| Action space | `{env.action_space}` |",
         "| --- | --- |",
         f"| Observation space | `{env.observation_space}` |",
         f'| Import | `import qan_gym; gymnasium.make("{env_id}")` |',
-        f"| Class | [`{GAMES[config.game].__name__}`][{GAMES[config.game].__module__}.{GAMES[config.game].__name__}] |",
+        f"| Class | [`{kind.__name__}`][{kind.__module__}.{kind.__name__}] |",
         "",
     ]
     for heading, text in parts.items():
         lines += [f"## {heading}", "", text, ""]
         if heading == "Arguments":
-            lines += ["## Settings", "", *settings(config), ""]
+            defaults = {field.name: getattr(config, field.name) for field in fields(config)}
+            lines += ["## Settings", "", "Every one is a keyword argument of `gymnasium.make`.", ""]
+            lines += [*settings_table(TaskConfig, defaults, "here"), ""]
     return "\n".join(lines)
 
 
 def linked(text: str) -> str:
-    """With names of this package as links into the reference."""
-    names = {game.__name__: f"{game.__module__}.{game.__name__}" for game in GAMES.values()}
+    """Names of this package in backticks become links into the reference."""
+    kinds = {env_class(env_id) for env_id in ENTRY_POINTS}
+    names = {kind.__name__: f"{kind.__module__}.{kind.__name__}" for kind in kinds}
     names["qan_gym.config.TaskConfig"] = "qan_gym.config.TaskConfig"
     return re.sub(r"(?<!\[)`([\w.]+)`", lambda it: f"[{it[0]}][{names[it[1]]}]" if it[1] in names else it[0], text)
 
 
-def settings(config: TaskConfig) -> list[str]:
-    """The record of an id as a table."""
-    said = meanings()
-    names = [field.name for field in fields(config) if field.name != "game"]
-    rows = [f"| `{name}` | `{getattr(config, name)!r}` | {said[name]} |" for name in names]
-    return ["Every one is a keyword argument of `gymnasium.make`.", "", "| | here | |", "| --- | --- | --- |", *rows]
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+
+def table(headings: list[str], rows: list[list[str]]) -> list[str]:
+    """The lines of a Markdown table."""
+    return [f"| {' | '.join(row)} |" for row in (headings, ["---"] * len(headings), *rows)]
+
+
+def settings_table(kind: type, defaults: Mapping[str, Any], heading: str) -> list[str]:
+    """The fields of a configuration: name, value, what is accepted, meaning."""
+    rows = [
+        [f"`{name}`", f"`{defaults[name]!r}`", escaped(accepted), escaped(meaning)]
+        for name, (accepted, meaning) in describe_settings(kind).items()
+    ]
+    return table(["name", heading, "accepted", "meaning"], rows)
+
+
+def escaped(text: str) -> str:
+    """Plain text as Markdown in a cell of a table."""
+    return re.sub(r"([|*<\[\]])", r"\\\1", text)
+
+
+def features_page() -> str:
+    """The observations and the registered features."""
+    places = {name: str(place) for place, name in enumerate(SCORE_LINE)}
+    validated = {name: f"{places[name]}, with `validate_every`; else 0" for name in SCORE_LINE[ALWAYS_MEASURED:]}
+    places |= validated
+    rows = [[f"`{name}`", places.get(name, ""), summary(function)] for name, function in FEATURES.items()]
+    return "\n".join(
+        [
+            "# Observations",
+            "",
+            "| `observation=` | what is observed |",
+            "| --- | --- |",
+            '| `"screen"` (default) | a row per filter of the network, then the score line |',
+            '| `"filters"` | the filters alone, as in the paper |',
+            '| a list, as `["log_learning_rate", "budget_used"]` | these features alone, one number each |',
+            "",
+            "Every observation is a flat `Box` of float32, kept within ±10; `observation.reshape("
+            "env.unwrapped.screen_shape)` gives the rows of a screen.",
+            "",
+            "A *feature* is one number per run, registered under a name. The *score line* has seven of them in fixed "
+            "places, then those of the game, then zeros. `qan_gym.register_feature` adds one "
+            "([example](../tutorials/your-own.md#observation)).",
+            "",
+            "## Features",
+            "",
+            *table(["name", "place on the score line", "meaning"], rows),
+            "",
+        ]
+    )
+
+
+def schedules_page() -> str:
+    """The registered schedules."""
+    rows = [
+        [f"`{name}`", summary(one.shape), values(one.settings), ranges(one.search), f"{one.peak:g}"]
+        for name, one in SCHEDULES.items()
+    ]
+    return "\n".join(
+        [
+            "# Schedules",
+            "",
+            "A schedule is the learning rate over the budget, as a fraction of the highest one. One definition serves "
+            "three uses:",
+            "",
+            "- as the base schedule under the actions, `gym.make(..., schedule=NAME)`: it multiplies the learning rate "
+            "that the actions have set;",
+            "- as a fixed policy, which an agent is compared with;",
+            "- as a controller of `qan bench`, whose highest learning rate and settings are tuned.",
+            "",
+            *table(["name", "shape", "settings", "tuned over", "highest learning rate, over the one set"], rows),
+            "",
+            f"See [`Schedule`][{Schedule.__module__}.Schedule]. `qan_gym.register_schedule` adds one "
+            "([example](../tutorials/your-own.md#schedule)).",
+            "",
+        ]
+    )
+
+
+def settings_page() -> str:
+    """The settings of the bundled DQN."""
+    defaults = {field.name: field.default for field in fields(DQNConfig)}
+    lines = [
+        "# Settings of the bundled DQN",
+        "",
+        f"The fields of [`DQNConfig`][{DQNConfig.__module__}.DQNConfig]. With `qan train` each is an argument of "
+        "`--agent-set`.",
+        "",
+        *settings_table(DQNConfig, defaults, "default"),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def summary(function: Callable[..., Any]) -> str:
+    """The first paragraph of a docstring."""
+    return " ".join((inspect.getdoc(function) or "").split("\n\n")[0].split())
+
+
+def values(settings: Mapping[str, float]) -> str:
+    """Settings and their values, in a cell of a table."""
+    return ", ".join(f"`{name}` = {value:g}" for name, value in settings.items())
+
+
+def ranges(search: Mapping[str, tuple[float, float]]) -> str:
+    """Settings and the ranges that are searched, in a cell of a table; a range of one value is a value."""
+    parts = (f"= {low:g}" if low == high else f"in {low:g} to {high:g}" for low, high in search.values())
+    return ", ".join(f"`{name}` {part}" for name, part in zip(search, parts, strict=True))
+
+
+# --- the site -------------------------------------------------------------------------------------------------------
 
 
 def main() -> None:
-    """Write what is written by code, then build."""
+    """Write the pages that come from code, then build."""
     with TemporaryDirectory() as folder:
-        for env_id in TASKS:
-            text = linked(page(env_id, Path(folder)))
-            (DOCS / "environments" / f"{env_id}.md").write_text(text, encoding="utf-8")
-    shutil.copytree(REPORT, DOCS / "report", dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.html"))
+        pages = {f"environments/{env_id}.md": linked(env_page(env_id, Path(folder))) for env_id in ENTRY_POINTS}
+    pages |= {"environments/observations.md": features_page(), "environments/schedules.md": schedules_page()}
+    pages["reference/dqn-settings.md"] = settings_page()
+    for name, text in pages.items():
+        (DOCS / name).write_text(text, encoding="utf-8")
+    for study in STUDIES:
+        results = ROOT / "studies" / study / "results"
+        shutil.copytree(results, DOCS / "report" / study, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.html"))
     command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
     sys.exit(subprocess.run(command, cwd=ROOT).returncode)
 

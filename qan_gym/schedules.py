@@ -20,8 +20,8 @@ class Schedule:
         shape: (share (N,) in [0, 1], **settings) -> (N,) in [0, 1], by tensor operations: the learning rate as a
             fraction of the highest one.
         settings: the settings of `shape` and their defaults.
-        search: what a tuner chooses beside the highest learning rate: name of a setting -> (least, largest); where both
-            are equal, that value is taken instead of the default.
+        search: the values that a tuner may give to the settings, beside the highest learning rate: name of a setting ->
+            (least, largest); where both are equal there is no choice, and the value stands in the place of the default.
         peak: the highest learning rate over the one that the task, or its actions, set.
     """
 
@@ -52,7 +52,7 @@ def cosine(share: Tensor) -> Tensor:
 
 def step(share: Tensor, factor: float, at: float) -> Tensor:
     """Multiplied by `factor` once, when the share `at` of the budget is used."""
-    return torch.where(share < at, 1.0, factor)
+    return torch.ones_like(share, dtype=torch.float64).masked_fill(share >= at, factor)
 
 
 def cooldown(share: Tensor, length: float) -> Tensor:
@@ -60,11 +60,14 @@ def cooldown(share: Tensor, length: float) -> Tensor:
     return ((1 - share) / length).clamp(max=1)
 
 
-def one_cycle(share: Tensor, start: float, rise: float) -> Tensor:
-    """From 1/rise up to 1 at the share `start`, then down to 0, both along half a cosine (arXiv:1708.07120)."""
+def one_cycle(share: Tensor, start: float, rise: float, fall: float) -> Tensor:
+    """Along half a cosine from 1/rise up to 1 at the share `start`, then along another one down to 1/(rise * fall).
+
+    Source: arXiv:1708.07120; `rise` and `fall` are the `div_factor` and the `final_div_factor` of torch's `OneCycleLR`.
+    """
     rises = share < start
     place = torch.where(rises, share / start - 1, (share - start) / (1 - start))  # -1 to 0 up, 0 to 1 down
-    least = rises.to(torch.float64) / rise
+    least = torch.full_like(share, 1 / (rise * fall), dtype=torch.float64).masked_fill(rises, 1 / rise)
     return least + (1 - least) * (1 + torch.cos(math.pi * place)) / 2
 
 
@@ -73,9 +76,13 @@ SCHEDULES: dict[str, Schedule] = {
     "linear": Schedule(linear),
     "cosine": Schedule(cosine),
     "cooldown": Schedule(cooldown, {"length": 0.25}, {"length": (0.05, 0.5)}),
-    # Settings and peak were found on other tasks than those of the bench: studies/base_schedule.
+    # Settings and peak were found on other tasks than those of the bench: studies/base_schedule. When it is tuned, its
+    # beginning and its end are those of torch's OneCycleLR.
     "one-cycle": Schedule(
-        one_cycle, {"start": 0.5, "rise": 20.0}, {"start": (0.05, 0.5), "rise": (25.0, 25.0)}, peak=3.4
+        one_cycle,
+        {"start": 0.5, "rise": 20.0, "fall": math.inf},
+        {"start": (0.05, 0.5), "rise": (25.0, 25.0), "fall": (1e4, 1e4)},
+        peak=3.4,
     ),
     "step": Schedule(step, {"factor": 0.1, "at": 0.5}, {"factor": (0.01, 0.5), "at": (0.3, 0.9)}),
 }

@@ -1,8 +1,8 @@
-"""The certificate is given to games whose actions matter, and to no others: above all not to the original's mistake."""
+"""`qan check`: environments whose actions matter are certified, and no others; above all not the original's mistake."""
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,20 @@ import pytest
 from gymnasium import spaces
 from gymnasium.envs.registration import register, registry
 from helpers import made_npz
+from torch import Tensor
 from typer.testing import CliRunner
 
 import qan_gym
 from qan_agents.analysis import action_effect as check
-from qan_agents.analysis.action_effect import Certificate, certify, extremes, look_at
+from qan_agents.analysis.action_effect import Certificate, certify, examine, extremes
 from qan_agents.cli.app import app
 from qan_gym.config import TaskConfig
+from qan_gym.core.run_state import RunState
 from qan_gym.env import LearningRateEnv
-from qan_gym.optimizee.optimizers import SGD
+from qan_gym.games import GAMES, Game
+from qan_gym.optimizee.network import Params
+from qan_gym.optimizee.optimizers import SGD, Hyperparameters
+from qan_gym.vector_env import QanVectorEnv
 
 LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
 
@@ -36,7 +41,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture
 def registered() -> Iterator[Any]:
-    """(id, class, keyword arguments): registered with Gymnasium for one test."""
+    """A function (id, class, keyword arguments) -> id: registered with Gymnasium for one test."""
     before = dict(registry)
 
     def add(env_id: str, entry_point: Any, **kwargs: Any) -> str:
@@ -56,35 +61,37 @@ def ask(env_id: str, kwargs: dict[str, Any] | None = None, seeds: int = 5, steps
 
 
 class CachedConfig(SGD):
-    """The optimizer's config is made at the first mini-batch, and what the agent changes later never gets there."""
+    """SGD that uses the learning rate of the first mini-batch throughout, as the original does."""
 
-    def __init__(self, config: TaskConfig) -> None:
-        super().__init__(config)
-        self.cached = None
+    def __init__(self, config: TaskConfig, controlled: Collection[str]) -> None:
+        super().__init__(config, controlled)
+        self.cached: Tensor | None = None
 
-    def update(self, params, gradients, slots, learning_rate, step) -> None:
+    def update(
+        self, params: Params, gradients: Params, slots: dict[str, Params], hyper: Hyperparameters, step: Tensor
+    ) -> None:
         if self.cached is None:
-            self.cached = learning_rate.clone()
-        super().update(params, gradients, slots, self.cached, step)
+            self.cached = hyper.learning_rate.clone()
+        super().update(params, gradients, slots, hyper._replace(learning_rate=self.cached), step)
 
 
 class FrozenEnv(LearningRateEnv):
-    """The same, as an environment of its own."""
+    """The same mistake, as an environment of its own."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(LR, **kwargs)
-        self.training.optimizer = CachedConfig(self.config)
+        super().__init__(LR, optimizer="cached", **kwargs)
 
 
 class ThawedEnv(LearningRateEnv):
-    """Its twin, without the mistake."""
+    """The same environment without the mistake."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(LR, **kwargs)
 
 
-def test_a_frozen_learning_rate_is_not_certified(small, registered) -> None:
-    """Though `info` says that it changes, and though the first action still has an effect; its twin is certified."""
+def test_a_frozen_learning_rate_is_not_certified(small, registered, registries) -> None:
+    """Though `info` says that it changes, and though the first action has an effect; without the mistake it is."""
+    qan_gym.register_optimizer("cached", CachedConfig)
     frozen = registered("FrozenLR-v0", FrozenEnv)
     env = gym.make(frozen, **small)
     rates, weights = [], []
@@ -104,25 +111,38 @@ def test_a_frozen_learning_rate_is_not_certified(small, registered) -> None:
     assert twin.certified, twin
 
 
-def test_nor_is_it_in_lockstep(small, registries) -> None:
-    """The mistake in the optimizer of a registered id; and the id without it, which is played in lock-step too."""
+def test_a_frozen_learning_rate_is_not_certified_in_lockstep(small, registries) -> None:
+    """With the mistake in the optimizer of a registered id; without it the id is certified, also in lock-step."""
     qan_gym.register_optimizer("cached", CachedConfig)
-    assert look_at(LR, small, None).lockstep
+    assert examine(LR, small, None).lockstep
     found = ask(LR, {**small, "optimizer": "cached"})
     assert found.identical
     assert not found.certified
     assert ask(LR, small).certified
 
 
-# --- what is played -------------------------------------------------------------------------------------------------
+class TwoFactors(Game):
+    """Two numbers: each of 0, 1, 2 divides the learning rate by 2, keeps it or doubles it."""
+
+    controlled = "learning rate"
+    hyperparameters = ("learning_rate",)
+
+    def action_space(self, config: TaskConfig, n_classes: int) -> spaces.Space[Any]:
+        return spaces.MultiDiscrete([3, 3])
+
+    def apply(self, run: RunState, actions: Tensor, config: TaskConfig) -> None:
+        run.chosen_learning_rate.mul_(2.0 ** (actions - 1).sum(dim=1))
+
+
+# --- the sequences --------------------------------------------------------------------------------------------------
 
 
 class Logged(gym.Env):
-    """Writes down what it is asked to play; an episode of `length` steps, or without an end."""
+    """An environment that records the actions; an episode has `length` steps, or no end (None)."""
 
     observation_space = spaces.Box(-1, 1, (1,), np.float32)
     played: list[tuple[int, list[Any]]] = []  # noqa: RUF012 (of all instances: seed and actions of each episode)
-    unseeded = np.random.default_rng(0)  # that no seed of an episode decides
+    unseeded = np.random.default_rng(0)  # does not depend on the seed of an episode
 
     def __init__(self, space: spaces.Space, length: int | None = 4, noise: float = 0.0) -> None:
         self.action_space, self.length, self.noise = space, length, noise
@@ -160,7 +180,7 @@ def test_the_sequences(logged) -> None:
 
 
 def test_extremes() -> None:
-    """Of many actions ten, from the first to the last; of a Box its ends, along all axes and alternating."""
+    """Of many actions ten, from the first to the last; of Box and MultiDiscrete the ends, all axes and alternating."""
     assert list(extremes(spaces.Discrete(18, start=2)).values()) == [2, 4, 6, 8, 10, 11, 13, 15, 17, 19]
     line = extremes(spaces.Box(-2, 4, (1,), np.float32))
     assert {name: value.tolist() for name, value in line.items()} == {"high": [4], "low": [-2], "middle": [1]}
@@ -169,8 +189,20 @@ def test_extremes() -> None:
     assert {name: value.tolist() for name, value in extremes(box).items()} == corners
     bytes_ = spaces.Box(0, 255, (2, 2), np.uint8)
     assert all(bytes_.contains(action) for action in extremes(bytes_).values())
-    for other in (spaces.Discrete(1), spaces.Box(-np.inf, 1, (1,)), spaces.MultiDiscrete([2, 2]), spaces.Tuple([])):
-        with pytest.raises(ValueError, match="Discrete, more than one, or a Box with bounds"):
+    several = spaces.MultiDiscrete([3, 1, 5], start=[-1, 7, 0])
+    found = extremes(several)
+    corners = {"high": [1, 7, 4], "low": [-1, 7, 0], "high-low": [1, 7, 4], "low-high": [-1, 7, 0]}
+    assert {name: value.tolist() for name, value in found.items()} == corners
+    assert all(several.contains(action) for action in found.values())
+    assert list(extremes(spaces.MultiDiscrete([4]))) == ["high", "low"]
+    for other in (
+        spaces.Discrete(1),
+        spaces.Box(-np.inf, 1, (1,)),
+        spaces.MultiDiscrete([1, 1]),
+        spaces.MultiBinary(2),
+        spaces.Tuple([]),
+    ):
+        with pytest.raises(ValueError, match="Discrete or MultiDiscrete, more than one, or a Box with bounds"):
             extremes(other)
 
 
@@ -178,15 +210,38 @@ def test_extremes() -> None:
 def test_lockstep_plays_what_single_environments_play(small, kwargs, steps, monkeypatch) -> None:
     """Bit for bit; also where the episode is cut, and then it is the validation loss after the last step."""
     found = ask(LR, {**small, **kwargs}, steps=steps)
-    game = look_at(LR, {**small, **kwargs}, steps)
-    monkeypatch.setattr(check, "look_at", lambda *_: replace(game, lockstep=False))
+    checked = examine(LR, {**small, **kwargs}, steps)
+    monkeypatch.setattr(check, "examine", lambda *_: replace(checked, lockstep=False))
     single = ask(LR, {**small, **kwargs}, steps=steps)
     np.testing.assert_array_equal(found.outcomes, single.outcomes)
     env = gym.make(LR, **{**small, **kwargs}, validate_every=1)
     env.reset(seed=3)
-    for action in [list(game.actions.values())[-1], *[next(iter(game.actions.values()))] * ((steps or 10) - 1)]:
+    for action in [list(checked.actions.values())[-1], *[next(iter(checked.actions.values()))] * ((steps or 10) - 1)]:
         *_, info = env.step(action)
     assert found.outcomes[0, 3] == pytest.approx(math.log(info["validation_loss"]), rel=1e-6)
+
+
+def test_custom_ids(small, registered, monkeypatch) -> None:
+    """An id of the user's own is played in lock-step where both environments are qan-gym's; with MultiDiscrete actions.
+
+    Where one of them is not, or something is wrapped around, it is not; a limit of Gymnasium's cuts the episodes.
+    """
+    monkeypatch.setitem(GAMES, "two-factors", TwoFactors())
+    own = {"entry_point": "qan_gym.env:QanEnv", "kwargs": {"task": LR, "game": "two-factors"}}
+    vector = "qan_gym.vector_env:QanVectorEnv"
+    env_id = registered("TwoFactors-v0", vector_entry_point=vector, **own)
+    assert examine(env_id, small, None).lockstep
+    assert ask(env_id, small).certified
+    assert examine(registered("Class-v0", vector_entry_point=QanVectorEnv, **own), small, None).lockstep
+    cut = registered("Cut-v0", max_episode_steps=4, **own)
+    checked = examine(cut, small, None)
+    assert (checked.limit, checked.lockstep, examine(cut, small, 3).limit) == (4, False, 3)
+    np.testing.assert_array_equal(ask(cut, small).outcomes, ask(env_id, small, steps=4).outcomes)
+    wrappers = (gym.wrappers.RecordEpisodeStatistics.wrapper_spec(),)
+    wrapped = registered("Wrapped-v0", vector_entry_point=vector, additional_wrappers=wrappers, **own)
+    assert not examine(wrapped, small, None).lockstep
+    thawed = registered("ThawedVector-v0", ThawedEnv, vector_entry_point=vector)
+    assert not examine(thawed, small, None).lockstep
 
 
 def test_the_minibatch_game_is_certified() -> None:
@@ -197,7 +252,7 @@ def test_the_minibatch_game_is_certified() -> None:
 
 
 def test_other_environments() -> None:
-    """Of Gymnasium's own, with Discrete actions and with a Box of them."""
+    """Gymnasium's own environments, one with Discrete actions and one with a Box."""
     assert ask("CartPole-v1").certified
     found = ask("Pendulum-v1", steps=20)
     assert found.outcomes.shape == (4, 5)
@@ -205,7 +260,7 @@ def test_other_environments() -> None:
     assert not found.identical
 
 
-# --- what it says ---------------------------------------------------------------------------------------------------
+# --- the verdict -----------------------------------------------------------------------------------------------------
 
 
 def judged(outcomes: Any) -> Certificate:
@@ -213,7 +268,7 @@ def judged(outcomes: Any) -> Certificate:
     return Certificate("Some-v0", "return", "0", sequences, np.asarray(outcomes, np.float64))
 
 
-def test_the_statistics_are_those_of_the_books() -> None:
+def test_the_statistics_are_those_of_the_textbook() -> None:
     """Perfect order of 3 on 8 seeds: chi-square 16 on 2 degrees of freedom, p = exp(-8)."""
     seeds = np.arange(8.0)  # their variance is 6
     found = judged([seeds, seeds + 10, seeds + 40])
@@ -224,11 +279,11 @@ def test_the_statistics_are_those_of_the_books() -> None:
     assert found.certified
     assert found.verdict.startswith("certified: the actions of Some-v0")
     assert judged([[1] * 8, [2] * 8, [3] * 8]).ratio == math.inf
-    assert judged(np.array([seeds, seeds + 10, seeds + 40])[:, :5]).p_value < check.LEVEL < math.exp(-4)
+    assert judged(np.array([seeds, seeds + 10, seeds + 40])[:, :5]).p_value < check.SIGNIFICANCE < math.exp(-4)
 
 
 def test_certain_but_small_is_not_enough() -> None:
-    """The same order on every seed, and yet the seeds decide."""
+    """The same order on every seed, but the seeds differ by more than the sequences."""
     seeds = np.arange(8.0)
     found = judged([seeds, seeds + 0.1, seeds + 0.2])
     assert found.p_value < 0.001
@@ -238,7 +293,7 @@ def test_certain_but_small_is_not_enough() -> None:
 
 
 def test_large_by_chance_is_not_enough() -> None:
-    """One seed that one sequence spoils moves its mean; on the others nothing differs."""
+    """An outlier of one sequence on one seed moves its mean; on the other seeds nothing differs."""
     outcomes = np.tile([1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7], (3, 1))
     outcomes[0, 0] = 1000
     found = judged(outcomes)
@@ -248,7 +303,7 @@ def test_large_by_chance_is_not_enough() -> None:
 
 
 def test_noise_is_not_certified(logged) -> None:
-    """An environment that ignores its actions: with rewards that the seed decides, and with some that nothing does."""
+    """An environment that ignores its actions: with rewards that the seed decides, and with unseeded noise."""
     space = spaces.Discrete(4)
     assert ask(logged, {"space": space}).identical
     certificates = [ask(logged, {"space": space, "noise": 1.0}, seeds=8) for _ in range(50)]
@@ -269,25 +324,26 @@ GAME = """
 from gymnasium.envs.registration import register
 from gymnasium.envs.classic_control import CartPoleEnv
 
-class Deaf(CartPoleEnv):
+class IgnoresActions(CartPoleEnv):
     def step(self, action):
         return super().step(0)
 
-register("Deaf-v0", entry_point=Deaf, max_episode_steps=50)
+register("IgnoresActions-v0", entry_point=IgnoresActions, max_episode_steps=50)
 """
 
 
 def test_the_command(small, registered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """0 where it certifies, 1 where it does not; an id that another module registers; the last line says it."""
+    """Exit status 0 where it certifies, 1 where it does not; an id that another module registers; the last line."""
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "deaf_game.py").write_text(GAME)
-    output = invoke("deaf_game:Deaf-v0", "--seeds", 5, status=1)
-    assert output.splitlines()[-1].startswith("not certified: the actions of deaf_game:Deaf-v0 change nothing")
+    (tmp_path / "ignoring_module.py").write_text(GAME)
+    output = invoke("ignoring_module:IgnoresActions-v0", "--seeds", 5, status=1)
+    said = "not certified: the actions of ignoring_module:IgnoresActions-v0 change nothing"
+    assert output.splitlines()[-1].startswith(said)
     settings = [part for name, value in small.items() for part in ("--set", f"{name}={to_text(value)}")]
     output = invoke(f"qan_gym:{LR}", "--seeds", 5, "--steps", 8, *settings, status=0)
     assert output.splitlines()[-1] == f"certified: the actions of qan_gym:{LR} matter beyond seed noise"
     assert "in turn: 0, 1, 2" in output
-    sys.modules.pop("deaf_game")
+    sys.modules.pop("ignoring_module")
 
 
 def to_text(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What each action would have done is what it does: every row against a copy of the environment that plays it."""
+"""Counterfactuals and regret: every row of a counterfactual against a copy of the environment that plays its action."""
 
 import copy
 import gc
@@ -18,21 +18,24 @@ from helpers import made_deep_game, made_npz
 from oracles.training import SlowCNN, evaluate
 
 import qan_gym
-from qan_agents.analysis.regret import regrets
+from qan_agents.analysis.regret import compared_actions, regrets
 from qan_agents.policies.fixed import make_policy
-from qan_gym import counterfactuals
-from qan_gym.core.training import LOSS_LIMIT
+from qan_gym.config import TaskConfig
+from qan_gym.core.run_state import RunState
+from qan_gym.core.training import LOSS_LIMIT, Training
 from qan_gym.counterfactuals import Counterfactual
+from qan_gym.data.datasets import DeviceData
+from qan_gym.games import GAMES, Game
 from qan_gym.games.learning_rate import KEEP
 
 LR, MINIBATCH, CIFAR = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0", "QanLR-CIFAR10-v0"
 
 # An episode of 10 steps over two epochs, measured after every step, so that the environment says it too.
-SMALL = {"batch_size": 20, "epochs": 2, "batches_per_action": 2, "validate_every": 2}
+SMALL = {"batch_size": 10, "epochs": 2, "batches_per_action": 2, "validate_every": 2}
 
 
-# What is played after the first action, by how many steps have passed since, and the first action.
-GAMES = {
+# Of each case, the continuation: from the steps since the first action, and that action, to the next action.
+CASES = {
     "lr": (LR, {}, lambda number, first: KEEP),
     "distilled": (LR, {"distillation": 0.5, "reward": "inverse-loss"}, lambda number, first: KEEP),
     "continuous": (LR, {"continuous": True, "schedule": "linear"}, lambda number, first: np.zeros(1, np.float32)),
@@ -44,10 +47,10 @@ GAMES = {
 
 @pytest.fixture(scope="module")
 def make(reference_file: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., gym.Env]:
-    """(id, keyword arguments) -> a small game on made images: 200 to train on (80 of CIFAR-10's size), few others."""
+    """A function (id, keyword arguments) -> a small task on made images: 100 to train on (80 of CIFAR-10's size)."""
     folder = tmp_path_factory.mktemp("made")
     deep = made_deep_game(folder)
-    flat = {"dataset": made_npz(folder / "flat.npz", n_train=225), "reference": reference_file}
+    flat = {"dataset": made_npz(folder / "flat.npz", n_train=113, n_test=10), "reference": reference_file}
 
     def one(env_id: str, **kwargs: Any) -> gym.Env:
         return gym.make(env_id, **SMALL | {"train_size": None} | (deep if env_id == CIFAR else flat) | kwargs)
@@ -89,10 +92,10 @@ def everything(env: gym.Env) -> dict[str, Any]:
     return {**{name: value.tobytes() for name, value in state.arrays.items()}, **state.metadata}
 
 
-@pytest.mark.parametrize(("game", "k"), [("lr", 1), ("lr", 4), *((game, 50) for game in GAMES)])
-def test_every_row_is_what_the_action_does(game: str, k: int, make: Callable[..., gym.Env]) -> None:
+@pytest.mark.parametrize(("case", "k"), [("lr", 1), ("lr", 4), *((case, 50) for case in CASES)])
+def test_every_row_is_what_the_action_does(case: str, k: int, make: Callable[..., gym.Env]) -> None:
     """Bit for bit, into the second epoch and past the end of the episode; and the environment stays as it is."""
-    env_id, kwargs, then = GAMES[game]
+    env_id, kwargs, then = CASES[case]
     env = playing(make(env_id, **kwargs))
     before, twin = everything(env), copy.deepcopy(env)
     result = qan_gym.counterfactual(env, k)
@@ -104,7 +107,7 @@ def test_every_row_is_what_the_action_does(game: str, k: int, make: Callable[...
         got = row(result, number)
         assert got == {name: wanted[name] for name in got}, f"action {action}"
     assert len(set(result.validation_loss)) > 1
-    # The environment, and the episodes after this one, go on as if nobody had looked ahead.
+    # The environment, and the episodes after this one, go on as if nothing had been tried.
     for action in actions[:3]:
         mine, other = env.step(action), twin.step(action)
         assert mine[0].tobytes() == other[0].tobytes()
@@ -113,7 +116,7 @@ def test_every_row_is_what_the_action_does(game: str, k: int, make: Callable[...
 
 
 def test_the_validation_loss_is_that_of_the_network_then(make: Callable[..., gym.Env]) -> None:
-    """Worked out by plain PyTorch on the validation images, where the environment itself did not measure it."""
+    """As plain PyTorch computes it on the validation images, where the environment itself did not measure it."""
     env = playing(make(LR, validate_every=None), 1)
     result = qan_gym.counterfactual(env, 2)
     images, labels = (torch.from_numpy(part) for part in env.unwrapped.split("validation"))
@@ -124,17 +127,35 @@ def test_the_validation_loss_is_that_of_the_network_then(make: Callable[..., gym
         assert info["validation_loss"] != result.validation_loss[action]
 
 
-def test_the_data_are_the_same_in_all_rows(make: Callable[..., gym.Env], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def forks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Weak references to the forks that are made while the test runs."""
+    made = []
+    fork = Training.fork
+
+    def spied(training: Training, num_runs: int) -> Training:
+        forked = fork(training, num_runs)
+        made.append(weakref.ref(forked))
+        return forked
+
+    monkeypatch.setattr(Training, "fork", spied)
+    return made
+
+
+def test_the_data_are_the_same_in_all_rows(
+    make: Callable[..., gym.Env], forks: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The mini-batches of every row are those that the environment goes on to see."""
     seen = []
+    step = Training.step
 
-    class Spied(counterfactuals.Fork):
-        def step(self, actions: torch.Tensor) -> Any:
-            done = super().step(actions)
-            seen.append(self.batch_indices.numpy().copy())
-            return done
+    def spied(training: Training, actions: torch.Tensor) -> Any:
+        done = step(training, actions)
+        if any(fork() is training for fork in forks):
+            seen.append(training.run.batch_indices.numpy().copy())
+        return done
 
-    monkeypatch.setattr(counterfactuals, "Fork", Spied)
+    monkeypatch.setattr(Training, "step", spied)
     env = playing(make(LR))
     qan_gym.counterfactual(env, 4)
     assert len(seen) == 4
@@ -144,16 +165,8 @@ def test_the_data_are_the_same_in_all_rows(make: Callable[..., gym.Env], monkeyp
             np.testing.assert_array_equal(indices, env.unwrapped.batch_indices)
 
 
-def test_the_memory_is_given_back(make: Callable[..., gym.Env], monkeypatch: pytest.MonkeyPatch) -> None:
-    """At once, not when the garbage collector next comes by: that of many looks ahead would add up; so in close()."""
-    forks = []
-
-    class Weak(counterfactuals.Fork):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
-            forks.append(weakref.ref(self))
-
-    monkeypatch.setattr(counterfactuals, "Fork", Weak)
+def test_the_memory_is_given_back(make: Callable[..., gym.Env], forks: list[Any]) -> None:
+    """At once, not when the garbage collector next runs: that of many counterfactuals would add up; also in close()."""
     env, envs = playing(make(LR)), gym.make_vec(LR, num_envs=2)
     training = weakref.ref(envs.unwrapped.training)
     gc.disable()
@@ -170,18 +183,18 @@ def test_the_test_set_is_not_read(make: Callable[..., gym.Env], monkeypatch: pyt
     """Not even where the rows come to the end of the episode."""
     env = playing(make(LR))
     splits = []
-    whole = counterfactuals.Fork._evaluate
+    batches = DeviceData.batches
     monkeypatch.setattr(
-        counterfactuals.Fork,
-        "_evaluate",
-        lambda self, rows, split: splits.append(split) or whole(self, rows, split),
+        DeviceData,
+        "batches",
+        lambda data, split, size: splits.append(split) or batches(data, split, size),
     )
     assert qan_gym.counterfactual(env, 50).steps.tolist() == [7, 7, 7]
     assert set(splits) == {"validation"}
 
 
 def test_what_follows_can_be_given(make: Callable[..., gym.Env]) -> None:
-    """An action throughout, or a policy, which sees what the rows give; and fewer first actions."""
+    """An action throughout, or a policy, which is given the observations of the rows; and fewer first actions."""
     env = playing(make(LR))
     for then in (0, lambda observations, infos: np.zeros(len(observations), np.int64)):
         result = qan_gym.counterfactual(env, 3, actions=[2, 1], then=then)
@@ -204,7 +217,7 @@ def test_what_follows_can_be_given(make: Callable[..., gym.Env]) -> None:
 
 
 def test_the_previous_reference_goes_along(make: Callable[..., gym.Env]) -> None:
-    """The pull towards the last episode's weights is the row's too, and whole rows leave it as it is."""
+    """The rows are pulled towards the last episode's weights too, and rows that end do not change these."""
     env = make(LR, reference="previous", meta_momentum=0.2, epochs=1)
     env.reset(seed=0)
     for _ in range(5):
@@ -219,7 +232,7 @@ def test_the_previous_reference_goes_along(make: Callable[..., gym.Env]) -> None
 
 
 def test_oracle_and_regret() -> None:
-    """The lowest validation loss, the first of equals; what diverged is the worst, whatever it measures."""
+    """The lowest validation loss, the first of equals; an action that diverged is the worst, whatever its loss."""
     numbers = {name: np.zeros(4) for name in ("steps", "learning_rate", "smoothed_loss", "returns")}
     losses, diverged = np.array([0.5, 0.25, 0.25, 0.1]), np.array([False, False, False, True])
     found = Counterfactual(np.arange(4), validation_loss=losses, diverged=diverged, **numbers)
@@ -232,7 +245,7 @@ def test_oracle_and_regret() -> None:
 
 
 def test_a_row_that_ends_stops_while_the_others_go_on(make: Callable[..., gym.Env]) -> None:
-    """At a target that they reach after different numbers of steps."""
+    """At a target loss that they reach after different numbers of steps."""
     kwargs = {"learning_rate": 0.2, "learning_rate_step": 0.1, "reference": None}
     target = float(qan_gym.counterfactual(playing(make(LR, **kwargs), 0), 2).smoothed_loss.min())
     env = playing(make(LR, **kwargs, target_loss=target), 0)
@@ -243,8 +256,8 @@ def test_a_row_that_ends_stops_while_the_others_go_on(make: Callable[..., gym.En
         assert row(result, action) == {name: wanted[name] for name in row(result, action)}
 
 
-def test_divergence_is_told(make: Callable[..., gym.Env]) -> None:
-    """The row that diverges stops there, is the worst, and leaves the others alone."""
+def test_a_row_that_diverges(make: Callable[..., gym.Env]) -> None:
+    """The row that diverges stops there, is the worst, and does not change the others."""
     kwargs = {"continuous": True, "action_scale": "absolute", "learning_rate_max": 3e38}
     env = playing(make(LR, **kwargs), 0)
     result = qan_gym.counterfactual(env, 4, actions=[-1, 1])
@@ -281,7 +294,7 @@ def test_wrong_input_is_refused(make: Callable[..., gym.Env]) -> None:
 
 
 def test_importing_the_package_stays_cheap() -> None:
-    """Torch comes with the first look ahead; and the name is the function's, whatever was imported before."""
+    """Torch is imported with the first counterfactual; and the name is the function's, whatever was imported before."""
     code = (
         "import sys, qan_gym; assert 'torch' not in sys.modules; import qan_gym.counterfactuals;"
         "assert callable(qan_gym.counterfactual); from qan_gym import counterfactual; assert callable(counterfactual)"
@@ -289,11 +302,72 @@ def test_importing_the_package_stays_cheap() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+# --- actions of several numbers --------------------------------------------------------------------------------------
+
+
+class TwoFactors(Game):
+    """Two numbers, each of which divides the learning rate by 2, keeps it or doubles it."""
+
+    controlled = "learning rate"
+    hyperparameters = ("learning_rate",)
+
+    def check(self, config: TaskConfig) -> None:
+        pass
+
+    def action_space(self, config: TaskConfig, n_classes: int) -> gym.spaces.Space[Any]:
+        if config.continuous:
+            return gym.spaces.Box(-1, 1, (2,), np.float32)
+        return gym.spaces.MultiDiscrete([3, 2], start=[-1, 0])
+
+    def no_op(self, config: TaskConfig) -> Any:
+        return np.zeros(2, np.float32 if config.continuous else np.int64)
+
+    def apply(self, run: RunState, actions: torch.Tensor, config: TaskConfig) -> None:
+        run.chosen_learning_rate.mul_(2.0 ** actions.sum(dim=1))
+
+
+@pytest.mark.parametrize("continuous", [False, True])
+def test_actions_of_several_numbers(
+    continuous: bool, make: Callable[..., gym.Env], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows, oracle and regret are those of copies that play the actions; a policy is compared with all, or a grid."""
+    monkeypatch.setitem(GAMES, "two-factors", TwoFactors())
+    env = playing(make(LR, game="two-factors", continuous=continuous, epochs=1), 2)
+    actions = [(-1, 0), (0, 0), (1, 1)] if not continuous else [(-1, 0.5), (0, 0), (1, 1)]
+    result = qan_gym.counterfactual(env, 2, actions=np.array(actions))
+    assert result.actions.tolist() == list(map(list, actions))
+    for number, action in enumerate(result.actions):
+        _, wanted = played(env, action, 2, lambda steps, first: np.zeros_like(first))
+        assert row(result, number) == {name: wanted[name] for name in row(result, number)}
+    losses = np.log(result.validation_loss)
+    assert result.best == result.actions[losses.argmin()].tolist()
+    assert result.regret((0, 0)) == pytest.approx(losses[1] - losses.min())
+    with pytest.raises(ValueError, match="was not tried"):
+        result.regret((0, 7))
+    (one,) = regrets(env, make_policy("random"), seed=0, every=50, k=1)
+    assert one["action"] in one["validation_losses"]
+    assert len(one["validation_losses"]) == (26 if continuous else 6)
+    assert one["best"] == min(one["validation_losses"], key=one["validation_losses"].get)
+
+
+def test_compared_actions() -> None:
+    """All that there are, or a grid; of many, those on the diagonal."""
+    assert compared_actions(gym.spaces.Discrete(3, start=2)).tolist() == [2, 3, 4]
+    assert compared_actions(gym.spaces.Box(-1, 1, (1,))).tolist() == [[-1], [-0.5], [0], [0.5], [1]]
+    grid = compared_actions(gym.spaces.Box(np.array([0, -2], np.float32), np.array([1, 2], np.float32)))
+    assert grid.dtype == np.float32
+    assert grid.shape == (25, 2)
+    assert grid[:6].tolist() == [[0, -2], [0, -1], [0, 0], [0, 1], [0, 2], [0.25, -2]]
+    assert compared_actions(gym.spaces.MultiDiscrete([5, 5, 5])).shape == (125, 3)
+    many = compared_actions(gym.spaces.MultiDiscrete([9, 126], start=[0, 1]))
+    assert many.tolist() == [[0, 1], [2, 32], [4, 63], [6, 95], [8, 126]]
+
+
 # --- the regret of a policy -----------------------------------------------------------------------------------------
 
 
 def test_regrets_of_an_episode(make: Callable[..., gym.Env]) -> None:
-    """A row at every third action, each what looking ahead by hand gives; the episode is the policy's own."""
+    """A row at every third action, each as `counterfactual` gives it; the episode is the same as without."""
     env = make(LR)
     rows = regrets(env, make_policy("random"), seed=4, every=3, k=2)
     assert [one["step"] for one in rows] == [0, 3, 6, 9]

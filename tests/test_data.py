@@ -1,9 +1,10 @@
-"""Data: what is bundled is real and whole, what is damaged is refused by name, what is valid plays."""
+"""Data sets: the bundled one, MNIST and `.npz` files; damaged ones are refused by name, valid ones play."""
 
 import gzip
 import hashlib
 import http.client
 import io
+import itertools
 import os
 import pickle
 import random
@@ -12,7 +13,7 @@ import struct
 import urllib.error
 import urllib.request
 import zipfile
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium as gym
@@ -21,25 +22,20 @@ import pytest
 import torch
 from helpers import TINY, made_arrays, made_npz, play
 
-from qan_gym.config import TaskConfig
-from qan_gym.core import reward
-from qan_gym.core.training import Training
+from qan_gym.core.components import build_components
+from qan_gym.data import datasets as data
 from qan_gym.data import downloads
-from qan_gym.data.datasets import datasets as data
 from qan_gym.data.datasets import load_dataset, make_dataset
-from qan_gym.optimizee import zoo as networks
-from qan_gym.optimizee.network import Network
 from qan_gym.tasks import make_task_config
 
 LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
 
 
 @pytest.fixture
-def uncached():
-    """Registered data sets are read from disk again, in the test and after it."""
-    data._load_registered.cache_clear()
-    yield
-    data._load_registered.cache_clear()
+def read_again(tmp_path, monkeypatch):
+    """A function after which registered data sets are read from disk again: they are cached by the data root."""
+    roots = (str(tmp_path / f"root{number}") for number in itertools.count())
+    return lambda: monkeypatch.setenv("QAN_GYM_DATA", next(roots))
 
 
 def raw_mnist(root: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
@@ -74,7 +70,7 @@ def test_mnist5k_has_no_image_twice():
 
 
 def test_mnist5k_is_in_mnist_with_its_labels(mnist_root):
-    """All 5,000, the test images too, are of MNIST's training set, so they never meet its test set."""
+    """All 5,000, test images included, are from MNIST's training set, so none is in its test set."""
     images, labels = raw_mnist(mnist_root, "train")
     real = {image.tobytes(): label for image, label in zip(images, labels, strict=True)}
     dataset = load_dataset("mnist5k")
@@ -96,7 +92,8 @@ def one_array_less(arrays):
 
 
 @pytest.mark.parametrize("tamper", [one_pixel, one_label, one_array_less])
-def test_altered_mnist5k_is_refused(tamper, tmp_path, monkeypatch, uncached):
+def test_altered_mnist5k_is_refused(tamper, tmp_path, monkeypatch, read_again):
+    read_again()
     with np.load(data.MNIST5K_FILE) as file:
         arrays = dict(file)
     path = tmp_path / "mnist5k.npz"
@@ -105,13 +102,14 @@ def test_altered_mnist5k_is_refused(tamper, tmp_path, monkeypatch, uncached):
     assert len(load_dataset("mnist5k").train) == 4_000  # the contents count, not the bytes of the file
     tamper(arrays)
     np.savez_compressed(path, **arrays)
-    data._load_registered.cache_clear()
+    read_again()
     with pytest.raises(ValueError, match="checksum") as caught:
         load_dataset("mnist5k")
     assert str(path) in str(caught.value)
 
 
-def test_truncated_mnist5k_is_refused(tmp_path, monkeypatch, uncached):
+def test_truncated_mnist5k_is_refused(tmp_path, monkeypatch, read_again):
+    read_again()
     path = tmp_path / "mnist5k.npz"
     path.write_bytes(data.MNIST5K_FILE.read_bytes()[:-1000])
     monkeypatch.setattr(data, "MNIST5K_FILE", path)
@@ -123,9 +121,8 @@ def test_truncated_mnist5k_is_refused(tmp_path, monkeypatch, uncached):
 # --- full MNIST -----------------------------------------------------------------------------------------------------
 
 
-def test_mnist_split(mnist_root, monkeypatch):
-    """55,000 / 5,000 / 10,000; validation in proportion to the classes; test is MNIST's own; nothing is lost."""
-    monkeypatch.setenv("QAN_GYM_DATA", str(mnist_root))
+def test_mnist_split(mnist_root):
+    """55,000 / 5,000 / 10,000; validation in proportion to the classes; the test set is MNIST's; no image is lost."""
     dataset = load_dataset("mnist")
     assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (55_000, 5_000, 10_000)
     share = np.bincount(dataset.validation.labels) / (5_000 / 60_000)
@@ -140,17 +137,16 @@ def test_mnist_split(mnist_root, monkeypatch):
 
 
 @pytest.mark.parametrize(("env_id", "size"), [("QanLR-MNIST-v0", 55_000), ("QanMinibatch-MNIST-v0", 20_000)])
-def test_training_images_of_the_full_games(env_id, size, mnist_root, monkeypatch):
-    """The learning-rate game trains on all that is not held out, the mini-batch game on the file's first 20,000."""
-    monkeypatch.setenv("QAN_GYM_DATA", str(mnist_root))
-    training = Training(make_task_config(env_id, {"meta_momentum": None}), None)
+def test_training_images_of_the_full_games(env_id, size, mnist_root):
+    """The learning-rate game trains on all but validation, the mini-batch game on the first 20,000 of the file."""
+    parts = build_components(make_task_config(env_id, {"meta_momentum": None}), "cpu")
     images, labels = raw_mnist(mnist_root, "train")
-    found = training.data.images["train"]
+    found = parts.data.images["train"]
     assert found.shape == (size, 1, 32, 32)
     assert np.array_equal(found[:20_000, 0, 2:30, 2:30].numpy(), images[:20_000])
-    assert np.array_equal(training.data.labels["train"][:20_000].numpy(), labels[:20_000])
-    assert [len(training.data.labels[name]) for name in ("validation", "test")] == [5_000, 10_000]
-    assert training.parts.budget == {55_000: 110_000, 20_000: 6_240}[size]
+    assert np.array_equal(parts.data.labels["train"][:20_000].numpy(), labels[:20_000])
+    assert [len(parts.data.labels[name]) for name in ("validation", "test")] == [5_000, 10_000]
+    assert parts.budget == {55_000: 110_000, 20_000: 6_240}[size]
 
 
 class FakeResponse(io.BytesIO):
@@ -183,15 +179,15 @@ BROKEN_OFF = {
 }
 
 
-def assert_the_three_ways_out(caught, root: Path) -> None:
+def assert_says_where_to_get_the_data(caught, root: Path) -> None:
     message = str(caught.value)
     for way in (str(root), "QAN_GYM_DATA", "online", "MNIST5k"):
         assert way in message
-    assert not list(root.rglob("*")), "something torn is left"
+    assert not list(root.rglob("*")), "part of a download is left"
 
 
 @pytest.mark.parametrize("failure", list(OFFLINE))
-def test_mnist_offline(failure, tmp_path, monkeypatch, uncached):
+def test_mnist_offline(failure, tmp_path, monkeypatch):
     def urlopen(*_args, **_kwargs):
         raise OFFLINE[failure]
 
@@ -199,12 +195,12 @@ def test_mnist_offline(failure, tmp_path, monkeypatch, uncached):
     monkeypatch.setenv("QAN_GYM_DATA", str(tmp_path / "data"))
     with pytest.raises(FileNotFoundError) as caught:
         gym.make("QanLR-MNIST-v0")
-    assert_the_three_ways_out(caught, tmp_path / "data")
+    assert_says_where_to_get_the_data(caught, tmp_path / "data")
 
 
 @pytest.mark.parametrize("failure", list(BROKEN_OFF))
-def test_mnist_download_breaks_off(failure, tmp_path, monkeypatch, uncached):
-    """In the middle of a file; the sockets have a finite timeout meanwhile, and their old one again afterwards."""
+def test_mnist_download_breaks_off(failure, tmp_path, monkeypatch):
+    """In the middle of a file; sockets have a finite timeout during the download, and the former one afterwards."""
     timeouts = []
 
     def urlopen(*_args, **_kwargs):
@@ -216,14 +212,14 @@ def test_mnist_download_breaks_off(failure, tmp_path, monkeypatch, uncached):
     before = socket.getdefaulttimeout()
     with pytest.raises(FileNotFoundError) as caught:
         load_dataset("mnist")
-    assert_the_three_ways_out(caught, tmp_path / "data")
+    assert_says_where_to_get_the_data(caught, tmp_path / "data")
     assert all(timeout is not None and 0 < timeout <= 120 for timeout in timeouts)
     assert timeouts
     assert socket.getdefaulttimeout() == before
 
 
-def test_mnist_download_interrupted(tmp_path, monkeypatch, uncached):
-    """Ctrl-C goes through, and leaves nothing behind."""
+def test_mnist_download_interrupted(tmp_path, monkeypatch):
+    """Ctrl-C is raised, and no part of a download is left."""
     monkeypatch.setattr(urllib.request, "urlopen", lambda *_args, **_kwargs: FakeResponse(KeyboardInterrupt()))
     monkeypatch.setenv("QAN_GYM_DATA", str(tmp_path))
     with pytest.raises(KeyboardInterrupt):
@@ -231,8 +227,8 @@ def test_mnist_download_interrupted(tmp_path, monkeypatch, uncached):
     assert not list(tmp_path.rglob("*"))
 
 
-def test_no_folder_for_mnist(tmp_path, monkeypatch, uncached):
-    """The data folder cannot even be made."""
+def test_no_folder_for_mnist(tmp_path, monkeypatch):
+    """The data folder cannot be made."""
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("QAN_GYM_DATA", str(tmp_path / "file" / "data"))
     monkeypatch.setattr(urllib.request, "urlopen", lambda *_args, **_kwargs: pytest.fail("went online"))
@@ -241,7 +237,7 @@ def test_no_folder_for_mnist(tmp_path, monkeypatch, uncached):
 
 
 @pytest.fixture
-def small_mnist(tmp_path, monkeypatch, uncached):
+def small_mnist(tmp_path, monkeypatch):
     """A data folder with files in MNIST's format, 90 and 30 images, and their checksums in place of the originals'."""
     arrays = made_arrays()
     folder = tmp_path / "data" / "MNIST" / "raw"
@@ -269,8 +265,8 @@ def test_mnist_from_a_folder(small_mnist):
     assert np.array_equal(dataset.test.labels, arrays["y_test"])
 
 
-def test_mnist_is_downloaded_once_and_whole(small_mnist, tmp_path, monkeypatch):
-    """Through torchvision's own code, from a mirror of the small files; afterwards the folder holds the four files."""
+def test_mnist_is_downloaded_once(small_mnist, tmp_path, monkeypatch):
+    """By torchvision's own code, from a mirror of the small files; afterwards the folder holds the four files only."""
     packed = {f"{path.name}.gz": gzip.compress(path.read_bytes()) for path in small_mnist.iterdir()}
     asked = []
 
@@ -292,7 +288,7 @@ def test_mnist_is_downloaded_once_and_whole(small_mnist, tmp_path, monkeypatch):
     found = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
     assert found == {f"MNIST/raw/{path.name}" for path in small_mnist.iterdir()}
     asked.clear()
-    data._load_registered.cache_clear()
+    monkeypatch.setenv("QAN_GYM_DATA", f"{root}/")  # another name of the folder, so that it is read again
     assert len(load_dataset("mnist").test) == 30
     assert not asked
 
@@ -311,7 +307,7 @@ def test_damaged_mnist_file_is_named(small_mnist, name, damage):
 
 
 def test_files_that_are_not_mnist_are_refused(small_mnist, monkeypatch):
-    """Well-formed files, but not the originals: with the true checksums they do not pass for MNIST."""
+    """Well-formed files with other checksums than the originals'."""
     monkeypatch.undo()
     monkeypatch.setenv("QAN_GYM_DATA", str(small_mnist.parents[1]))
     with pytest.raises(ValueError, match="not MNIST's file") as caught:
@@ -319,8 +315,8 @@ def test_files_that_are_not_mnist_are_refused(small_mnist, monkeypatch):
     assert str(small_mnist) in str(caught.value)
 
 
-def test_what_is_verified_is_what_is_used(small_mnist):
-    """torchvision prefers files of its old format, which nobody verifies, to those whose checksums were compared."""
+def test_verified_files_are_used(small_mnist):
+    """torchvision prefers files of its old format, which are not verified, to those whose checksums were compared."""
     processed = small_mnist.parent / "processed"
     processed.mkdir()
     other = made_arrays(seed=1)
@@ -329,7 +325,7 @@ def test_what_is_verified_is_what_is_used(small_mnist):
     assert np.array_equal(load_dataset("mnist").test.images[:, 0], made_arrays()["x_test"])
 
 
-# --- any .npz: what is wrong is said --------------------------------------------------------------------------------
+# --- .npz files that are refused ------------------------------------------------------------------------------------
 
 
 def without(name):
@@ -352,7 +348,7 @@ def smaller(images):
     return images[:, 1:]
 
 
-# what is done to good arrays -> what the message says
+# name -> (the change of valid arrays, what the message says)
 WRONG_ARRAYS = {
     "x_train missing": (without("x_train"), "x_train is missing"),
     "y_train missing": (without("y_train"), "y_train is missing"),
@@ -416,7 +412,7 @@ def test_wrong_arrays_are_named(wrong, tmp_path):
 
 
 class Bomb:
-    """Unpickling it raises an alarm."""
+    """Unpickling it fails the test."""
 
     def __reduce__(self):
         return (pytest.fail, ("a pickle was executed",))
@@ -478,8 +474,8 @@ def test_missing_npz_is_named(tmp_path):
         assert str(path) in str(caught.value)
 
 
-def test_any_flipped_byte_is_harmless_or_refused(tmp_path):
-    """A byte of an .npz is changed, 400 times: the data are as they were, or an error names the file."""
+def test_any_flipped_bit_is_harmless_or_refused(tmp_path):
+    """A bit of an .npz is changed, 400 times: the data are the same, or an error names the file."""
     content = good_bytes(n_train=40, n_test=20, shape=(4, 4))
     wanted = make_dataset("good", made_arrays(n_train=40, n_test=20, shape=(4, 4))).fingerprint
     rng, outcomes = random.Random(1), []
@@ -507,7 +503,7 @@ def test_a_file_that_changes_is_read_again(tmp_path):
     assert load_dataset(path).fingerprint != first.fingerprint
 
 
-# --- any .npz: what is valid plays ----------------------------------------------------------------------------------
+# --- .npz files that are valid --------------------------------------------------------------------------------------
 
 VALID = {
     "as MNIST": {},
@@ -541,7 +537,7 @@ def test_valid_npz_plays(kind, env_id, tmp_path):
 
 
 def test_sorted_labels_are_held_out_in_proportion(tmp_path):
-    """The file goes class by class; validation is a ninth of each class all the same, and the last of each."""
+    """Where a file is sorted by class, validation is the last ninth of each class."""
     dataset = load_dataset(made_npz(tmp_path / "data.npz", n_train=270, sort=True))
     assert np.bincount(dataset.train.labels).tolist() == [24] * 10
     assert np.bincount(dataset.validation.labels).tolist() == [3] * 10
@@ -561,7 +557,7 @@ def test_unbalanced_labels_are_held_out_in_proportion():
 
 
 def test_images_are_padded_evenly_and_normalised(tmp_path):
-    """28x28 in the middle of 32x32, zeros around; mean 0 and deviation 1 over the padded training images."""
+    """28x28 in the middle of 32x32; mean 0 and deviation 1 over the padded training images."""
     env = gym.make(LR, dataset=made_npz(tmp_path / "data.npz"), **TINY)
     images, _ = env.unwrapped.split("train")
     assert images.shape == (80, 1, 32, 32)
@@ -573,7 +569,7 @@ def test_images_are_padded_evenly_and_normalised(tmp_path):
     expected = (padded - padded.mean()) / padded.std()
     assert np.abs(images - expected).max() < 1e-4
     test_images = np.pad(dataset.test.images, ((0, 0), (0, 0), (2, 2), (2, 2)))
-    expected = (test_images - padded.mean()) / padded.std()  # by the training images' numbers
+    expected = (test_images - padded.mean()) / padded.std()  # with the mean and deviation of the training images
     assert np.abs(env.unwrapped.split("test")[0] - expected).max() < 1e-4
 
 
@@ -584,145 +580,3 @@ def test_constant_images_stay_finite(tmp_path):
     env = gym.make(LR, dataset=str(tmp_path / "data.npz"), **TINY)
     for returned in play(env):
         assert np.isfinite(returned[0]).all()
-
-
-# --- registered from outside ----------------------------------------------------------------------------------------
-
-
-def linear_forward(params, images, training):
-    """Softmax regression; images (N, B, C, H, W) -> logits (N, B, K)."""
-    return torch.einsum("nkf,nbf->nbk", params["out.weight"], images.flatten(2)) + params["out.bias"][:, None]
-
-
-def linear_network(image_shape, n_classes):
-    features = int(np.prod(image_shape))
-    return Network(
-        image_shape, {"out.weight": (n_classes, features), "out.bias": (n_classes,)}, linear_forward, "out.weight"
-    )
-
-
-def test_own_dataset_network_and_reward(registries):
-    """All three at once, in both games; the network sees the images unpadded, and it learns."""
-    data.register_dataset("made", lambda: made_arrays(n_train=450, shape=(8, 8)))
-    networks.register_network("softmax", linear_network)
-    reward.register_reward("half-loss", lambda m: m.loss / 2)
-    own = {"dataset": "made", "network": "softmax", "reward": "half-loss", "reference": None}
-    for env_id in (LR, MINIBATCH):
-        env = gym.make(env_id, **own, batch_size=10, epochs=3, batches_per_action=4)
-        assert env.unwrapped.screen_shape == (11, 64)
-        returned = play(env)
-        assert len(returned) == 1 + 30
-        for observation, paid, _, _, info in returned[1:]:
-            assert env.observation_space.contains(observation)
-            assert paid == pytest.approx(info["loss"] / 2)
-            assert info["reward_half_loss"] == paid
-        assert env.unwrapped.weights()["out.weight"].shape == (10, 64)
-        assert returned[-1][4]["validation_loss"] < returned[0][1]["validation_loss"]
-
-
-def test_own_dataset_is_verified_by_name(registries):
-    data.register_dataset("broken", lambda: made_arrays() | {"y_test": np.zeros(3)})
-    with pytest.raises(ValueError, match="broken: y_test"):
-        gym.make(LR, dataset="broken", **TINY)
-
-
-@pytest.mark.parametrize(
-    ("register", "name"),
-    [
-        (lambda name: data.register_dataset(name, made_arrays), "mnist5k"),
-        (lambda name: data.register_dataset(name, made_arrays), "own.npz"),
-        (lambda name: networks.register_network(name, linear_network), "mnist-cnn"),
-        (lambda name: reward.register_reward(name, lambda m: m.loss), "log-loss"),
-    ],
-)
-def test_a_name_that_is_taken_is_refused(register, name, registries):
-    with pytest.raises(ValueError, match=name):
-        register(name)
-
-
-# --- the keyword arguments ------------------------------------------------------------------------------------------
-
-NAN = float("nan")
-WRONG_VALUES = {
-    "game": ["lrr", None, 1],
-    "dataset": ["no-such-data", "", "mnist5k.npy", None, 5],
-    "train_size": [0, -1, 1.5, "all", True],
-    "network": ["no-such-network", None, 5],
-    "optimizer": ["no-such-optimizer", None, 5],
-    "preprocess": ["zca", None],
-    "augment": ["flip", True],
-    "momentum": [-0.1, 1.0, NAN, None, "0.9", True],
-    "nesterov": [1, "yes", None, True],
-    "weight_decay": [-1e-4, NAN, float("inf"), None, "0"],
-    "early_stopping": [0, -1, 1.5, True],
-    "validate_every": [0, -1, 1.5, "epoch", True],
-    "learning_rate": [0, -0.1, 2.0, NAN, "0.05", None, True],
-    "batch_size": [0, -1, 10.0, "10", None, True, 4_001],
-    "epochs": [0, -5, 0.5, None, True],
-    "batches_per_action": [0, -1, 2.0, None, 2_001],
-    "continuous": [1, "yes", None],
-    "action_scale": ["log", None],
-    "schedule": ["step", None],
-    "learning_rate_step": [0, -0.005, NAN, None],
-    "learning_rate_min": [0, -1, NAN, None],
-    "learning_rate_max": [0.001, NAN, None, "1"],
-    "observation": ["image", None],
-    "reward": ["no-such-reward", None, 5],
-    "target_loss": [0, -1, NAN, "low"],
-    "meta_momentum": [-0.1, 1.1, NAN, "regression", True],
-    "precision": ["float16", "tf32", None, 32],
-    "pull_epochs": [-1, 1.5],
-    "reference": ["/no/such/file.safetensors", "no-such-word", 5],
-    "distillation": [-1, NAN, None, "1"],
-}
-
-
-def test_every_argument_is_tried():
-    assert WRONG_VALUES.keys() == {field.name for field in fields(TaskConfig)}
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [(name, value) for name, values in WRONG_VALUES.items() for value in values]
-)
-def test_wrong_argument_is_named(name, value):
-    """ValueError (of a path, FileNotFoundError) whose message holds the argument's name, or the path that is wrong."""
-    with pytest.raises((ValueError, FileNotFoundError)) as caught:
-        gym.make(LR, **{name: value})
-    message = str(caught.value)
-    assert name in message or (isinstance(value, str) and len(value) > 2 and value in message)
-    if not isinstance(caught.value, FileNotFoundError):
-        assert repr(value) in message or str(value) in message
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ({"no_such_argument": 1}, "no_such_argument.*learning_rate"),
-        ({"lr": 0.1}, "'lr'"),
-        ({"batch_size": 4_001}, "batch_size 4001 .* 4000 images"),
-        ({"batch_size": 11, "train_size": 10}, "batch_size 11 .* 10 images"),
-        ({"batches_per_action": 401, "epochs": 1}, "batches_per_action 401 .* 400 mini-batches"),
-        ({"render_mode": "rgb"}, "render_mode"),
-        ({"task": "QanLR-v7"}, "QanLR-v7"),
-        ({"reference": None, "distillation": 0.5}, "distillation.*reference"),
-        ({"learning_rate_min": 2.0}, "learning_rate_max must be .* at least 2.0, not 1.0"),
-        ({"learning_rate": 0.004}, r"learning_rate must be .*\[0.005, 1.0\], not 0.004"),
-    ],
-)
-@pytest.mark.filterwarnings("ignore:.*render_mode:UserWarning")  # Gymnasium's own remark about it
-def test_arguments_that_do_not_go_together(arguments, said):
-    with pytest.raises(ValueError, match=said):
-        gym.make(LR, disable_env_checker=True, **arguments)
-
-
-def test_continuous_needs_the_learning_rate_game():
-    with pytest.raises(ValueError, match="continuous"):
-        gym.make(MINIBATCH, continuous=True)
-
-
-@pytest.mark.parametrize("arguments", [{"batch_size": 4_000}, {"batches_per_action": 400, "epochs": 1}])
-def test_the_largest_that_goes(arguments):
-    """One less than what is refused is a game of whole mini-batches, its budget spent in one action per epoch."""
-    env = gym.make(LR, meta_momentum=None, **({"epochs": 1, "batches_per_action": 1} | arguments))
-    env.reset(seed=0)
-    assert env.step(2)[3]

@@ -1,11 +1,12 @@
-"""An episode depends on its seed and its actions, and on nothing else; a saved one goes on as if never stopped."""
+"""An episode depends on its seed and its actions alone; a saved one continues bit for bit."""
 
 import copy
 import hashlib
 import json
 import multiprocessing
+import multiprocessing.pool
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from qan_gym.state import State
 
 LR, MINIBATCH, CIFAR = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0", "QanLR-CIFAR10-v0"
 
-# Epochs of 100 batches of 10, of 40 batches of 20, of 20 batches of 4; 200 steps last 2 and 5 epochs, 60 last 3.
+# Epochs of 100 mini-batches of 10, of 40 of 20, and of 20 of 4.
 SMALL = {
     LR: {"train_size": 1000, "epochs": 2, "batches_per_action": 1},
     MINIBATCH: {"train_size": 800, "epochs": 5, "batch_size": 20},
@@ -32,7 +33,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def of_id(reference_file: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
-    """(id) -> its reference, and made data in the place of CIFAR-10: a file, which other processes find too."""
+    """(id) -> its reference, and made data in the place of CIFAR-10, in a file that other processes read too."""
     deep = made_deep_game(tmp_path_factory.mktemp("deep"))
     return lambda env_id: deep if env_id == CIFAR else {"reference": reference_file}
 
@@ -46,16 +47,16 @@ def random_actions(env: gym.Env, number: int, seed: int = 0) -> list[int]:
 
 
 def play(env: gym.Env, actions: list) -> list[tuple]:
-    """All there is to see of these actions, to be compared bit by bit."""
-    return [(*seen(env.step(action)), look_inside(env)) for action in actions]
+    """All that can be observed of these actions, comparable bit by bit."""
+    return [(*seen(env.step(action)), digest_of(env)) for action in actions]
 
 
 def seen(result: tuple) -> tuple:
-    """What reset or step gave, comparable."""
+    """The values that reset or step returned, comparable."""
     return tuple(part.tobytes() if isinstance(part, np.ndarray) else part for part in result)
 
 
-def look_inside(env: gym.Env) -> str:
+def digest_of(env: gym.Env) -> str:
     """A digest of the weights with running statistics, of the optimizer's buffers and of the last batches."""
     digest = hashlib.blake2b()
     core = env.unwrapped
@@ -66,7 +67,7 @@ def look_inside(env: gym.Env) -> str:
 
 
 def episode(env_id: str, arguments: dict[str, Any], seed: int, steps: int) -> tuple[tuple, list[tuple]]:
-    """Everything there is to see of so many random steps from this seed."""
+    """All that can be observed of `steps` random actions from a seed."""
     env = make(env_id, **arguments)
     return seen(env.reset(seed=seed)), play(env, random_actions(env, steps))
 
@@ -74,12 +75,26 @@ def episode(env_id: str, arguments: dict[str, Any], seed: int, steps: int) -> tu
 # --- seeds ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("env_id", "steps"), [(LR, 200), (MINIBATCH, 200), (CIFAR, 60)])
-def test_steps_are_the_same_in_another_process(env_id: str, steps: int, of_id: Callable) -> None:
-    """Bit by bit, here and in a fresh interpreter; and another seed gives another episode."""
-    here = episode(env_id, of_id(env_id), 7, steps)
+@pytest.fixture(scope="module")
+def process() -> Iterator[multiprocessing.pool.Pool]:
+    """A fresh interpreter."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        there, other = pool.starmap(episode, [(env_id, of_id(env_id), seed, steps) for seed in (7, 8)])
+        yield pool
+
+
+@pytest.mark.parametrize(
+    ("env_id", "steps"),
+    [
+        *((LR, 110), (MINIBATCH, 50), (CIFAR, 30)),  # into the second epoch
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((LR, 200), (MINIBATCH, 200), (CIFAR, 60))),
+    ],
+)
+def test_steps_are_the_same_in_another_process(
+    env_id: str, steps: int, of_id: Callable, process: multiprocessing.pool.Pool
+) -> None:
+    """Bit by bit in a fresh interpreter; and another seed gives another episode."""
+    here = episode(env_id, of_id(env_id), 7, steps)
+    there, other = process.starmap(episode, [(env_id, of_id(env_id), seed, steps) for seed in (7, 8)])
     assert len(here[1]) == steps
     assert here == there
     assert not any(some == others for some, others in zip(here[1], other[1], strict=True))
@@ -87,7 +102,7 @@ def test_steps_are_the_same_in_another_process(env_id: str, steps: int, of_id: C
 
 @pytest.mark.parametrize("env_id", [LR, MINIBATCH, CIFAR])
 def test_a_seed_decides_weights_and_order(env_id: str, of_id: Callable) -> None:
-    """With another seed, the initial weights are others, tensor by tensor, and so is the order of the data."""
+    """Another seed gives other initial weights in every tensor, and another order of the data."""
     env = make(env_id, **of_id(env_id))
     looks = []
     for seed in (0, 1, 0, 2**31, 2**40):
@@ -96,7 +111,7 @@ def test_a_seed_decides_weights_and_order(env_id: str, of_id: Callable) -> None:
         env.step(0)
         looks.append((first, weights, env.unwrapped.batch_indices))
     zero, one, again, *large = looks
-    # Batch norm begins with ones and zeros, and the last layer of a deep network without a bias.
+    # Batch norm begins with ones and zeros, and the bias of the last layer of a deep network with zeros.
     drawn = [name for name, value in zero[1].items() if env_id != CIFAR or value.ndim > 1]
     assert zero[0] == again[0]
     assert all(np.array_equal(zero[1][name], again[1][name]) for name in zero[1])
@@ -108,13 +123,13 @@ def test_a_seed_decides_weights_and_order(env_id: str, of_id: Callable) -> None:
 
 
 @pytest.mark.parametrize("env_id", [LR, CIFAR])
-def test_an_unseeded_reset_goes_on_from_the_last_seed(env_id: str, of_id: Callable) -> None:
+def test_a_reset_without_a_seed_continues_from_the_last_seed(env_id: str, of_id: Callable) -> None:
     """reset(seed), reset(), reset() are three different episodes, and the same three every time."""
     runs = []
     for disturbed in (False, True):
         env = make(env_id, **of_id(env_id))
         starts = [seen(env.reset(seed=5))]
-        if disturbed:  # what is played in an episode does not move the seed of the next
+        if disturbed:  # the actions of an episode do not change the seed of the next
             play(env, [0, 1, 2])
         starts += [seen(env.reset()), seen(env.reset())]
         runs.append((starts, play(env, [0, 1, 0])))
@@ -126,14 +141,14 @@ def test_an_unseeded_reset_goes_on_from_the_last_seed(env_id: str, of_id: Callab
 
 @pytest.mark.parametrize("env_id", [LR, CIFAR])
 def test_never_seeded_environments_differ(env_id: str, of_id: Callable) -> None:
-    """Two environments that nobody seeded do not play the same episode."""
+    """Two environments without a seed play different episodes."""
     some, other = (make(env_id, **of_id(env_id)) for _ in range(2))
     assert seen(some.reset()) != seen(other.reset())
 
 
 @pytest.mark.parametrize("env_id", [LR, CIFAR])
 def test_two_environments_do_not_disturb_each_other(env_id: str, of_id: Callable) -> None:
-    """Played in turns, they do what they do alone; numpy's and torch's global generators have no say, and are left."""
+    """In turns each does what it does alone; the global generators of numpy and torch are neither used nor changed."""
     alone = make(env_id, **of_id(env_id))
     begun = [seen(alone.reset(seed=1))]
     wanted = begun + play(alone, [0, 1, 0, 2])
@@ -152,8 +167,8 @@ def test_two_environments_do_not_disturb_each_other(env_id: str, of_id: Callable
     assert got == wanted
 
 
-def test_the_callers_arrays_are_left_alone() -> None:
-    """What an environment was given or has given, it does not change later; and a read-only action will do."""
+def test_the_callers_arrays_are_not_changed() -> None:
+    """Neither actions nor returned arrays are changed later; and an action may be read-only."""
     env = make(LR, None, continuous=True)
     first, _ = env.reset(seed=0)
     action = np.array([0.5], np.float32)
@@ -175,7 +190,7 @@ def test_the_callers_arrays_are_left_alone() -> None:
 
 
 def test_a_reused_action_array_does_not_change_the_past() -> None:
-    """The last action is that of the last step, also when the caller writes the next one into the same array."""
+    """The last action is that of the last step, also where the caller writes the next one into the same array."""
     env, twin = make(LR, None, continuous=True), make(LR, None, continuous=True)
     env.reset(seed=0)
     action = np.array([0.5], np.float32)
@@ -217,30 +232,46 @@ WAYS: list[Callable[[gym.Env, Path, gym.Env], gym.Env]] = [
 ]
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-@pytest.mark.parametrize(("env_id", "steps"), [(LR, 33), (LR, 100), (MINIBATCH, 33), (MINIBATCH, 20), (CIFAR, 13)])
-def test_a_fork_goes_on_bit_for_bit(env_id: str, steps: int, way: Callable, of_id: Callable, tmp_path: Path) -> None:
-    """In the middle of an epoch or right at its end: the rest of the episode, and the episode after it."""
+# In the middle of an epoch (of 100, 40 and 20 mini-batches) or at its end.
+CASES = [(LR, 33), (LR, 100), (MINIBATCH, 33), (MINIBATCH, 20), (CIFAR, 13)]
+PAIRS = {  # each case and each id with some of the ways; the other pairs are slow
+    *((LR, 33, through_deepcopy), (LR, 100, through_file), (LR, 100, through_pickle)),
+    *((MINIBATCH, 33, through_state), (MINIBATCH, 20, through_deepcopy), (MINIBATCH, 33, through_pickle)),
+    *((CIFAR, 13, through_state), (CIFAR, 13, through_file)),
+}
+
+
+@pytest.mark.parametrize(
+    ("env_id", "steps", "way"),
+    [
+        pytest.param(*case, way, marks=[] if (*case, way) in PAIRS else [pytest.mark.slow])
+        for case in CASES
+        for way in WAYS
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_a_copy_continues_bit_for_bit(env_id: str, steps: int, way: Callable, of_id: Callable, tmp_path: Path) -> None:
+    """In the middle of an epoch or at its end: the rest of the episode, and the next episode."""
     env = make(env_id, **of_id(env_id))
     env.reset(seed=4)
-    actions = random_actions(env, steps + 30)
+    actions = random_actions(env, steps + 12)
     play(env, actions[:steps])
     fresh = make(env_id, **of_id(env_id))
-    fresh.reset(seed=9)  # in the midst of something else
+    fresh.reset(seed=9)  # within another episode
     play(fresh, actions[:5])
     fork = way(env, tmp_path, fresh)
     assert fork is not env
-    assert look_inside(fork) == look_inside(env)
-    fork, env = fork.unwrapped, env.unwrapped  # a wrapper would insist on a reset of its own
+    assert digest_of(fork) == digest_of(env)
+    fork, env = fork.unwrapped, env.unwrapped  # a wrapper demands a reset of its own
     forked = play(fork, actions[steps:]), seen(fork.reset()), play(fork, [0, 1])
     original = play(env, actions[steps:]), seen(env.reset()), play(env, [0, 1])
-    assert forked == original  # and the one played first did not move the other
+    assert forked == original  # and playing the copy first did not change the original
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 @pytest.mark.parametrize("env_id", [LR, CIFAR])
-def test_a_fork_before_the_first_reset(env_id: str, way: Callable, of_id: Callable, tmp_path: Path) -> None:
-    """A fresh environment, also one that nobody has seeded yet: both play the same first episode."""
+def test_a_copy_before_the_first_reset(env_id: str, way: Callable, of_id: Callable, tmp_path: Path) -> None:
+    """Of an environment without a seed: both play the same first episode."""
     env = make(env_id, **of_id(env_id))
     fork = way(env, tmp_path, make(env_id, **of_id(env_id)))
     with pytest.raises(ResetNeeded):
@@ -249,8 +280,8 @@ def test_a_fork_before_the_first_reset(env_id: str, way: Callable, of_id: Callab
     assert play(fork, [0, 1, 2]) == play(env, [0, 1, 2])
 
 
-def test_a_fork_of_an_episode_that_is_over(tmp_path: Path) -> None:
-    """It is over in the fork too."""
+def test_a_copy_of_an_episode_that_is_over(tmp_path: Path) -> None:
+    """It is over in the copy too."""
     env = make(LR, None, batches_per_action=100)
     env.reset(seed=0)
     for _ in range(2):
@@ -262,10 +293,16 @@ def test_a_fork_of_an_episode_that_is_over(tmp_path: Path) -> None:
     assert seen(fork.reset()) == seen(env.reset())
 
 
-@pytest.mark.parametrize("way", [through_file, through_pickle], ids=lambda way: way.__name__)
-@pytest.mark.parametrize("env_id", [LR, CIFAR])
-def test_a_fork_keeps_the_previous_reference(env_id: str, way: Callable, of_id: Callable, tmp_path: Path) -> None:
-    """With reference="previous" the last episode's weights travel along."""
+@pytest.mark.parametrize(
+    ("env_id", "way"),
+    [
+        *((LR, through_file), (CIFAR, through_pickle)),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((LR, through_pickle), (CIFAR, through_file))),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_a_copy_has_the_previous_reference(env_id: str, way: Callable, of_id: Callable, tmp_path: Path) -> None:
+    """With reference="previous" the copy has the final weights of the last episode."""
     game = of_id(env_id) | {"reference": "previous", "epochs": 1, "meta_momentum": 0.05, "batch_size": 10}
     kwargs = game | ({"batches_per_action": 4} if env_id == CIFAR else {"train_size": 200})  # 2 actions
     env = gym.make(env_id, **kwargs)
@@ -283,7 +320,7 @@ def test_a_fork_keeps_the_previous_reference(env_id: str, way: Callable, of_id: 
 
 
 def test_a_state_is_a_snapshot(reference_file: str) -> None:
-    """Later steps do not change it, and it can be gone back to again and again."""
+    """Later steps do not change it, and it can be restored several times."""
     env = make(MINIBATCH, reference_file)
     env.reset(seed=0)
     play(env, [3] * 25)
@@ -318,8 +355,8 @@ def test_a_state_can_be_rendered(reference_file: str) -> None:
 
 
 @pytest.mark.parametrize("way", [through_deepcopy, through_pickle], ids=lambda way: way.__name__)
-def test_a_copy_is_made_as_the_original(way: Callable, reference_file: str, tmp_path: Path) -> None:
-    """The arguments and the spec come along."""
+def test_a_copy_has_the_arguments_of_the_original(way: Callable, reference_file: str, tmp_path: Path) -> None:
+    """And its spec."""
     env = make(LR, reference_file, reward="accuracy", render_mode="ansi", observation="filters")
     fork = way(env, tmp_path, env)
     assert isinstance(fork.unwrapped, QanEnv)
@@ -329,7 +366,7 @@ def test_a_copy_is_made_as_the_original(way: Callable, reference_file: str, tmp_
     assert fork.observation_space == env.observation_space
 
 
-# --- states that will not do ----------------------------------------------------------------------------------------
+# --- states that are refused ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -347,14 +384,14 @@ def test_the_state_of_another_game_is_refused(env_id: str, kwargs: dict, named: 
     state.reset(seed=0)
     env = make(LR, None)
     env.reset(seed=1)
-    before = look_inside(env)
+    before = digest_of(env)
     with pytest.raises(ValueError, match=named):
         env.unwrapped.set_state(state.unwrapped.get_state())
-    assert look_inside(env) == before
+    assert digest_of(env) == before
 
 
 def test_the_state_of_other_data_is_refused(tmp_path: Path) -> None:
-    """The same path, other images in it."""
+    """A file of the same path with other images."""
     path, rng = tmp_path / "data.npz", np.random.default_rng(0)
     states = []
     for _ in range(2):
@@ -380,7 +417,7 @@ def damaged(env: gym.Env, **changes: Any) -> State:
         {"params.conv1.weight": None},
         {"params.conv1.weight": np.zeros((1, 3), np.float32)},
         {"learning_rate": np.zeros(1, np.float32)},
-        {"unheard_of": np.zeros(1, np.float32)},
+        {"unknown": np.zeros(1, np.float32)},
         {"history": None},
     ],
     ids=["missing", "misshapen", "of another type", "too many", "without history"],
@@ -425,7 +462,7 @@ def test_a_truncated_file_is_refused(share: float, state_file: Path) -> None:
 
 
 def test_a_corrupt_header_is_refused(state_file: Path) -> None:
-    """Each of the first bytes flipped: an error that names the file, or, where it means nothing, the same state."""
+    """One of the first bytes inverted: an error that names the file, or, where it does not matter, the same state."""
     content = bytearray(state_file.read_bytes())
     whole = State.load(state_file)
     for place in range(0, 400, 7):
@@ -443,7 +480,7 @@ def test_a_corrupt_header_is_refused(state_file: Path) -> None:
 
 
 def test_corrupt_numbers_are_refused(state_file: Path) -> None:
-    """A bit flipped in the weights: an error that names the file, not other weights."""
+    """A bit flipped in the weights: an error that names the file."""
     content = bytearray(state_file.read_bytes())
     content[len(content) // 2] ^= 0x10
     state_file.write_bytes(content)
@@ -454,7 +491,7 @@ def test_corrupt_numbers_are_refused(state_file: Path) -> None:
 
 @pytest.mark.parametrize("content", ["text", "npz", "safetensors", "pickle"])
 def test_a_foreign_file_is_refused(content: str, tmp_path: Path) -> None:
-    """What something else wrote; the message names the file."""
+    """A file of another program; the message names it."""
     path = tmp_path / "foreign"
     arrays = {"weight": np.zeros(3, np.float32)}
     if content == "text":
@@ -472,7 +509,7 @@ def test_a_foreign_file_is_refused(content: str, tmp_path: Path) -> None:
 
 
 def test_reference_weights_are_no_state(reference_file: str) -> None:
-    """Another kind of file of this package: refused when it is set, at the latest."""
+    """A file of reference weights is refused, when it is set at the latest."""
     env = make(LR, None)
     env.reset(seed=0)
     with pytest.raises(ValueError, match="state"):
@@ -486,7 +523,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 
 def test_a_save_that_fails_leaves_the_old_file(state_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Written aside and renamed: an error on the way leaves the old state whole and nothing beside it."""
+    """Files are written aside and renamed: after an error the old state is whole, with no file beside it."""
     before = state_file.read_bytes()
     state = State.load(state_file)
     with pytest.raises(TypeError):
@@ -504,7 +541,7 @@ def _fail(*_: object) -> None:
 
 
 def test_a_state_file_holds_no_code(state_file: Path) -> None:
-    """safetensors: the length of a JSON header, the header, then numbers."""
+    """safetensors: the length of a JSON header, the header, numbers."""
     content = state_file.read_bytes()
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     metadata = json.loads(header.pop("__metadata__")["qan_gym"])

@@ -1,10 +1,12 @@
-"""The site builds without a warning, what the docs show runs, and what is public says what it does."""
+"""The site builds without a warning, code and commands in the docs run, public names have complete docstrings."""
 
 import ast
 import html.parser
+import importlib
 import logging
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -23,18 +25,27 @@ from sybil import Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
 from typer.testing import CliRunner
 
-from qan_agents.bench.runner import cells_of
+from qan_agents.bench.grid import cells_of
+from qan_agents.bench.results import read_table
 from qan_agents.cli.app import app
 
 ROOT = Path(__file__).parents[1]
-WRITTEN = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-GENERATED = re.compile(r"docs/(environments/Qan|report/)")  # from docstrings and results, by docs/build.py
-PAGES = [str(path.relative_to(ROOT)) for path in WRITTEN]
+GENERATED = re.compile(  # by docs/build.py, from docstrings, settings and results
+    r"docs/(environments/(Qan|observations|schedules)|reference/dqn-settings|report/)"
+)
+OUTSIDE = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "studies").glob("**/README.md")),
+]  # of the site
+PAGES = [str(path.relative_to(ROOT)) for path in (*OUTSIDE, *sorted((ROOT / "docs").rglob("*.md")))]
 PAGES = [name for name in PAGES if not GENERATED.match(name)]
-CHEAP = ("list", "data")  # commands that are run, not only read
+SCRIPTS = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "studies").rglob("*.py"), ROOT / "docs" / "pictures.py"]
+HOME = "docs/index.md"
+CHEAP = ("list", "data")  # commands that are run, not only parsed
 
 
-# --- the site -------------------------------------------------------------------------------------------------------
+# --- the site ---------------------------------------------------------------------------------------------------------
 
 
 class Links(html.parser.HTMLParser):
@@ -54,31 +65,36 @@ class Links(html.parser.HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def site():
-    """Every page of the built site."""
-    command = [sys.executable, ROOT / "docs" / "build.py"]
-    done = subprocess.run(command, capture_output=True, text=True)
+def site(tmp_path_factory):
+    """Every page of the site, by its path in it; built from a copy, so that nothing is written into the work tree."""
+    root = tmp_path_factory.mktemp("site")
+    shutil.copytree(ROOT / "docs", root / "docs")
+    shutil.copy(ROOT / "zensical.toml", root)
+    for folder in ("qan_gym", "agents", "studies"):
+        (root / folder).symlink_to(ROOT / folder)
+    done = subprocess.run([sys.executable, root / "docs" / "build.py"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    pages = {page: Links(page) for page in (ROOT / "site").rglob("*.html")}
+    pages = {page.relative_to(root / "site"): Links(page) for page in (root / "site").rglob("*.html")}
     assert len(pages) > 15
-    return pages
+    return root / "site", pages
 
 
 def test_every_link_of_the_site_leads_somewhere(site):
     """As a browser follows them: also those of the navigation, of generated pages, and pictures."""
+    root, pages = site
     broken = []
-    for page, found in site.items():
+    for page, found in pages.items():
         if page.name == "404.html":  # its links are for a server at the root
             continue
         for link in found.links:
             parts = urlsplit(link)
             if parts.scheme or parts.netloc:
                 continue
-            target = (page.parent / unquote(parts.path)).resolve() if parts.path else page
+            target = (root / page.parent / unquote(parts.path)).resolve() if parts.path else root / page
             target = target / "index.html" if target.is_dir() else target
-            anchor = unquote(parts.fragment)
-            if not target.is_file() or (anchor and target in site and anchor not in site[target].anchors):
-                broken.append(f"{page.relative_to(ROOT)}: {link}")
+            anchor, linked = unquote(parts.fragment), pages.get(target.relative_to(root))
+            if not target.is_file() or (anchor and linked is not None and anchor not in linked.anchors):
+                broken.append(f"{page}: {link}")
     assert not broken
 
 
@@ -86,14 +102,14 @@ def test_every_id_has_a_page_with_a_picture(site):
     from qan_gym.registration import ENTRY_POINTS
 
     for env_id in ENTRY_POINTS:
-        found = site[ROOT / "site" / "environments" / env_id / "index.html"]
+        found = site[1][Path("environments") / env_id / "index.html"]
         assert {"action-space", "observation-space", "rewards", "episode-end", "settings"} <= found.anchors
         assert f"../../pictures/{env_id}.webp" in found.links
         assert (ROOT / "docs" / "pictures" / f"{env_id}.webp").stat().st_size <= 400_000
 
 
 def test_every_page_is_in_the_navigation():
-    """Zensical says nothing of a page that is not, nor of an entry without a page."""
+    """Zensical reports neither a page that is not in it nor an entry without a page."""
     nav = tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["project"]["nav"]
     entries = set(re.findall(r"[\w/-]+\.md", str(nav)))
     pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
@@ -101,23 +117,38 @@ def test_every_page_is_in_the_navigation():
     assert {entry for entry in entries if not GENERATED.match(f"docs/{entry}")} <= pages
 
 
-# --- what the docs show ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("page", OUTSIDE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_outside_the_site_leads_somewhere(page):
+    """Files, and headings of Markdown files; as GitHub follows them."""
+    text = page.read_text(encoding="utf-8")
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", text):
+        parts = urlsplit("".join(link))
+        if parts.scheme or parts.netloc:
+            continue
+        target = (page.parent / unquote(parts.path)).resolve() if parts.path else page
+        if not target.exists() or (parts.fragment and parts.fragment not in headings(target)):
+            broken.append("".join(link))
+    assert not broken
 
 
-@pytest.mark.parametrize("name", [name for name in PAGES if "```python" in (ROOT / name).read_text(encoding="utf-8")])
-def test_python_runs(name, tmp_path, monkeypatch, registries):
-    """All blocks of a page, one after the other in one namespace; `<!-- skip: next "reason" -->` skips one."""
-    monkeypatch.chdir(tmp_path)
-    for example in Sybil([PythonCodeBlockParser(), SkipParser()]).parse(ROOT / name).examples():
-        with suppress(SkipTest):
-            example.evaluate()
+def headings(page: Path) -> set[str]:
+    """The anchors of a Markdown file."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-def test_what_is_skipped_has_a_reason():
-    for name in PAGES:
-        assert not re.findall(
-            r"<!-- *skip: *\w+ *-->", (ROOT / name).read_text(encoding="utf-8").replace("skip: end", "")
-        ), name
+def test_the_readme_is_short_and_stands_alone():
+    """CI takes the test command from it; the docs include no part of it."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(readme.splitlines()) <= 160
+    assert [line for line in readme.splitlines() if "python -m pytest" in line and "[test]" in line]
+    assert not [
+        name for name in PAGES if re.search(r"^ *--8<--", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+
+
+# --- code and commands in the docs ------------------------------------------------------------------------------------
 
 
 def texts(name: str, language: str) -> list[str]:
@@ -126,9 +157,52 @@ def texts(name: str, language: str) -> list[str]:
     return [example.parsed for example in Sybil([parser]).parse(ROOT / name).examples()]
 
 
-def test_grids_are_understood():
-    grids = [yaml.safe_load(text) for name in PAGES for text in texts(name, "yaml")]
-    assert any(len(cells_of(grid)) > 1 for grid in grids)
+def test_the_home_page_has_the_code_of_the_readme():
+    """So it is not run a second time."""
+    assert texts(HOME, "python") == texts("README.md", "python")[:1]
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if name != HOME and texts(name, "python")])
+def test_python_runs(name, tmp_path, monkeypatch, registries):
+    """All blocks of a page in order, in one namespace; `<!-- skip: next "reason" -->` skips one."""
+    monkeypatch.chdir(tmp_path)
+    for example in Sybil([PythonCodeBlockParser(), SkipParser()]).parse(ROOT / name).examples():
+        with suppress(SkipTest):
+            example.evaluate()
+
+
+def test_skipped_blocks_have_a_reason():
+    for name in PAGES:
+        assert not re.findall(
+            r"<!-- *skip: *\w+ *-->", (ROOT / name).read_text(encoding="utf-8").replace("skip: end", "")
+        ), name
+
+
+def test_grids_are_valid():
+    shown = [text for name in PAGES for text in texts(name, "yaml")]
+    stored = [path.read_text(encoding="utf-8") for path in (ROOT / "studies").rglob("grid.yaml")]
+    assert shown
+    assert len(stored) == 2
+    assert all(len(cells_of(yaml.safe_load(text))) > 1 for text in (*shown, *stored))
+
+
+@pytest.mark.parametrize("study", ["controllers", "agent_on_one_cycle", "more_test_images"])
+def test_results_of_studies_belong_to_their_grids(study):
+    """Each cell in the results is one of the grid, so `qan bench` computes no finished cell again."""
+    grid = "controllers" if study == "controllers" else "agent_on_one_cycle"
+    cells = cells_of(yaml.safe_load((ROOT / "studies" / grid / "grid.yaml").read_text(encoding="utf-8")))
+    rows = read_table(ROOT / "studies" / study / "results.parquet").to_pylist()
+    assert {row["config_hash"] for row in rows} <= {cell.key for cell in cells}
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_scripts_can_be_imported(script, monkeypatch, registries):
+    """Those of a folder import one another: as modules of `studies`, elsewhere as files beside each other."""
+    name = ".".join(script.relative_to(ROOT).with_suffix("").parts)
+    monkeypatch.syspath_prepend(str(script.parent))
+    monkeypatch.syspath_prepend(str(ROOT))
+    importlib.import_module(name)
+    monkeypatch.delitem(sys.modules, name)
 
 
 def commands(name: str) -> list[list[str]]:
@@ -144,7 +218,7 @@ SHOWN = [(name, words) for name in PAGES for words in commands(name)]
 @pytest.mark.parametrize(
     ("name", "words"), SHOWN, ids=lambda value: value if isinstance(value, str) else " ".join(value)
 )
-def test_commands_are_understood(name, words):
+def test_commands_are_valid(name, words):
     """Subcommand and options exist, and take these values."""
     group = typer.main.get_command(app)
     with click.Context(group, info_name="qan") as context:
@@ -159,11 +233,11 @@ def test_commands_were_found():
     assert {words[0] for _, words in SHOWN} >= {"train", "bench", "report", "list"}
 
 
-# --- what is public -------------------------------------------------------------------------------------------------
+# --- public names -----------------------------------------------------------------------------------------------------
 
 
 def public(item: griffe.Object) -> list[griffe.Object]:
-    """The public modules, classes, functions and methods in an item, and it."""
+    """The public modules, classes, functions and methods of an item, and the item itself."""
     found = [item]
     for member in item.members.values():
         if member.is_alias or member.is_attribute or not (member.is_module or member.lineno):  # made by dataclass
@@ -175,7 +249,7 @@ def public(item: griffe.Object) -> list[griffe.Object]:
 
 
 def raised(function: griffe.Function) -> set[str]:
-    """The errors that the body of a function raises by name, not those of functions in it."""
+    """The errors that a function raises by name, without those of functions inside it."""
 
     def within(node: ast.AST) -> set[str]:
         names = set()
@@ -190,8 +264,8 @@ def raised(function: griffe.Function) -> set[str]:
     return within(ast.parse(textwrap.dedent(function.source)).body[0])
 
 
-def said(item: griffe.Object, everything: dict[str, str]) -> str:
-    """The docstring of an item; of a constructor also the class's, of `See Other.method` also that."""
+def full_docstring(item: griffe.Object, everything: dict[str, str]) -> str:
+    """The docstring of an item; for a constructor also the class's, for `See Other.method` also that method's."""
     text = item.docstring.value if item.docstring else ""
     if item.name.startswith("__"):
         text += item.parent.docstring.value if item.parent.docstring else ""
@@ -213,20 +287,22 @@ def test_public_names_have_docstrings(package):
 
 
 def test_docstrings_name_the_errors(package):
-    """Whatever a public function raises by name is under Raises; the help texts of commands are for people."""
+    """Every error that a public function raises by name is under Raises; docstrings of commands are help texts."""
+    callbacks = [command.callback for command in app.registered_commands]
+    commands = {f"{callback.__module__}.{callback.__qualname__}" for callback in callbacks if callback is not None}
     items = [item for item in public(package) if item.is_function]
     everything = {item.path: item.docstring.value if item.docstring else "" for item in items}
     missing = []
     for item in items:
-        if any("app.command" in str(decorator.value) for decorator in item.decorators):
+        if item.path in commands:
             continue
-        text = said(item, everything)
+        text = full_docstring(item, everything)
         missing += [f"{item.path}: {error}" for error in raised(item) if error not in text.partition("aises")[2]]
     assert not missing
 
 
 def test_docstrings_are_well_formed(package, caplog):
-    """Google's form, and no argument that there is not."""
+    """In Google's form, and without arguments that do not exist."""
     with caplog.at_level(logging.WARNING):
         for item in public(package):
             if item.docstring:

@@ -1,4 +1,4 @@
-"""The bundled DQN's replay against a list that holds everything, and what it makes of vector environments."""
+"""The bundled DQN's replay against a list that holds everything, and its transitions of vector environments."""
 
 from collections import Counter
 
@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from helpers import small_data
 
-from qan_agents.dqn.agent import DQN, DQNConfig, Game, Stream, train
+from qan_agents.dqn import DQN, DQNConfig, EnvInterface, TensorVectorEnv, train
 from qan_agents.dqn.replay import Batch, Replay
 
 GAMMA = 0.9
-QAN = {"train_size": 200, "epochs": 1, "batches_per_action": 4, "meta_momentum": None, "reference": None}
+QAN = {"dataset": small_data(), "epochs": 1, "batches_per_action": 4, "meta_momentum": None, "reference": None}
 
 
 def make_replay(slots: int, num_envs: int, **settings: object) -> Replay:
@@ -21,7 +22,7 @@ def make_replay(slots: int, num_envs: int, **settings: object) -> Replay:
 
 
 class Rows:
-    """What a replay should hold: of each row all transitions, as (frame, action, reward, gone, ended, next, age)."""
+    """All transitions of each row, as (frame, action, reward, terminated, ended, next frame, age)."""
 
     def __init__(self, replay: Replay, seed: int = 0) -> None:
         self.replay = replay
@@ -33,25 +34,25 @@ class Rows:
     def play(self, steps: int, skip: float = 0.3, end: float = 0.2) -> None:
         """Random steps; some rows do not play in some of them."""
         for _ in range(steps):
-            played = self.rng.random(len(self.rows)) >= skip
+            valid = self.rng.random(len(self.rows)) >= skip
             new = []
             for row, rows in enumerate(self.rows):
                 self.count += 1
                 ended = bool(self.rng.random() < end)
-                gone = ended and bool(self.rng.random() < 0.5)
+                terminated = ended and bool(self.rng.random() < 0.5)
                 frame = rows[-1][5] if rows and self.age[row] > 0 else (float(self.count), float(row))
-                following = (self.count + 0.5, float(row))
-                transition = (frame, int(self.rng.integers(5)), float(self.rng.normal()), gone, ended, following)
+                next_frame = (self.count + 0.5, float(row))
+                transition = (frame, int(self.rng.integers(5)), float(self.rng.normal()), terminated, ended, next_frame)
                 new.append((*transition, self.age[row]))
-                if played[row]:
+                if valid[row]:
                     rows.append(new[-1])
                     self.age[row] = 0 if ended else self.age[row] + 1
             columns = [torch.tensor(column) for column in zip(*new, strict=True)]
-            self.replay.add(*columns, torch.from_numpy(played))
+            self.replay.add(*columns, torch.from_numpy(valid))
 
-    def cut(self) -> None:
-        """Every row begins anew."""
-        self.replay.cut()
+    def end_episodes(self) -> None:
+        """End the episode of every row."""
+        self.replay.end_episodes()
         for row, rows in enumerate(self.rows):
             self.age[row] = 0
             if rows:
@@ -78,8 +79,8 @@ class Rows:
     def age_of(self, row: int, number: int) -> int:
         return self.rows[row][number][6]
 
-    def wanted(self, row: int, number: int) -> tuple:
-        """Observation, action, reward, discount, following observation."""
+    def expected(self, row: int, number: int) -> tuple:
+        """Observation, action, reward, discount, next observation."""
         total, last = 0.0, number
         for step in range(self.replay.n_step):
             last = number + step
@@ -87,16 +88,16 @@ class Rows:
             if self.rows[row][last][4] or last + 1 == len(self.rows[row]):
                 break
         discount = 0.0 if self.rows[row][last][3] else GAMMA ** (last - number + 1)
-        following = [*self.stack(row, last)[1:], self.rows[row][last][5]]
-        return self.stack(row, number), self.rows[row][number][1], total, discount, following
+        next_observation = [*self.stack(row, last)[1:], self.rows[row][last][5]]
+        return self.stack(row, number), self.rows[row][number][1], total, discount, next_observation
 
     def check(self, batch: Batch) -> None:
         places = self.drawable()
         for number, place in enumerate(batch.places.tolist()):
             assert place in places, "what was drawn is not to be drawn"
-            seen, action, reward, discount, following = self.wanted(*places[place])
-            assert batch.observations[number].tolist() == [list(frame) for frame in seen]
-            assert batch.following[number].tolist() == [list(frame) for frame in following]
+            observation, action, reward, discount, next_observation = self.expected(*places[place])
+            assert batch.observations[number].tolist() == [list(frame) for frame in observation]
+            assert batch.next_observations[number].tolist() == [list(frame) for frame in next_observation]
             assert int(batch.actions[number]) == action
             assert float(batch.rewards[number]) == pytest.approx(reward, abs=1e-5)
             assert float(batch.discounts[number]) == pytest.approx(discount, abs=1e-6)
@@ -114,7 +115,7 @@ def test_everything_drawn_is_what_was_played(exponent, n_step, history, num_envs
     for steps in (1, 3, 5, 15, 40, 7):
         rows.play(steps, skip=0.0 if steps == 1 else 0.3)
         if steps % 2:
-            rows.cut()
+            rows.end_episodes()
         batch = replay.sample(1500, 0.5, generator)
         rows.check(batch)
         assert set(batch.places.tolist()) == set(rows.drawable()), "something is never drawn"
@@ -144,20 +145,20 @@ def test_drawing_follows_the_priorities(slots):
     places = torch.tensor(sorted(rows.drawable()))
     errors = torch.rand(len(places), generator=torch.Generator().manual_seed(1)) * 9
     replay.set_priorities(places, -errors)
-    wanted = (errors + 1e-6).sqrt()
-    assert torch.allclose(replay.priorities[places], wanted)
-    assert float(replay.priorities.sum()) == pytest.approx(float(wanted.sum()), rel=1e-4)
+    priorities = (errors + 1e-6).sqrt()
+    assert torch.allclose(replay.priorities[places], priorities)
+    assert float(replay.priorities.sum()) == pytest.approx(float(priorities.sum()), rel=1e-4)
     batch = replay.sample(20_000, 0.4, torch.Generator().manual_seed(0))
     drawn = torch.bincount(batch.places, minlength=len(replay.priorities))[places]
-    expected = 20_000 * wanted / wanted.sum()
+    expected = 20_000 * priorities / priorities.sum()
     assert float(((drawn - expected) ** 2 / expected.clamp(min=1)).sum()) < 1.5 * len(places)
-    share = (wanted / wanted.sum())[torch.searchsorted(places, batch.places)]
+    share = (priorities / priorities.sum())[torch.searchsorted(places, batch.places)]
     weights = (share * len(places)) ** -0.4
     assert torch.allclose(batch.weights, weights / weights.max(), rtol=1e-3)
     before = set(rows.drawable())
     rows.play(1, skip=0.0)
     new = set(rows.drawable()) - before
-    assert torch.allclose(replay.priorities[sorted(new)], torch.maximum(wanted.max(), torch.tensor(1.0)))
+    assert torch.allclose(replay.priorities[sorted(new)], torch.maximum(priorities.max(), torch.tensor(1.0)))
 
 
 @pytest.mark.parametrize(("dtype", "factor"), [(torch.float16, 1.0), (torch.uint8, 255.0)])
@@ -170,7 +171,7 @@ def test_frames_are_held_as_asked_for(dtype, factor):
     batch = replay.sample(3, 1.0, torch.Generator())
     assert batch.observations.dtype == torch.float32
     assert torch.allclose(batch.observations, frames.expand(3, 1, 2) / factor)
-    assert torch.allclose(batch.following, (frames + 1).expand(3, 1, 2) / factor)
+    assert torch.allclose(batch.next_observations, (frames + 1).expand(3, 1, 2) / factor)
 
 
 # --- environments -------------------------------------------------------------------------------------------------
@@ -224,11 +225,11 @@ def test_no_transition_crosses_a_reset(mode, start, dtype):
     env = counting(mode, start, dtype)
     storage = "uint8" if dtype == "uint8" else "float32"
     config = DQNConfig(buffer_size=3000, learning_starts=1000, storage=storage, gamma=GAMMA)
-    agent = DQN(config, Game.of(env))
+    agent = DQN(config, EnvInterface.of(env))
     finished = train(agent, env, 300)
     transitions = held(agent.replay)
-    for row, episode, t, *following, reward, terminated, ended, age in transitions:
-        assert following == [row, episode, t + 1]
+    for row, episode, t, *next_frame, reward, terminated, ended, age in transitions:
+        assert next_frame == [row, episode, t + 1]
         assert age == t
         assert reward == 100 * episode + t + 1
         over = t + 1 == 2 + (row + episode) % 3
@@ -241,9 +242,9 @@ def test_no_transition_crosses_a_reset(mode, start, dtype):
         for episode in range(1, last):
             assert {t for some, e, t in steps if (some, e) == (row, episode)} == set(range(2 + (row + episode) % 3))
     batch = agent.replay.sample(500, 1.0, torch.Generator().manual_seed(0))
-    wanted = [0.0 if agent.replay.terminated[place] else GAMMA for place in batch.places]
-    assert batch.discounts.tolist() == pytest.approx(wanted)
-    assert {0.0, GAMMA} == set(wanted)
+    discounts = [0.0 if agent.replay.terminated[place] else GAMMA for place in batch.places]
+    assert batch.discounts.tolist() == pytest.approx(discounts)
+    assert {0.0, GAMMA} == set(discounts)
     returns = dict.fromkeys(range(1, 100), 0.0)
     for row, episode, *_, reward, _, _, _ in transitions:
         returns[episode] += reward * (row == 0)
@@ -255,61 +256,69 @@ def test_both_ways_of_resetting_fill_the_replay_alike():
     contents = []
     for mode in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP):
         env = counting(mode)
-        agent = DQN(DQNConfig(buffer_size=3000, learning_starts=1000), Game.of(env))
+        agent = DQN(DQNConfig(buffer_size=3000, learning_starts=1000), EnvInterface.of(env))
         train(agent, env, 240)
         contents.append(held(agent.replay))
     assert contents[0] < contents[1]
 
 
-@pytest.mark.parametrize("output", ["numpy", "torch"])
-@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
-def test_the_games_of_qan_gym(output, mode):
-    """With a target loss rows end at different times, by termination; without, all at once, by truncation."""
-    for settings in ({**QAN, "learning_rate": 0.1, "target_loss": 2.0}, QAN):
-        arguments = {"num_envs": 3, "autoreset_mode": mode, **settings}
-        env = gym.make_vec("QanLR-MNIST5k-v0", output=output, **arguments)
-        agent = DQN(DQNConfig(learning_starts=10_000), Game.of(env))
-        train(agent, env, 45, seed=4)
-        replay = agent.replay
-        plain = gym.make_vec("QanLR-MNIST5k-v0", output="numpy", **arguments)
-        frames, _ = plain.reset(seed=4)
-        ends = 0
-        numbers = [0, 0, 0]
-        over = np.zeros(3, bool)
-        agent2 = DQN(DQNConfig(learning_starts=10_000), Game.of(env))
-        agent2.begin(torch.from_numpy(frames))
-        for _ in range(15):
-            actions = agent2.act().numpy().copy()  # the same exploration
-            seen, rewards, terminated, truncated, infos = plain.step(actions)
-            for row in range(3):
-                if over[row] and mode == AutoresetMode.NEXT_STEP:
-                    continue
-                done = bool(terminated[row] | truncated[row])
-                following = infos["final_obs"][row] if done and mode == AutoresetMode.SAME_STEP else seen[row]
-                place = numbers[row] * 3 + row
-                np.testing.assert_array_equal(replay.frames[place].numpy(), frames[row])
-                np.testing.assert_array_equal(replay.next_frames[place].numpy(), following)
-                assert float(replay.rewards[place]) == pytest.approx(float(rewards[row]), rel=1e-6)
-                assert (bool(replay.terminated[place]), bool(replay.ended[place])) == (bool(terminated[row]), done)
-                numbers[row] += 1
-                ends += done
-            over = terminated | truncated
-            frames = seen
-        assert replay.size.tolist() == numbers
-        assert ends > 0
+ENDING = {"learning_rate": 0.1, "target_loss": 2.3}  # rows end at different times, by termination
+
+
+@pytest.mark.parametrize(
+    ("output", "mode", "ending"),
+    [
+        ("numpy", AutoresetMode.NEXT_STEP, ENDING),
+        ("torch", AutoresetMode.NEXT_STEP, {}),  # all at once, by truncation
+        ("numpy", AutoresetMode.SAME_STEP, {}),
+        ("torch", AutoresetMode.SAME_STEP, ENDING),
+    ],
+)
+def test_the_environments_of_qan_gym(output, mode, ending):
+    """The replay holds the transitions that the plain environment gives for the same actions."""
+    arguments = {"num_envs": 3, "autoreset_mode": mode, **QAN, **ending}
+    env = gym.make_vec("QanLR-MNIST5k-v0", output=output, **arguments)
+    agent = DQN(DQNConfig(learning_starts=10_000), EnvInterface.of(env))
+    train(agent, env, 24, seed=4)
+    replay = agent.replay
+    plain = gym.make_vec("QanLR-MNIST5k-v0", output="numpy", **arguments)
+    frames, _ = plain.reset(seed=4)
+    ends, numbers, over = [], [0, 0, 0], np.zeros(3, bool)
+    other = DQN(DQNConfig(learning_starts=10_000), EnvInterface.of(env))
+    other.begin(torch.from_numpy(frames))
+    for _ in range(8):  # episodes have 5 actions
+        actions = other.act().numpy().copy()  # the same exploration
+        observations, rewards, terminated, truncated, infos = plain.step(actions)
+        done = terminated | truncated
+        for row in range(3):
+            if over[row] and mode == AutoresetMode.NEXT_STEP:
+                continue
+            final = done[row] and mode == AutoresetMode.SAME_STEP
+            place = numbers[row] * 3 + row
+            np.testing.assert_array_equal(replay.frames[place].numpy(), frames[row])
+            next_frame = infos["final_obs"][row] if final else observations[row]
+            np.testing.assert_array_equal(replay.next_frames[place].numpy(), next_frame)
+            assert float(replay.rewards[place]) == pytest.approx(float(rewards[row]), rel=1e-6)
+            assert (bool(replay.terminated[place]), bool(replay.ended[place])) == (terminated[row], done[row])
+            numbers[row] += 1
+        ends.append(done)
+        over, frames = done, observations
+    assert replay.size.tolist() == numbers
+    assert np.any(ends)
+    assert any(0 < done.sum() < 3 for done in ends) == bool(ending), "rows end at different times with a target loss"
 
 
 def test_what_cannot_be_played_is_refused():
     env = counting(AutoresetMode.DISABLED)
     with pytest.raises(ValueError, match="NEXT_STEP or SAME_STEP"):
-        Stream(env, torch.device("cpu"))
+        TensorVectorEnv(env, torch.device("cpu"))
     env.metadata = {}
     with pytest.raises(ValueError, match="autoreset_mode"):
-        Stream(env, torch.device("cpu"))
+        TensorVectorEnv(env, torch.device("cpu"))
     with pytest.raises(ValueError, match="FlattenObservation"):
-        Game.of(gym.make_vec("FrozenLake-v1", num_envs=2, vectorization_mode="sync"))
+        EnvInterface.of(gym.make_vec("FrozenLake-v1", num_envs=2, vectorization_mode="sync"))
     with pytest.raises(ValueError, match="Discrete actions"):
-        Game.of(gym.make_vec("QanLR-MNIST5k-v0", num_envs=2, continuous=True, **QAN))
-    agent = DQN(DQNConfig(), Game.of(counting(AutoresetMode.NEXT_STEP)))
+        EnvInterface.of(gym.make_vec("QanLR-MNIST5k-v0", num_envs=2, continuous=True, **QAN))
+    agent = DQN(DQNConfig(), EnvInterface.of(counting(AutoresetMode.NEXT_STEP)))
     with pytest.raises(ValueError, match="was made for"):
         train(agent, gym.make_vec("CartPole-v1", num_envs=2), 10)

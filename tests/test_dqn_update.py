@@ -1,13 +1,15 @@
-"""The bundled DQN's update against its equations (`slow_dqn`), for every switch."""
+"""The bundled DQN's update against its equations (`oracles.dqn`), for every switch."""
 
+import re
 from dataclasses import replace
 
 import pytest
 import torch
-from slow_dqn import SlowDQN, SlowEpisode
+from oracles.dqn import OracleDQN, OracleEpisode
 
-from qan_agents.dqn.agent import DQN, DQNConfig, Game, Outcome
+from qan_agents.dqn import DQN, DQNConfig, EnvInterface, Transitions
 from qan_agents.dqn.rmsprop import DeepMindRMSprop
+from qan_gym.utils.validation import describe_settings
 
 ROWS = 2
 BASE = DQNConfig(
@@ -20,8 +22,8 @@ BASE = DQNConfig(
     buffer_size=200,
     learning_starts=0,
 )
-FLAT = Game((3,), "float32", 4, (1, 3), False)
-SCREEN = Game((72,), "float32", 4, (8, 9), True)
+FLAT = EnvInterface((3,), "float32", 4, (1, 3), score_line=0)
+SCREEN = EnvInterface((72,), "float32", 4, (8, 9), score_line=8)
 ALL = {
     **{"double": True, "dueling": True, "layer_norm": True, "quantiles": 5, "n_step": 3, "priority_exponent": 0.6},
     **{"history": 4, "optimizer": "rmsprop", "optimizer_epsilon": 0.01, "features": "score-line"},
@@ -48,6 +50,7 @@ SWITCHES = {
     "float16": {"storage": "float16"},
     "filters": {"features": "filters"},
     "score line": {"features": "score-line"},
+    "scores": {"features": "scores"},
     "learning rate": {"learning_rate": 0.001},
     "epsilon": {"optimizer_epsilon": 0.1},
     "all": ALL,
@@ -55,26 +58,26 @@ SWITCHES = {
 }
 
 
-def play(config: DQNConfig) -> tuple[DQN, list[list[tuple[SlowEpisode, int]]]]:
-    """An agent that has seen made episodes in two rows; and, of each row, what lies in its ring."""
-    game = SCREEN if config.features != "flat" else FLAT
-    agent = DQN(config, game, seed=3)
+def play(config: DQNConfig) -> tuple[DQN, list[list[tuple[OracleEpisode, int]]]]:
+    """An agent that has played made episodes in two rows; and the transitions in the ring of each row."""
+    interface = SCREEN if config.features != "flat" else FLAT
+    agent = DQN(config, interface, seed=3)
     numbers = torch.Generator().manual_seed(0)
-    size = game.shape[0]
+    size = interface.frame_size
     episodes = [
         [
-            SlowEpisode(torch.randn(length + 1, size, generator=numbers), [], [], length % 2 == 0)
+            OracleEpisode(torch.randn(length + 1, size, generator=numbers), [], [], length % 2 == 0)
             for length in (lengths if row == 0 else lengths[::-1])
         ]
         for row, lengths in enumerate([[1, 4, 2, 7, 5]] * ROWS)
     ]
-    stored: list[list[tuple[SlowEpisode, int]]] = [[], []]
+    stored: list[list[tuple[OracleEpisode, int]]] = [[], []]
     agent.begin(torch.stack([some[0].frames[0] for some in episodes]))
     position = [[0, 0] for _ in range(ROWS)]  # episode, step
     for _ in range(17):  # in the last of them both rows are within an episode
         agent.act(1.0)
         rewards = torch.randn(ROWS, generator=numbers)
-        now, after, ends, gone = [], [], [], []
+        frames, next_frames, ends, terminations = [], [], [], []
         for row, (number, t) in enumerate(position):
             episode = episodes[row][number]
             episode.actions.append(int(agent.actions[row]))
@@ -82,16 +85,24 @@ def play(config: DQNConfig) -> tuple[DQN, list[list[tuple[SlowEpisode, int]]]]:
             stored[row].append((episode, t))
             over = t + 2 == len(episode.frames)
             position[row] = [number + 1, 0] if over else [number, t + 1]
-            episode.cut = None if over else t + 1
-            following, step = position[row]
-            after.append(episode.frames[t + 1])
-            now.append(episodes[row][following].frames[step])
+            episode.length = None if over else t + 1
+            next_number, step = position[row]
+            next_frames.append(episode.frames[t + 1])
+            frames.append(episodes[row][next_number].frames[step])
             ends.append(over)
-            gone.append(over and episode.terminated)
-        ended = torch.tensor(ends)
-        played = torch.ones(ROWS, dtype=torch.bool)
+            terminations.append(over and episode.terminated)
+        ended, terminated = torch.tensor(ends), torch.tensor(terminations)
         agent.remember(
-            Outcome(torch.stack(now), torch.stack(after), rewards, torch.tensor(gone), ended, played, ended, {})
+            Transitions(
+                frames=torch.stack(frames),
+                next_frames=torch.stack(next_frames),
+                rewards=rewards,
+                terminated=terminated,
+                ended=ended,
+                valid=torch.ones(ROWS, dtype=torch.bool),
+                starts=ended,
+                infos={},
+            )
         )
     for some in episodes:
         for episode in some:
@@ -100,17 +111,17 @@ def play(config: DQNConfig) -> tuple[DQN, list[list[tuple[SlowEpisode, int]]]]:
     return agent, stored
 
 
-def slow_copy(agent: DQN) -> SlowDQN:
+def oracle_of(agent: DQN) -> OracleDQN:
     """The same weights."""
     network, target = (
         {name: value.detach().double() for name, value in some.state_dict().items()}
         for some in (agent.network, agent.target)
     )
-    return SlowDQN(agent.config, agent.game.screen, network, target)
+    return OracleDQN(agent.config, agent.interface.screen, agent.interface.score_line, network, target)
 
 
 def drawn_next(agent: DQN, count: int):
-    """What the next update will draw."""
+    """The transitions that the next update will draw."""
     generator = torch.Generator()
     generator.set_state(agent.generator.get_state())
     return agent.replay.sample(count, agent.config.importance_initial, generator)
@@ -122,10 +133,10 @@ def test_updates_are_the_equations(switch, monkeypatch):
     agent, stored = play(replace(BASE, **SWITCHES[switch]))
     config = agent.config
     agent.target_weights.mul_(-0.7)  # so that the networks differ
-    slow = slow_copy(agent)
-    learned = []
-    learn_from = agent.learn_from
-    monkeypatch.setattr(agent, "learn_from", lambda *given: learned.append(learn_from(*given)) or learned[-1])
+    oracle = oracle_of(agent)
+    results = []
+    gradient_step = agent.gradient_step
+    monkeypatch.setattr(agent, "gradient_step", lambda *given: results.append(gradient_step(*given)) or results[-1])
     for count in (3, 1):
         batch = drawn_next(agent, count * config.batch_size)
         where = [(int(place) % ROWS, int(place) // ROWS) for place in batch.places]
@@ -142,32 +153,36 @@ def test_updates_are_the_equations(switch, monkeypatch):
         errors = []
         for number in range(count):
             some = slice(number * config.batch_size, (number + 1) * config.batch_size)
-            loss, wrong = slow.update([stored[row][slot] for row, slot in where[some]], weights[some].tolist())
+            loss, wrong = oracle.update([stored[row][slot] for row, slot in where[some]], weights[some].tolist())
             errors += wrong
-            assert float(learned[number].loss) == pytest.approx(loss, rel=1e-4, abs=1e-6)
-            assert learned[number].td_errors.tolist() == pytest.approx(wrong, rel=1e-3, abs=1e-4)
+            assert float(results[number].loss) == pytest.approx(loss, rel=1e-4, abs=1e-6)
+            assert results[number].td_errors.tolist() == pytest.approx(wrong, rel=1e-3, abs=1e-4)
         for name, value in agent.network.state_dict().items():
-            torch.testing.assert_close(value.double(), slow.network[name], rtol=1e-3, atol=1e-4, msg=name)
+            torch.testing.assert_close(value.double(), oracle.network[name], rtol=1e-3, atol=1e-4, msg=name)
         if config.priority_exponent > 0:
             for place, error in zip(batch.places, errors, strict=True):
                 before[place] = (abs(error) + 1e-6) ** config.priority_exponent
             torch.testing.assert_close(agent.replay.priorities, before, rtol=1e-3, atol=1e-4)
-        learned.clear()
+        results.clear()
         agent.target_weights.copy_(agent.weights)
-        slow.target = dict(slow.network)
+        oracle.target = dict(oracle.network)
 
 
-@pytest.mark.parametrize("switch", [name for name in SWITCHES if name not in ("base", "filters", "score line")])
+@pytest.mark.parametrize(
+    "switch", [name for name in SWITCHES if name not in ("base", "filters", "score line", "scores")]
+)
 def test_every_switch_matters(switch):
-    """What comes of some updates differs from what comes of them without it."""
+    """The values after some updates differ from those without it."""
     weights = []
     for settings in ({}, SWITCHES[switch]):
         config = replace(BASE, features=SWITCHES[switch].get("features", "flat"))
         agent, _ = play(replace(config, **settings))
         agent.target_weights.mul_(-0.7)
         agent.update(4)
-        seen = torch.linspace(-1, 1, agent.config.history * agent.game.shape[0]).view(1, agent.config.history, -1)
-        weights.append(agent.values(seen))
+        observation = torch.linspace(-1, 1, agent.config.history * agent.interface.frame_size).view(
+            1, agent.config.history, -1
+        )
+        weights.append(agent.values(observation))
     assert not torch.equal(*weights)
 
 
@@ -176,12 +191,12 @@ def test_the_target_network_follows(interval, tau):
     """Every so many steps of the rows together, rounded down to whole steps of both; by a share of the way."""
     agent, _ = play(replace(BASE, target_update_interval=interval, tau=tau, update_every=2 * ROWS))
     agent.weights.add_(1.0)
-    wanted = agent.target_weights.clone()
+    expected = agent.target_weights.clone()
     for step in range(1, 13):
         if step % max(interval // ROWS, 1) == 0:
-            wanted = (1 - tau) * wanted + tau * agent.weights
+            expected = (1 - tau) * expected + tau * agent.weights
         agent.learn()
-        torch.testing.assert_close(agent.target_weights, wanted)
+        torch.testing.assert_close(agent.target_weights, expected)
     assert agent.steps == 12 * ROWS
     assert agent.updates == 6
 
@@ -201,14 +216,14 @@ def test_deepminds_rmsprop_is_its_formula():
     generator = torch.Generator().manual_seed(0)
     weights = torch.nn.Parameter(torch.randn(5, 3, generator=generator))
     optimizer = DeepMindRMSprop([weights], lr=0.1, eps=0.01)
-    wanted, mean, square = weights.detach().double(), 0.0, 0.0
+    expected, mean, square = weights.detach().double(), 0.0, 0.0
     for _ in range(20):
         weights.grad = torch.randn(5, 3, generator=generator)
         gradient = weights.grad.double()
         mean, square = 0.95 * mean + 0.05 * gradient, 0.95 * square + 0.05 * gradient**2
-        wanted = wanted - 0.1 * gradient / (square - mean**2 + 0.01).sqrt()
+        expected = expected - 0.1 * gradient / (square - mean**2 + 0.01).sqrt()
         optimizer.step()
-    torch.testing.assert_close(weights.detach().double(), wanted, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(weights.detach().double(), expected, rtol=1e-5, atol=1e-6)
 
 
 WRONG = {
@@ -222,9 +237,12 @@ WRONG = {
 
 
 def test_every_setting_out_of_its_range_is_refused_by_name():
-    assert WRONG.keys() == DQNConfig().__dict__.keys()
+    """The message has the field, what is accepted, and the value; the docs have the same of every field."""
+    described = describe_settings(DQNConfig)
+    assert WRONG.keys() == DQNConfig().__dict__.keys() == described.keys()
     for name, value in WRONG.items():
-        with pytest.raises(ValueError, match=name):
+        accepted, _ = described[name]
+        with pytest.raises(ValueError, match=re.escape(f"{name} must be {accepted}, not {value!r}")):
             DQNConfig(**{name: value})
     with pytest.raises(ValueError, match="clip_td_error"):
         DQNConfig(quantiles=2, clip_td_error=None)
@@ -234,14 +252,15 @@ def test_every_setting_out_of_its_range_is_refused_by_name():
 
 
 @pytest.mark.parametrize(
-    ("settings", "game", "message"),
+    ("settings", "interface", "message"),
     [
         ({"features": "score-line"}, FLAT, "score line"),
+        ({"features": "scores"}, FLAT, "score line"),
         ({"features": "filters"}, FLAT, "at least 6"),
         ({"storage": "uint8"}, FLAT, "uint8"),
         ({}, replace(FLAT, dtype="uint8"), "uint8"),
     ],
 )
-def test_settings_that_do_not_go_with_the_game_are_refused(settings, game, message):
+def test_settings_that_do_not_go_with_the_environment_are_refused(settings, interface, message):
     with pytest.raises(ValueError, match=message):
-        DQN(DQNConfig(**settings), game)
+        DQN(DQNConfig(**settings), interface)

@@ -1,36 +1,38 @@
-"""The ensemble of DQNs: who plays and learns what, how it chooses, and that the budget's end ends the return."""
+"""The ensemble of DQNs: acting, learning, cautious choice; the end of the budget ends the return."""
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
-from helpers import SHORT
+from helpers import small_data
 from test_dqn_learns import SMALL, Identity
 
-from qan_agents.bench.controllers import Problem, prepare
-from qan_agents.bench.trained_agents import SpentIsOver
-from qan_agents.dqn.agent import Game, train
-from qan_agents.dqn.ensemble import Ensemble
+from qan_agents.bench.preparation import prepare
+from qan_agents.bench.trained_agents import BudgetEndTerminates
+from qan_agents.bench.tuning_task import TuningTask
+from qan_agents.dqn import Ensemble, EnvInterface, train
 from qan_gym.games.learning_rate import KEEP
 
 LR = "QanLR-MNIST5k-v0"
+# 20 actions of one mini-batch.
+SHORT = {"dataset": small_data(), "epochs": 1, "batches_per_action": 1, "meta_momentum": None, "reference": None}
 
 
 def identity_ensemble(seed: int = 0) -> Ensemble:
     env = Identity(3)
-    ensemble = Ensemble(SMALL, Game.of(env), size=3, seed=seed)
+    ensemble = Ensemble(SMALL, EnvInterface.of(env), size=3, seed=seed)
     train(ensemble, env, 3_000, seed=seed)
     return ensemble
 
 
 def test_it_learns_the_identity_game_the_same_each_time():
     ensembles = [identity_ensemble(), identity_ensemble()]
-    seen = torch.eye(4)[:, None]
+    observations = torch.eye(4)[:, None]
     for ensemble in ensembles:
         assert ensemble.steps == 3_000
-        assert ensemble.choose(seen, None, 0.0).tolist() == [0, 1, 2, 3]
-        assert ensemble.choose(seen, 2, 1.0).tolist() == [0, 1, 2, 3]  # they agree
+        assert ensemble.choose(observations, None, 0.0).tolist() == [0, 1, 2, 3]
+        assert ensemble.choose(observations, 2, 1.0).tolist() == [0, 1, 2, 3]  # they agree
     for one, other in zip(*(ensemble.members for ensemble in ensembles), strict=True):
         assert torch.equal(one.weights, other.weights)
 
@@ -44,14 +46,14 @@ def test_each_plays_its_row_and_all_remember_all_rows():
         for name in ("frames", "actions", "rewards", "next_frames", "ended"):
             assert torch.equal(getattr(first.replay, name), getattr(other.replay, name))
     for number, member in enumerate(ensemble.members):  # each values its own action most
-        member.values = lambda seen, number=number: torch.eye(4)[number].expand(len(seen), -1)
+        member.values = lambda given, number=number: torch.eye(4)[number].expand(len(given), -1)
         member.act = lambda member=member: type(member).act(member, epsilon=0.0)
     assert ensemble.act().tolist() == [0, 1, 2]
     assert all(member.actions.tolist() == [0, 1, 2] for member in ensemble.members)
 
 
 def test_caution_leaves_the_default_for_what_all_find_better():
-    ensemble = Ensemble(SMALL, Game.of(Identity(2)), size=2)
+    ensemble = Ensemble(SMALL, EnvInterface.of(Identity(2)), size=2)
     opinions = torch.tensor(
         [  # members, states, actions
             [[1.0, 5.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.9]],
@@ -59,26 +61,24 @@ def test_caution_leaves_the_default_for_what_all_find_better():
         ]
     )
     for member, values in zip(ensemble.members, opinions, strict=True):
-        member.target_values = lambda seen, values=values: values
-    seen = torch.zeros(3, 1, 4)
+        member.target_values = lambda _, values=values: values
+    observations = torch.zeros(3, 1, 4)
     # First state: 0 is better than 3 by 1.1 on average and both agree, 1 by 1.0 and they do not.
-    assert ensemble.choose(seen, 3, 0.0).tolist() == [0, 0, 3]
-    assert ensemble.choose(seen, 3, 1.0).tolist() == [0, 0, 3]  # 1.1 - 0.14; 2 - 1.41
-    assert ensemble.choose(seen, 3, 2.0).tolist() == [0, 3, 3]  # 2 - 2.83 is no gain
-    assert ensemble.choose(seen, 2, 0.0).tolist() == [0, 0, 3]  # 0.1 better on average,
-    assert ensemble.choose(seen, 2, 1.0).tolist() == [0, 0, 2]  # but not by a standard deviation, 0.28
-    assert ensemble.choose(seen, None, 9.0).tolist() == [0, 0, 3]
+    assert ensemble.choose(observations, 3, 0.0).tolist() == [0, 0, 3]
+    assert ensemble.choose(observations, 3, 1.0).tolist() == [0, 0, 3]  # 1.1 - 0.14; 2 - 1.41
+    assert ensemble.choose(observations, 3, 2.0).tolist() == [0, 3, 3]  # 2 - 2.83 is no gain
+    assert ensemble.choose(observations, 2, 0.0).tolist() == [0, 0, 3]  # 0.1 better on average,
+    assert ensemble.choose(observations, 2, 1.0).tolist() == [0, 0, 2]  # but not by a standard deviation, 0.28
+    assert ensemble.choose(observations, None, 9.0).tolist() == [0, 0, 3]
 
 
 def test_it_plays_as_many_environments_as_it_has_members():
     with pytest.raises(ValueError, match="ensemble of 2"):
-        train(Ensemble(SMALL, Game.of(Identity(3)), size=2), Identity(3), 30)
+        train(Ensemble(SMALL, EnvInterface.of(Identity(3)), size=2), Identity(3), 30)
 
 
 def test_the_budgets_end_ends_the_return():
-    env = SpentIsOver(
-        gym.make_vec(LR, num_envs=2, autoreset_mode=AutoresetMode.SAME_STEP, **{**SHORT, "reference": None})
-    )
+    env = BudgetEndTerminates(gym.make_vec(LR, num_envs=2, autoreset_mode=AutoresetMode.SAME_STEP, **SHORT))
     env.reset(seed=0)
     for _ in range(19):
         *_, terminated, truncated, _ = env.step(np.full(2, KEEP))
@@ -91,7 +91,7 @@ def test_the_budgets_end_ends_the_return():
 
 
 def test_no_agent_of_a_bench_expects_anything_after_the_budget(monkeypatch):
-    """What lies in the replays of the bundled agent and of Stable-Baselines3's."""
+    """In the replays of the bundled agent and of Stable-Baselines3's, every end is a termination."""
     import stable_baselines3
 
     kept = []
@@ -99,8 +99,8 @@ def test_no_agent_of_a_bench_expects_anything_after_the_budget(monkeypatch):
     monkeypatch.setattr(
         Ensemble, "remember", lambda self, new: (kept.append((new.terminated, new.ended)), remember(self, new))
     )
-    problem = Problem(LR, {**SHORT, "reference": None}, runs=2, seed=0, at_once=2)
-    prepare("dqn-gpu", problem, {"gradient_steps": 1})
+    task = TuningTask(LR, SHORT, runs=2, seed=0, num_envs=2)
+    prepare("dqn-native", task, {"gradient_steps": 1})
     assert torch.stack([ended for _, ended in kept]).sum() == 2
     assert all(torch.equal(terminated, ended) for terminated, ended in kept)
 
@@ -109,7 +109,7 @@ def test_no_agent_of_a_bench_expects_anything_after_the_budget(monkeypatch):
     monkeypatch.setattr(
         stable_baselines3.DQN, "learn", lambda self, *args: (models.append(self), learn(self, *args))[1]
     )
-    prepare("dqn", problem, {"gradient_steps": 1})
+    prepare("dqn", task, {"gradient_steps": 1})
     (model,) = models
     assert model.replay_buffer.dones.sum() == 2
     assert model.replay_buffer.timeouts.sum() == 0
@@ -118,4 +118,4 @@ def test_no_agent_of_a_bench_expects_anything_after_the_budget(monkeypatch):
 @pytest.mark.parametrize("caution", [-1, "much", True, float("nan")])
 def test_wrong_caution_is_refused(caution):
     with pytest.raises(ValueError, match="caution"):
-        prepare("dqn-gpu", Problem(LR, SHORT, 2, 0, at_once=2), {"caution": caution})
+        prepare("dqn-native", TuningTask(LR, SHORT, 2, 0, num_envs=2), {"caution": caution})

@@ -8,8 +8,9 @@ from helpers import made_npz
 from typer.testing import CliRunner
 
 from qan_agents.cli.app import app
-from qan_agents.experiments.reproduce import RECIPES, TEST_EPSILON, recipe_config
-from qan_agents.experiments.run_folder import RunConfig, read_rows
+from qan_agents.experiments.evaluation import evaluate
+from qan_agents.experiments.reproduce import RECIPES, TEST_EXPLORATION, recipe_config
+from qan_agents.experiments.run_folder import Run, RunConfig, read_rows
 from qan_agents.experiments.train import start_run, train
 from qan_gym.tasks import TASKS
 
@@ -24,7 +25,9 @@ def npz(tmp_path_factory) -> str:
 def test_at_full_scale_a_recipe_is_the_game_as_registered(recipe):
     beside = ("uniform" if recipe == "mnist-minibatch" else "constant",)
     config = recipe_config(recipe, 1.0, 3, {"device": "cpu"})
-    wanted = RunConfig(RECIPES[recipe], {"device": "cpu"}, "dqn", "paper", 20, 3, 1, TEST_EPSILON, (0, 1, 2), beside)
+    wanted = RunConfig(
+        RECIPES[recipe], {"device": "cpu"}, "dqn", "paper", 20, 3, 1, TEST_EXPLORATION, (0, 1, 2), beside
+    )
     assert config == wanted
     assert config.env in TASKS
 
@@ -48,23 +51,33 @@ def test_a_scaled_recipe_is_shorter_in_proportion(recipe, scale, episodes, short
 
 
 def test_odd_episodes_train_and_even_ones_are_played():
-    config = RunConfig("x", {}, "dqn", "paper", 5, 0, test_epsilon=0.05)
+    config = RunConfig("x", {}, "dqn", "paper", 5, 0, test_exploration=0.05)
     assert [config.trains(episode) for episode in range(5)] == [True, False, True, False, True]
     assert config.training_episodes == 3
-    together = RunConfig("x", {}, "dqn", "paper", 8, 0, num_envs=2, test_epsilon=0.05)
+    together = RunConfig("x", {}, "dqn", "paper", 8, 0, num_envs=2, test_exploration=0.05)
     assert [together.trains(episode) for episode in range(8)] == [True, True, False, False] * 2
     assert RunConfig("x", {}, "dqn", "paper", 5, 0).training_episodes == 5
 
 
+@pytest.fixture(scope="module")
+def tiny_npz(tmp_path_factory) -> str:
+    """225 training images, 200 after validation; small ones."""
+    return made_npz(tmp_path_factory.mktemp("data") / "tiny.npz", n_train=225, n_test=10, shape=(12, 12))
+
+
 @pytest.mark.parametrize(
     ("recipe", "settings"),
-    [("mnist-lr", []), ("mnist-minibatch", []), ("cifar10-lr", ["network=resnet-8", "batch_size=16"])],
+    [
+        ("mnist-lr", []),
+        ("mnist-minibatch", ["batch_size=20"]),
+        ("cifar10-lr", ["network=resnet-8", "batch_size=4"]),
+    ],
 )
-def test_a_recipe_from_beginning_to_end(recipe, settings, npz, tmp_path, monkeypatch):
+def test_a_recipe_from_beginning_to_end(recipe, settings, tiny_npz, tmp_path, monkeypatch):
     """Reference, training, test episodes, evaluation and pictures, by the command."""
     monkeypatch.setenv("QAN_GYM_DATA", str(tmp_path / "data"))
     folder = tmp_path / "run"
-    given = [f"--set={setting}" for setting in (f"dataset={npz}", *settings)]
+    given = [f"--set={setting}" for setting in (f"dataset={tiny_npz}", *settings)]
     result = CliRunner().invoke(app, ["reproduce", recipe, "--scale", "0.001", "--out", str(folder), *given])
     assert result.exit_code == 0, result.output
     assert len(list((tmp_path / "data" / "references").iterdir())) == 1
@@ -72,7 +85,7 @@ def test_a_recipe_from_beginning_to_end(recipe, settings, npz, tmp_path, monkeyp
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
     trained, played = read_rows(folder / "episodes.csv")
     assert (trained["learned"], played["learned"]) == ("1", "0")
-    assert float(played["epsilon"]) == TEST_EPSILON
+    assert float(played["epsilon"]) == TEST_EXPLORATION
     assert float(trained["mean_max_q"]) != float(played["mean_max_q"])
     assert [path.name for path in (folder / "replay").iterdir()] == ["000000.safetensors"], (
         "a played episode is learned"
@@ -81,14 +94,14 @@ def test_a_recipe_from_beginning_to_end(recipe, settings, npz, tmp_path, monkeyp
         policies = [row["policy"] for row in csv.DictReader(file)]
     assert policies == ["dqn", "uniform" if recipe == "mnist-minibatch" else "constant"]
     before = (folder / "evaluation.csv").read_bytes()
-    assert CliRunner().invoke(app, ["evaluate", str(folder)]).exit_code == 0
+    evaluate(Run(folder), lambda name, seed: None)
     assert (folder / "evaluation.csv").read_bytes() == before, "judged otherwise than the recipe says"
 
 
-def test_a_run_with_played_episodes_resumes(tmp_path):
+def test_a_run_with_played_episodes_resumes(tiny_npz, tmp_path):
     """Stopped after its second episode, which was only played, it ends like one that was not stopped."""
-    short = {"train_size": 200, "epochs": 1, "batches_per_action": 2, "meta_momentum": None, "reference": None}
-    config = RunConfig("QanLR-MNIST5k-v0", short, "dqn", "quick", 4, 0, test_epsilon=0.5)
+    short = {"dataset": tiny_npz, "epochs": 1, "batches_per_action": 2, "meta_momentum": None, "reference": None}
+    config = RunConfig("QanLR-MNIST5k-v0", short, "dqn", "quick", 4, 0, test_exploration=0.5)
 
     def stop_after(count):
         def finished(number, _episode):

@@ -17,7 +17,8 @@ from helpers import start_qan
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
-from qan_agents.cli.app import app, parse_settings
+from qan_agents.cli.app import app
+from qan_agents.cli.common import parse_settings
 from qan_agents.experiments.run_folder import Run, RunConfig, free_folder, read_rows, write_rows
 from qan_agents.experiments.train import start_run
 

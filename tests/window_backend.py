@@ -1,14 +1,14 @@
-"""A backend of matplotlib's that takes itself for one with windows, so that what a window shows can be tested."""
+"""A backend of matplotlib that claims to have windows and records the frames, for machines without a display."""
 
 import numpy as np
 from matplotlib.backend_bases import FigureManagerBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-drawn = []  # what was shown, as arrays (H, W, 4)
+drawn = []  # the frames of all windows, arrays (H, W, 4)
 
 
 class FigureCanvas(FigureCanvasAgg):
-    """Draws when it is told that it may, as windows do when they are idle."""
+    """Draws when events are flushed."""
 
     def flush_events(self):
         self.draw()
@@ -18,7 +18,7 @@ class FigureCanvas(FigureCanvasAgg):
 class FigureManager(FigureManagerBase):
     @classmethod
     def pyplot_show(cls, *, block=None):
-        assert block is False, "the training would stand still until the window is closed"
+        assert block is False, "the training would wait until the window is closed"
 
 
 FigureCanvas.manager_class = FigureManager

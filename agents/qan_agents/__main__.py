@@ -1,10 +1,15 @@
-"""The entry of the command `qan`: says what is missing where the agents' packages are not installed."""
+"""The entry of the command `qan`."""
 
 import sys
+from pathlib import Path
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line; where the packages of the agents are not installed, say which one is missing."""
+    # The modules of MODULE:ID ids lie in the current folder. `python -m` adds it by itself, the script `qan` does not.
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.append(folder)
     try:
         from qan_agents.cli.app import app
     except ModuleNotFoundError as error:

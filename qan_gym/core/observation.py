@@ -45,7 +45,7 @@ def log_loss(run: RunState) -> Tensor:
 
 
 def log_loss_change(run: RunState) -> Tensor:
-    """Its change since the last action."""
+    """Change of `log_loss` since the last action."""
     return safe_log(run.smoothed_loss) - safe_log(run.smoothed_loss_before)
 
 
@@ -60,7 +60,7 @@ def log_validation_loss(run: RunState) -> Tensor:
 
 
 def log_validation_loss_change(run: RunState) -> Tensor:
-    """Its change since the last action."""
+    """Change of `log_validation_loss` since the last action."""
     return safe_log(run.validation_loss) - safe_log(run.validation_loss_before)
 
 

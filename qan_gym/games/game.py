@@ -67,7 +67,9 @@ class Game:
     def action_names(self, config: TaskConfig, n_classes: int) -> list[str]:
         """A name per action of a Discrete space; empty for the others."""
         space = self.action_space(config, n_classes)
-        return [str(action) for action in range(int(space.n))] if isinstance(space, spaces.Discrete) else []
+        if not isinstance(space, spaces.Discrete):
+            return []
+        return [str(int(space.start) + action) for action in range(int(space.n))]
 
     def action_towards(self, config: TaskConfig, learning_rate: float, target: float) -> Any:
         """The action that brings the learning rate nearest to a target.

@@ -1,54 +1,73 @@
-"""The baseline run: the same training with nobody acting, drawn behind an episode."""
+"""The baseline run: the same training without actions, whose loss frames draw behind that of an episode."""
+
+from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from numpy.typing import NDArray
+from torch import Tensor
 
+from qan_gym.config import TaskConfig
 from qan_gym.core.training import Training
+from qan_gym.games import Game
+
+if TYPE_CHECKING:
+    from qan_gym.core.run_state import RunState
+
+
+class NoGame(Game):
+    """One action, which changes nothing; mini-batches as in shuffled SGD."""
+
+    controlled = "nothing"
+
+    def action_space(self, config: TaskConfig, n_classes: int) -> spaces.Space[Any]:
+        """See `Game.action_space`."""
+        return spaces.Discrete(1)
+
+    def apply(self, run: RunState, actions: Tensor, config: TaskConfig) -> None:
+        """See `Game.apply`."""
 
 
 class BaselineRun:
-    """A training of the same seed on shuffled mini-batches at the constant initial learning rate.
+    """A training of the same seed on shuffled mini-batches with the initial hyperparameters, constant throughout.
 
-    It has the same weights at first, the same data order, the same reference. Nothing is trained before `until` asks
-    for it, and then only so far.
+    It has the initial weights, the data order and the reference of the episode. It is trained by `until`, only as far
+    as that asks.
+
+    Attributes:
+        training: its training; None before the first `until` and after `close`.
     """
 
-    def __init__(self, training: Training) -> None:
-        """training: whose only run is an episode that has begun; it is left as it is."""
+    def __init__(self, episode: Training) -> None:
+        """episode: a training with one run whose episode has begun; it is not changed."""
         config = replace(
-            training.config,
-            schedule="constant",
-            continuous=False,
-            action_scale="additive",
-            target_loss=None,
-            early_stopping=None,
-            validate_every=None,
+            episode.config, schedule="constant", target_loss=None, early_stopping=None, validate_every=None
         )
-        self._parts = training.parts.with_config(config)
-        self._seed = training.run.seed.copy()
+        game = NoGame()
+        parts = episode.parts.with_config(config)
+        self._parts = replace(parts, game=game, action_space=game.action_space(config, parts.n_classes))
+        self._seed = episode.run.seed.copy()
         self._reference = None
-        if training.reference is not None and training.run.has_reference[0]:
-            # Copies: with reference="previous" they are the next episode's as soon as this one is over.
-            self._reference = {name: value[0].clone() for name, value in training.reference.items()}
-        self._training: Training | None = None
+        if episode.reference is not None and episode.run.has_reference[0]:
+            # Copies: with reference="previous" they are replaced when the episode is over.
+            self._reference = {name: value[0].clone() for name, value in episode.reference.items()}
+        self.training: Training | None = None
         self._batches = [0]
         self._losses: list[float] = []
 
     def until(self, batch: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Its course up to a mini-batch: mini-batches done and the running mean of the loss, (steps + 1,) each."""
-        if self._training is None:
-            self._training = Training(self._parts, self._reference, tests=False)
-            _, info = self._training.reset(np.ones(1, np.bool_), self._seed, shuffled=True)
+        """Its curve up to a mini-batch: mini-batches done and the running mean of the loss, (steps + 1,) each."""
+        if self.training is None:
+            self.training = Training(self._parts, self._reference, tests=False)
+            _, info = self.training.reset(np.ones(1, np.bool_), self._seed)
             self._losses.append(info["smoothed_loss"].item())
-        action = self._parts.game.no_op(self._parts.config)
-        nothing = torch.zeros_like(self._training.run.action)
-        if action is not None:
-            nothing[0] = torch.as_tensor(action)
-        while self._batches[-1] < batch and not self._training.run.over[0]:
-            info = self._training.step(nothing).info
+        only = torch.zeros_like(self.training.run.action)
+        while self._batches[-1] < batch and not self.training.run.over[0]:
+            info = self.training.step(only).info
             self._batches.append(int(info["batch"].item()))
             self._losses.append(info["smoothed_loss"].item())
         count = int(np.searchsorted(self._batches, batch, side="right"))
@@ -56,6 +75,6 @@ class BaselineRun:
 
     def close(self) -> None:
         """Give its memory back."""
-        if self._training is not None:
-            self._training.close()
-            self._training = None
+        if self.training is not None:
+            self.training.close()
+            self.training = None

@@ -1,8 +1,8 @@
-"""Frames: filters, what is controlled, losses, the last actions, and what an agent expects of them, as one picture.
+"""Frames: filters, the controlled quantity, losses, the last actions and the Q-values of an agent, as one picture.
 
-A frame must be cheap enough to be drawn in the middle of a training, so axes, ticks and labels are drawn once and
-kept as a background, and each frame draws only what moves ("blitting"). The background changes where the axes do: as
-the episode grows longer, and for losses beyond the axis.
+Frames are drawn in the middle of a training, so they must be cheap: axes, ticks and labels are drawn once and kept as
+a background, and each frame draws only what changes ("blitting"). The background changes with the limits of the axes:
+as the episode grows longer, and for values beyond an axis.
 """
 
 from dataclasses import dataclass
@@ -18,16 +18,17 @@ from qan_gym.rendering.history import History
 DPI, FPS = 100, 10
 FRAME, TILE = (1080, 720), (480, 320)  # pixels: of a frame, and of one of a vector environment's
 FILTER_LIMIT = 0.4  # of the colour scale, fixed so that frames can be compared
-LAST_ACTIONS = 50  # in the strip
-MOST_NUMBERS = 10  # beside the bars of the Q-values
-CANVASES = 8  # that are kept: an episode has a few, and the next one the same
-LONGEST_LINE = 1_500  # points of a curve that are drawn: more than there are pixels
-LEAST_LOSS, LARGEST_LOSS = 1e-6, 1e3  # ends of the loss axis, whatever happens
+LAST_ACTIONS = 50  # that the strip shows
+MOST_NUMBERS = 10  # of Q-values beside their bars
+CANVASES = 8  # kept for reuse; an episode needs a few, and the next one the same
+LONGEST_LINE = 1_500  # points of a curve that are drawn at most; more than its pixels
+LEAST_LOSS, LARGEST_LOSS = 1e-6, 1e3  # the widest limits of the loss axis
 
-# Okabe and Ito's colours, told apart by the colour-blind; widths, dashes and marks tell them apart in grey.
+# Okabe and Ito's colours, for the colour-blind; widths, dashes and marks distinguish curves in grey prints.
 CONTROL, MEAN, VALIDATION, BASELINE, BATCHES = "#D55E00", "#0072B2", "#009E73", "0.35", "0.8"
-COMPONENTS = ((CONTROL, "s"), ("#56B4E9", "o"), ("#CC79A7", "^"), ("#F0E442", "D"))  # of actions of several numbers
-SHARES = "Greys"  # and filters: scales of growing lightness, so that grey prints say the same
+COMPONENTS = ((CONTROL, "s"), ("#56B4E9", "o"), ("#CC79A7", "^"), ("#F0E442", "D"))  # of an action's numbers
+ORDINALS = ("1st", "2nd", "3rd", "4th")
+SHARES = "Greys"  # as the scale of the filters, of monotonic lightness, for grey prints
 FILTER_SCALE = {"cmap": "cividis", "vmin": -FILTER_LIMIT, "vmax": FILTER_LIMIT, "interpolation": "nearest"}
 
 Artist = Any  # matplotlib's, which has no types
@@ -42,8 +43,8 @@ class FrameContent:
         filters: (F, h, w) float32, the weights shown, as pictures.
         history: of the episode so far.
         baseline: mini-batches and running mean of the loss of the baseline, (n,) each, or None.
-        values: (A,) what an agent says that its actions are worth, or None.
-        title: in words.
+        values: (A,) the Q-values of an agent, or None.
+        title: of the frame.
     """
 
     filters: NDArray[np.float32]
@@ -116,23 +117,35 @@ class FrameRenderer:
         self.parts, self.small = parts, small
         self._canvases: dict[AxesLayout, Canvas] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: canvases cannot be copied, and are drawn again."""
+        return {**self.__dict__, "_canvases": {}}
+
     def draw(self, content: FrameContent) -> NDArray[np.uint8]:
         """The frame of some content, (H, W, 3) uint8."""
-        layout = AxesLayout(
+        return self.canvas(content).draw(content)
+
+    def canvas(self, content: FrameContent) -> "Canvas":
+        """The canvas for some content, from those kept or new."""
+        layout = self.layout(content)
+        canvas = self._canvases.pop(layout, None) or Canvas(self.parts, self.small, layout, content)
+        self._canvases[layout] = canvas  # the most recently used is last
+        if len(self._canvases) > CANVASES:
+            del self._canvases[next(iter(self._canvases))]
+        return canvas
+
+    def layout(self, content: FrameContent) -> AxesLayout:
+        """The layout for some content."""
+        return AxesLayout(
             width=self._width(content),
             curve=self._curve_limits(content),
             loss=self._loss_limits(content),
             baseline=content.baseline is not None,
             values=0 if content.values is None or self.small else len(content.values),
         )
-        canvas = self._canvases.pop(layout, None) or Canvas(self.parts, self.small, layout, content)
-        self._canvases[layout] = canvas  # the last used, last
-        if len(self._canvases) > CANVASES:
-            del self._canvases[next(iter(self._canvases))]
-        return canvas.draw(content)
 
     def _width(self, content: FrameContent) -> int:
-        """Of the curves, in mini-batches: the budget, or, early in an episode, a fourth of it, or of that."""
+        """Of the curves, in mini-batches: the budget; early in an episode a fourth of it, or a fourth of that."""
         batch, width = content.history.curve("batch")[-1], self.parts.budget
         least = LAST_ACTIONS * self.parts.config.batches_per_action
         while width >= 4 * max(batch, least):
@@ -145,10 +158,14 @@ class FrameRenderer:
             return 0.0, 1.0
         low, high = game.curve_limits(self.parts.config)
         values = content.history.curve(game.curve)
-        if not game.curve_is_logarithmic:
-            edge = 0.05 * (high - low)
-            return low - edge, high + edge
-        return max(min(low, _decade_below(values.min())), LEAST_LOSS) / 1.3, high * 1.3
+        if game.curve_is_logarithmic:
+            low = max(min(low, _decade_below(values.min())), LEAST_LOSS)
+            high = high if values.max() <= high else 10 * _decade_below(values.max())
+            return low / 1.3, high * 1.3
+        span = (high - low) or 1.0
+        low -= span * np.ceil(max(0.0, low - values.min()) / span)  # in whole spans, so that few canvases are needed
+        high += span * np.ceil(max(0.0, values.max() - high) / span)
+        return float(low - 0.05 * span), float(high + 0.05 * span)
 
     def _loss_limits(self, content: FrameContent) -> Limits:
         history = content.history
@@ -160,10 +177,14 @@ class FrameRenderer:
 
 
 class Canvas:
-    """Axes of one layout, drawn once, and what is drawn anew in each frame."""
+    """The axes of one layout, drawn once, and the curves and pictures that each frame draws.
+
+    Attributes:
+        figure: matplotlib's.
+    """
 
     def __init__(self, parts: Components, small: bool, layout: AxesLayout, content: FrameContent) -> None:
-        """Draw what stays the same; for the arguments see `FrameRenderer`, and the content is the first to be drawn."""
+        """Draw the background; parts and small as in `FrameRenderer`, content of the first frame."""
         self.parts, self.config, self.game, self.n_classes = parts, parts.config, parts.game, parts.n_classes
         self.small = small
         self._draw_background(layout, content)
@@ -177,7 +198,7 @@ class Canvas:
             artist.draw(renderer)
         return np.asarray(self._canvas.buffer_rgba())[..., :3].copy()
 
-    # --- what stays the same ------------------------------------------------------------------------------------------
+    # --- background -------------------------------------------------------------------------------------------------
 
     def _draw_background(self, layout: AxesLayout, content: FrameContent) -> None:
         from matplotlib import rc_context
@@ -186,7 +207,7 @@ class Canvas:
 
         width, height = TILE if self.small else FRAME
         with rc_context({"font.size": 7 if self.small else 9.5, "axes.titlesize": "medium"}):
-            figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+            figure = self.figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
             self._canvas = FigureCanvasAgg(figure)
             self._artists: list[Artist] = []
             self._title = self._add(figure.text(0.02, 0.955, "", fontsize=8 if self.small else 12))
@@ -232,7 +253,7 @@ class Canvas:
         axes.xaxis.get_major_locator().set_params(integer=True)
         if self.game.curve is not None:
             axes.set(yscale="log" if self.game.curve_is_logarithmic else "linear", ylim=layout.curve)
-            # A title, because tiles have no room for labels beside.
+            # A title, because tiles have no room for a label beside the axis.
             axes.set_title(self.game.curve.replace("_", " "), loc="left")
             axes.grid(alpha=0.3)
             (self._control,) = axes.plot([], [], color=CONTROL, linewidth=1.8, drawstyle="steps-pre")
@@ -242,11 +263,11 @@ class Canvas:
             axes.set(ylim=(-0.5, self.n_classes - 0.5), yticks=self._some_classes(), ylabel="class")
             look = {"cmap": SHARES, "vmin": 0, "vmax": 1, "aspect": "auto", "origin": "lower"}
             self._control = self._add(axes.imshow(np.zeros((self.n_classes, 1)), interpolation="nearest", **look))
-        axes.set_xlim(0, layout.width)  # after the picture, which sets it too
+        axes.set_xlim(0, layout.width)  # after `imshow`, which sets it too
         axes.tick_params(labelbottom=False)
 
     def _some_classes(self) -> range:
-        """About five, for the ticks of an axis."""
+        """About five classes, for the ticks of an axis."""
         return range(0, self.n_classes, max(1, self.n_classes // 5))
 
     def _add_loss(self, axes: Any, layout: AxesLayout) -> None:
@@ -286,14 +307,20 @@ class Canvas:
             low, high = self._action_bounds()
             edge = 0.1 * (high.max() - low.min())
             axes.set(ylim=(low.min() - edge, high.max() + edge))
-            axes.locator_params(axis="y", nbins=3)
+            axes.locator_params(axis="y", nbins=3, integer=isinstance(space, spaces.MultiDiscrete))
         axes.grid(axis="y", alpha=0.3)
         components = int(np.prod(space.shape or (1,)))
         self._strip = []
         for number in range(components):
             color, marker = COMPONENTS[number % len(COMPONENTS)]
-            (line,) = axes.plot([], [], color=color, marker=marker, markersize=4, linestyle="none")
+            size = 4 + 2 * (components - 1 - number) / max(components - 1, 1)  # decreasing, so that equal ones are seen
+            style = {"color": color, "marker": marker, "markersize": size, "linestyle": "none"}
+            (line,) = axes.plot([], [], label=ORDINALS[number % len(ORDINALS)], **style)
             self._strip.append(self._add(line))
+        if components > 1:
+            beside = {"frameon": False, "borderaxespad": 0, "columnspacing": 1.2, "handletextpad": 0.2}
+            handles = self._strip[: len(COMPONENTS)]
+            axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1.0, 1.02), ncols=len(handles), **beside)
 
     def _first_action(self) -> int:
         """The number of the first action of a Discrete space."""
@@ -316,7 +343,7 @@ class Canvas:
         self._bars = [self._add(bar) for bar in axes.barh(range(count), [0.0] * count, height=0.7)]
         self._numbers = [self._add(axes.text(1.1, action, "", va="center", fontsize=8)) for action in self._labelled]
 
-    # --- what is drawn anew ----------------------------------------------------------------------------------------
+    # --- contents ---------------------------------------------------------------------------------------------------
 
     def _update(self, content: FrameContent) -> None:
         history = content.history
@@ -332,7 +359,7 @@ class Canvas:
         self._losses["mini-batches"].set_data(*_thinned(batch[1:], history.curve("loss")[1:]))
         self._losses["running mean"].set_data(*_thinned(batch, history.curve("smoothed_loss")))
         validation = history.curve("validation_loss")
-        measured = np.flatnonzero(np.diff(validation, prepend=np.inf))  # where it is another than before
+        measured = np.flatnonzero(np.diff(validation, prepend=np.inf))  # where it has changed
         self._losses["validation"].set_data(batch[measured], validation[measured])
         if content.baseline is not None:
             self._losses["baseline"].set_data(*_thinned(*content.baseline))
@@ -347,7 +374,7 @@ class Canvas:
             heights = np.array(self.game.action_heights(self.config, self.n_classes))
             actions = heights[actions.astype(int) - self._first_action()]
         else:
-            actions = actions.clip(*self._action_bounds())  # as a game understands them
+            actions = actions.clip(*self._action_bounds())  # as games do
         for line, values in zip(self._strip, actions.T, strict=True):
             line.set_data(np.arange(len(values)) - len(values) + 1, values)
 
@@ -367,7 +394,7 @@ def _decade_below(value: float) -> float:
 
 
 def _thinned(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Every so many points of a curve, and the last, where there are more than can be seen."""
+    """Points of a curve at regular intervals, and the last, where there are more than LONGEST_LINE."""
     stride = len(x) // LONGEST_LINE + 1
     kept = np.unique(np.append(np.arange(0, len(x), stride), len(x) - 1)) if len(x) else np.arange(0)
     return x[kept], y[kept]

@@ -19,7 +19,7 @@ class History:
     """
 
     def __init__(self, training: Training, rows: NDArray[np.float64] | None = None) -> None:
-        """An empty history, or one that goes on.
+        """An empty history, or one that continues.
 
         Args:
             training: whose episodes it is of.
@@ -43,7 +43,7 @@ class History:
         return self._length
 
     def start(self, info: dict[str, Any]) -> None:
-        """Forget the last episode; info is that of the reset."""
+        """Begin an episode; info is that of the reset."""
         self._length = 0
         self.add(info, NO_ACTION)
 
@@ -70,7 +70,7 @@ class History:
         return self.rows()[1:, len(self.scalars) : len(self.scalars) + self.actions]
 
     def shares(self) -> NDArray[np.float64]:
-        """Of the classes, (steps, K), in [0, 1]; a view."""
+        """The shares of the classes, (steps, K), in [0, 1]; a view."""
         return self.rows()[1:, len(self.scalars) + self.actions :]
 
     def line(self) -> str:

@@ -10,14 +10,14 @@ from qan_gym.rendering.frames import DPI
 
 
 class Window:
-    """A window of matplotlib's, in whatever backend it chose."""
+    """A window of matplotlib, with the backend that it has chosen."""
 
     def __init__(self, title: str, fps: int) -> None:
-        """Open nothing yet: the first frame does.
+        """Open nothing yet: the first `show` does.
 
         Args:
             title: of the window.
-            fps: frames per second that it can be asked to show at most; more are passed over (see `due`).
+            fps: frames per second that it can be asked to show at most; others are left out (see `due`).
 
         Raises:
             ImportError: matplotlib is missing.
@@ -38,11 +38,11 @@ class Window:
         self._shown = -np.inf
 
     def due(self) -> bool:
-        """Whether the last frame is old enough for another."""
+        """Whether the time for the next frame has come."""
         return time.monotonic() - self._shown >= 1 / self._fps
 
     def show(self, frame: NDArray[np.uint8]) -> None:
-        """Show a frame (H, W, 3); nothing, if the user has closed the window."""
+        """Show a frame (H, W, 3); do nothing if the user has closed the window."""
         pyplot = self._pyplot
         if self._figure is None:
             height, width = frame.shape[:2]

@@ -1,15 +1,15 @@
 """A certificate that the actions of an environment matter beyond seed noise.
 
 Extreme sequences of actions are played on the same seeds: each of (up to ten) actions throughout, and all of them in
-turn. All begin with the same action, so that an environment which listens to its first action only, as the original's
-did, has nothing to show. It is certified if two things hold:
+turn. All begin with the same action, so that in an environment in which only the first action has an effect, as in the
+original, the sequences do not differ. The environment is certified if both of these hold:
 
-- The sequences differ by more than chance: p < 0.01 in Friedman's test (1937) with the seeds as blocks. It looks at
-  ranks within a seed, so it asks nothing of how outcomes are distributed, and a diverged one is just the last.
+- The sequences differ by more than chance: p < 0.01 in Friedman's test (1937) with the seeds as blocks. The test uses
+  the ranks within a seed: it assumes nothing about the distribution of the outcomes, and a diverged one is ranked last.
 - They differ by more than the seeds do: the standard deviation of the sequences' means is above that of the seeds
   within a sequence (pooled). A difference may be certain and yet too small for an agent to find among the seeds.
 
-The outcome is ln(validation loss) in the games of qan-gym, elsewhere the undiscounted return.
+The outcome is ln(validation loss) in the environments of qan-gym, elsewhere the undiscounted return.
 """
 
 import math
@@ -27,24 +27,25 @@ from scipy.stats import friedmanchisquare
 
 from qan_gym.core.reward import safe_log
 from qan_gym.env import QanEnv
-from qan_gym.registration import ENTRY_POINTS, VECTOR_ENTRY_POINT
+from qan_gym.registration import VECTOR_ENTRY_POINT
+from qan_gym.vector_env import QanVectorEnv
 
-LEVEL = 0.01  # p has to be below
-RATIO = 1.0  # and the spread of the sequences over that of the seeds above
+SIGNIFICANCE = 0.01  # certified: p is below this,
+LEAST_RATIO = 1.0  # and the spread of the sequences over that of the seeds is above this
 MOST_ACTIONS = 10  # of a Discrete space that are tried
 LEAST_SEEDS = 5  # with three sequences p = 0.0067 at best; with four seeds, 0.018
-LONGEST = 100_000  # steps of an episode that may have no end
+LONGEST = 100_000  # steps after which an episode without a known length is given up
 
 
 @dataclass(frozen=True, eq=False)
 class Certificate:
-    """What was played, and what it says.
+    """The outcomes of S sequences of actions, and the verdict.
 
     Attributes:
         env: the id.
-        outcome: what was measured.
-        first: the action that every sequence begins with.
-        sequences: their names, S.
+        outcome: the name of what was measured.
+        first: the name of the action that every sequence begins with.
+        sequences: the names of the sequences, S.
         outcomes: (S, seeds).
     """
 
@@ -56,7 +57,7 @@ class Certificate:
 
     @property
     def identical(self) -> bool:
-        """On each seed, all sequences have the same outcome, bit for bit."""
+        """Whether on each seed all sequences have the same outcome, bit for bit."""
         return bool((self.outcomes == self.outcomes[0]).all())
 
     @property
@@ -78,17 +79,17 @@ class Certificate:
 
     @property
     def p_value(self) -> float:
-        """Of Friedman's test: the sequences are interchangeable on every seed."""
+        """Of Friedman's test, whose null hypothesis is that the sequences are interchangeable on every seed."""
         return 1.0 if self.identical else float(friedmanchisquare(*self.outcomes).pvalue)
 
     @property
     def certified(self) -> bool:
-        """See the module."""
-        return self.p_value < LEVEL and self.ratio > RATIO
+        """Whether both conditions hold; see the module."""
+        return self.p_value < SIGNIFICANCE and self.ratio > LEAST_RATIO
 
     @property
     def verdict(self) -> str:
-        """In a sentence."""
+        """The result in a sentence."""
         if self.certified:
             return f"certified: the actions of {self.env} matter beyond seed noise"
         if self.identical:
@@ -97,24 +98,24 @@ class Certificate:
                 f"{self.outcome} is the same, bit for bit, on every seed"
             )
         reasons = []
-        if self.p_value >= LEVEL:
+        if self.p_value >= SIGNIFICANCE:
             reasons.append(f"the sequences differ by no more than chance (p = {self.p_value:.2g})")
-        if self.ratio <= RATIO:
+        if self.ratio <= LEAST_RATIO:
             reasons.append(f"the spread of the sequences is only {self.ratio:.2f} times that of the seeds")
         return f"not certified: {self.env}: {', and '.join(reasons)}"
 
 
 @dataclass(frozen=True)
-class Game:
-    """What is played.
+class CheckedEnv:
+    """The environment that is checked, and the actions that are tried.
 
     Attributes:
         env_id, kwargs: of `gym.make`.
         limit: steps of an episode that are played at most.
         endless: nobody has said that the limit may come before the end.
-        is_qan: a game of qan-gym.
-        lockstep: its rows in qan-gym's vector environment are the single environment.
-        actions: the extreme ones, by name; the last begins every sequence.
+        is_qan: whether it is an environment of qan-gym.
+        lockstep: whether qan-gym's vector environment plays the same episodes, one per row.
+        actions: the extreme actions, by name; the last one begins every sequence.
     """
 
     env_id: str
@@ -126,17 +127,17 @@ class Game:
     actions: dict[str, Any]
 
     def sequences(self) -> dict[str, list[Any]]:
-        """By name: the actions that are repeated, one after the other."""
+        """The sequences by name: the actions that are repeated, one after the other."""
         throughout = {f"{name} throughout": [action] for name, action in self.actions.items()}
         return {**throughout, f"in turn: {', '.join(self.actions)}": list(self.actions.values())}
 
     def action(self, cycle: list[Any], step: int) -> Any:
-        """What a sequence plays at a step, from 0."""
+        """The action of a sequence at a step, from 0."""
         return list(self.actions.values())[-1] if step == 0 else cycle[step % len(cycle)]
 
 
 def certify(
-    env_id: str, kwargs: dict[str, Any], seeds: int, steps: int | None, played: Callable[[str], None]
+    env_id: str, kwargs: dict[str, Any], seeds: int, steps: int | None, before_sequence: Callable[[str], None]
 ) -> Certificate:
     """Play the sequences and judge what they do.
 
@@ -145,104 +146,123 @@ def certify(
         kwargs: of `gym.make`.
         seeds: how many, from 0.
         steps: of an episode that are played; None: all.
-        played: called before every sequence, with its name.
+        before_sequence: called before every sequence, with its name.
 
     Raises:
-        ValueError: too few seeds or steps, an action space that is neither Discrete nor a bounded Box, an argument that
-            the environment does not take, an episode that does not end, an outcome that is not finite.
+        ValueError: too few seeds or steps, an action space without extremes (see `extremes`), an argument that the
+            environment does not take, an episode that does not end, an outcome that is not finite.
         gymnasium.error.Error: there is no such environment, or a library of it is missing.
     """
     if seeds < LEAST_SEEDS:
-        raise ValueError(f"seeds must be at least {LEAST_SEEDS}, not {seeds}: fewer cannot give p < {LEVEL}")
+        raise ValueError(f"seeds must be at least {LEAST_SEEDS}, not {seeds}: fewer cannot give p < {SIGNIFICANCE}")
     if steps is not None and steps < 2:
         raise ValueError(f"steps must be at least 2, not {steps}: the first action is the same in every sequence")
-    game = look_at(env_id, kwargs, steps)
+    checked = examine(env_id, kwargs, steps)
     outcomes = []
-    for name, cycle in game.sequences().items():
-        played(name)
-        outcomes.append((_in_lockstep if game.lockstep else _one_by_one)(game, cycle, seeds))
+    for name, cycle in checked.sequences().items():
+        before_sequence(name)
+        outcomes.append((_in_lockstep if checked.lockstep else _one_by_one)(checked, cycle, seeds))
         if not np.isfinite(outcomes[-1]).all():
             raise ValueError(f"{env_id}: an outcome of {name!r} is not finite: {outcomes[-1].tolist()}")
-    outcome = "ln(validation loss)" if game.is_qan else "return"
-    return Certificate(env_id, outcome, list(game.actions)[-1], tuple(game.sequences()), np.array(outcomes))
+    outcome = "ln(validation loss)" if checked.is_qan else "return"
+    return Certificate(env_id, outcome, list(checked.actions)[-1], tuple(checked.sequences()), np.array(outcomes))
 
 
-def look_at(env_id: str, kwargs: dict[str, Any], steps: int | None) -> Game:
-    """What there is to play; its arguments are those of `certify`.
+def examine(env_id: str, kwargs: dict[str, Any], steps: int | None) -> CheckedEnv:
+    """Make the environment once, to find out what can be played; the arguments are those of `certify`.
 
     Raises:
-        ValueError: there is no such environment, or it cannot be made with these arguments.
+        ValueError: it cannot be made with these arguments, or its action space has no extremes.
+        gymnasium.error.Error: there is no such environment, or a library of it is missing.
     """
     try:
         env = gym.make(env_id, **kwargs)
     except (TypeError, ModuleNotFoundError) as error:
         raise ValueError(f"{env_id} cannot be made: {error}") from error
-    about, spec = env.unwrapped, env.spec
+    inner, spec = env.unwrapped, env.spec
     env.close()
-    actions = extremes(env.action_space)
-    is_qan = isinstance(about, QanEnv)
-    whole = about.episode_length if is_qan else spec.max_episode_steps
-    bounds = [bound for bound in (steps, whole) if bound is not None]
-    limit = min(bounds, default=LONGEST)
-    if is_qan and limit < whole:
-        # So that the validation loss is measured after the last step that is played; training is the same.
-        kwargs = {**kwargs, "validate_every": limit * about.config.batches_per_action}
-    return Game(env_id, kwargs, limit, not bounds, is_qan, _has_rows(spec), actions)
-
-
-def _has_rows(spec: EnvSpec) -> bool:
-    return (
-        spec.entry_point in ENTRY_POINTS.values()
-        and spec.vector_entry_point == VECTOR_ENTRY_POINT
-        and not spec.additional_wrappers
+    assert spec is not None  # gym.make sets it
+    bounds = [bound for bound in (steps, spec.max_episode_steps) if bound is not None]
+    if isinstance(inner, QanEnv):
+        bounds.append(inner.episode_length)
+        if min(bounds) < inner.episode_length:
+            # So that the validation loss is measured after the last step that is played; training is the same.
+            kwargs = {**kwargs, "validate_every": min(bounds) * inner.config.batches_per_action}
+    return CheckedEnv(
+        env_id=env_id,
+        kwargs=kwargs,
+        limit=min(bounds, default=LONGEST),
+        endless=not bounds,
+        is_qan=isinstance(inner, QanEnv),
+        lockstep=_has_lockstep(inner, spec),
+        actions=extremes(env.action_space),
     )
 
 
+def _has_lockstep(env: gym.Env[Any, Any], spec: EnvSpec) -> bool:
+    """Whether an id is played by qan-gym's own environment and vector environment, and nothing is wrapped around."""
+    own_env = type(env).__module__ == QanEnv.__module__
+    own_vector_env = spec.vector_entry_point in (VECTOR_ENTRY_POINT, QanVectorEnv)
+    return own_env and own_vector_env and not spec.additional_wrappers and spec.max_episode_steps is None
+
+
 def extremes(space: spaces.Space[Any]) -> dict[str, Any]:
-    """The actions to try, by name: of Discrete all, or ten from first to last; of Box the highest, the lowest, both in
-    turn along its axes, and the middle.
+    """The actions to try, by name.
+
+    Of a Discrete space all, or ten from the first to the last; of a MultiDiscrete space or a Box the highest, the
+    lowest, and both in turn along its axes; of a Box the middle, too.
 
     Raises:
-        ValueError: another space, one without bounds, or of one action.
+        ValueError: another space, one without bounds, or of a single action.
     """
     if isinstance(space, spaces.Discrete) and space.n > 1:
         places = np.linspace(0, space.n - 1, min(int(space.n), MOST_ACTIONS)).round().astype(int)
         return {str(action): action for action in (int(space.start) + places).tolist()}
-    if isinstance(space, spaces.Box) and space.is_bounded():
+    if isinstance(space, spaces.MultiDiscrete) and (space.nvec > 1).any():
+        found = _corners(space.start, space.start + space.nvec - 1)
+    elif isinstance(space, spaces.Box) and space.is_bounded():
         low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-        found = {"high": high, "low": low}
-        if low.size > 1:
-            even = (np.arange(low.size) % 2 == 0).reshape(low.shape)
-            found |= {"high-low": np.where(even, high, low), "low-high": np.where(even, low, high)}
-        found["middle"] = (low + high) / 2
-        return {name: value.astype(space.dtype) for name, value in found.items()}
-    raise ValueError(f"the actions must be Discrete, more than one, or a Box with bounds; they are {space}")
+        found = {**_corners(low, high), "middle": (low + high) / 2}
+    else:
+        raise ValueError(
+            f"the actions must be Discrete or MultiDiscrete, more than one, or a Box with bounds; they are {space}"
+        )
+    return {name: value.astype(space.dtype) for name, value in found.items()}
 
 
-def _one_by_one(game: Game, cycle: list[Any], seeds: int) -> NDArray[np.float64]:
-    """The outcomes of a sequence, (seeds,), each of a new environment: nothing is left in it from another episode."""
+def _corners(low: NDArray[Any], high: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """The highest and the lowest action, and, of several numbers, the two that alternate between these."""
+    found = {"high": high, "low": low}
+    if low.size > 1:
+        even = (np.arange(low.size) % 2 == 0).reshape(low.shape)
+        found |= {"high-low": np.where(even, high, low), "low-high": np.where(even, low, high)}
+    return found
+
+
+def _one_by_one(checked: CheckedEnv, cycle: list[Any], seeds: int) -> NDArray[np.float64]:
+    """The outcomes of a sequence, (seeds,), each of a new environment, so that nothing is left from another episode."""
     outcomes = []
     for seed in range(seeds):
-        env = gym.make(game.env_id, **game.kwargs)
+        env = gym.make(checked.env_id, **checked.kwargs)
         env.reset(seed=seed)
         total, step, over = 0.0, 0, False
-        while not over and step < game.limit:
-            _, reward, terminated, truncated, info = env.step(game.action(cycle, step))
+        while not over and step < checked.limit:
+            _, reward, terminated, truncated, info = env.step(checked.action(cycle, step))
             total, step, over = total + float(reward), step + 1, terminated or truncated
         env.close()
-        if not over and game.endless:
-            raise ValueError(f"{game.env_id}: an episode has not ended after {game.limit:,} steps: give --steps")
-        outcomes.append(_log(info["validation_loss"]).item() if game.is_qan else total)
+        if not over and checked.endless:
+            raise ValueError(f"{checked.env_id}: an episode has not ended after {checked.limit:,} steps: give --steps")
+        outcomes.append(_log(info["validation_loss"]).item() if checked.is_qan else total)
     return np.array(outcomes)
 
 
-def _in_lockstep(game: Game, cycle: list[Any], seeds: int) -> NDArray[np.float64]:
-    """The same of a game of qan-gym, all seeds at once."""
-    envs = gym.make_vec(game.env_id, num_envs=seeds, **game.kwargs)
+def _in_lockstep(checked: CheckedEnv, cycle: list[Any], seeds: int) -> NDArray[np.float64]:
+    """The same, of an environment of qan-gym, all seeds at once."""
+    envs = gym.make_vec(checked.env_id, num_envs=seeds, **checked.kwargs)
     envs.reset(seed=0)  # row i has seed i
     losses, playing = np.zeros(seeds), np.ones(seeds, np.bool_)
-    for step in range(game.limit):
-        actions = np.stack([np.asarray(game.action(cycle, step))] * seeds)
+    for step in range(checked.limit):
+        actions = np.stack([np.asarray(checked.action(cycle, step))] * seeds)
         _, _, terminated, truncated, infos = envs.step(actions)
         losses = np.where(playing, infos["validation_loss"], losses)
         playing &= ~(terminated | truncated)

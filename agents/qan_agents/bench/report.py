@@ -4,22 +4,24 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from qan_agents.bench import statistics
-from qan_agents.bench.controllers import AGENTS
+from qan_agents.bench.controllers import Preparation
+from qan_agents.bench.preparation import controllers
 from qan_agents.bench.results import read_table
-from qan_agents.bench.statistics import BASELINE, TARGET, Estimate, Judged
+from qan_agents.bench.statistics import BASELINE, TARGET, ControllerScores, Estimate
 from qan_agents.experiments.page import as_table, page, write_text
 from qan_agents.experiments.plots import save
 
-LINES = ("-", "--", ":", "-.")
-SCHEDULES = ("step", "linear", "cosine", "one-cycle", "one-cycle-wide")  # what a practitioner would tune
-WIDE = 0.1  # nats: a picture of larger differences has a logarithmic axis
-SHOWN = 8  # curves in a picture, the best by test loss; more cannot be told apart
+LINE_STYLES = ("-", "--", ":", "-.")
+SCHEDULES = ("step", "linear", "cosine", "one-cycle", "one-cycle-wide")  # the tuned ones that agents are compared with
+LINEAR_RANGE = 0.1  # nats: a picture of larger differences has a logarithmic axis
+CURVES = 8  # in a picture, the best by test loss; more cannot be told apart
 
 
 def report(path: Path, out: Path) -> list[Path]:
@@ -33,7 +35,7 @@ def report(path: Path, out: Path) -> list[Path]:
     if not done:
         raise ValueError(f"{path}: no cell is finished yet: run qan bench")
     parts, pictures = ["# Results of the bench\n", _preface(done)], []
-    groups: dict[tuple[str, str, str, str], list[dict]] = {}
+    groups: dict[tuple[str, str, str, str], list[dict[str, Any]]] = {}
     for row in done:
         names = ("environment", "environment_kwargs", "prepared_on", "prepared_on_kwargs")
         groups.setdefault(tuple(row[name] for name in names), []).append(row)
@@ -48,7 +50,7 @@ def report(path: Path, out: Path) -> list[Path]:
     return [out / "report.md", out / "report.html", *pictures]
 
 
-def _preface(rows: list[dict]) -> str:
+def _preface(rows: list[dict[str, Any]]) -> str:
     versions = sorted({row["versions"] for row in rows})
     listed = "; ".join(", ".join(f"{k} {v}" for k, v in json.loads(one).items() if v) for one in versions)
     return (
@@ -70,15 +72,23 @@ def _settings(kwargs: str) -> str:
     return f" ({', '.join(f'{name}={value}' for name, value in settings.items())})" if settings else ""
 
 
-def _section(number: int, where: tuple, rows: list[dict], done: list[dict], out: Path) -> tuple[str, list[Path]]:
-    everyone = sorted(statistics.judged(rows), key=lambda one: one.test_loss.mean())
-    # What nobody has to prepare is the same wherever the others were prepared.
+def _section(
+    number: int, where: tuple[str, str, str, str], rows: list[dict[str, Any]], done: list[dict[str, Any]], out: Path
+) -> tuple[str, list[Path]]:
+    everyone = sorted(statistics.controller_scores(rows), key=lambda one: one.test_loss.mean())
+    # The baseline is not prepared: it is the same whatever environment the others were prepared on.
     same = [row for row in done if (row["environment"], row["environment_kwargs"]) == where[:2]]
-    baselines = {one.label: one for one in statistics.judged([row for row in same if row["label"] == BASELINE])}
+    baselines = {
+        one.label: one for one in statistics.controller_scores([row for row in same if row["label"] == BASELINE])
+    }
     baseline = baselines.get(BASELINE) or next((one for one in everyone if one.label == "shuffled"), everyone[-1])
     targets = sorted((one for one in everyone if one.label == TARGET), key=lambda one: one.runs) or [baseline]
-    table, contest = _table(everyone, baseline, targets), _contest(everyone, baseline)
-    text = [f"## {_title(where)}\n", table, _legend(baseline, targets), contest]
+    text = [
+        f"## {_title(where)}\n",
+        score_table(everyone, baseline, targets),
+        _legend(baseline, targets),
+        comparison_table(everyone, baseline),
+    ]
     figures = {
         "scores": _scores_picture(everyone, baseline),
         "curves": _curves_picture(everyone),
@@ -101,15 +111,18 @@ HEAD = (
 )
 
 
-def _table(everyone: Sequence[Judged], baseline: Judged, targets: Sequence[Judged]) -> str:
-    scores = {one.name: statistics.scores(one, baseline)[:, None] for one in everyone}
+def score_table(
+    everyone: Sequence[ControllerScores], baseline: ControllerScores, targets: Sequence[ControllerScores]
+) -> str:
+    """All controllers in a Markdown table, from the lowest test loss to the highest."""
+    scores = {one.name: statistics.relative_scores(one, baseline)[:, None] for one in everyone}
     means, ranks = statistics.interquartile_means(scores), statistics.mean_ranks(everyone)
-    against = statistics.scores(baseline, baseline)[:, None]
+    against = statistics.relative_scores(baseline, baseline)[:, None]
     rows = []
     for one in everyone:
         itself = one.name == baseline.name
         target = next((other for other in targets if other.runs == one.runs), targets[0])
-        share = float(np.median(statistics.steps_to(one, target)))
+        share = float(np.median(statistics.share_until(one, target)))
         rows.append(
             (
                 one.name,
@@ -122,7 +135,7 @@ def _table(everyone: Sequence[Judged], baseline: Judged, targets: Sequence[Judge
                 "" if itself else _chance(statistics.probability_of_improvement(scores[one.name], against)),
                 f"{ranks[one.name]:.1f}",
                 "never" if math.isinf(share) else f"{share:.0%}",
-                f"{statistics.area(one).mean():.3f}",
+                f"{statistics.mean_log_loss(one).mean():.3f}",
                 f"{one.diverged.mean():.0%}",
             )
         )
@@ -137,7 +150,7 @@ def _chance(estimate: Estimate) -> str:
     return f"{estimate.value:.0%} ({estimate.low:.0%} to {estimate.high:.0%})"
 
 
-def _legend(baseline: Judged, targets: Sequence[Judged]) -> str:
+def _legend(baseline: ControllerScores, targets: Sequence[ControllerScores]) -> str:
     target = targets[0].name + ("" if len(targets) == 1 else f", or of {TARGET} prepared on as many trainings,")
     return (
         f"Test loss and accuracy: means. Minus baseline: the difference in test loss to {baseline.name} on the same "
@@ -149,8 +162,11 @@ def _legend(baseline: Judged, targets: Sequence[Judged]) -> str:
     )
 
 
-def _contest(everyone: Sequence[Judged], baseline: Judged) -> str:
-    """Every learned controller against those that were tuned on as many trainings; empty where there are none."""
+def comparison_table(everyone: Sequence[ControllerScores], baseline: ControllerScores) -> str:
+    """Every learned controller beside those that were tuned on as many training runs; empty where there are none.
+
+    Learned is what was prepared and is not one of the tuned controllers: older results have other names.
+    """
     head = (
         "learned controller",
         f"minus {baseline.name}",
@@ -158,12 +174,14 @@ def _contest(everyone: Sequence[Judged], baseline: Judged) -> str:
         "minus the best tuned schedule",
         "which is",
     )
+    tuned = [name for name, kind in controllers().items() if kind.preparation == Preparation.TUNING]
     rows = []
     for one in everyone:
-        equals = [other for other in everyone if other.runs == one.runs]
-        constants = [other for other in equals if other.label == TARGET]
-        schedules = [other for other in equals if other.label in SCHEDULES]
-        if one.controller not in AGENTS or not (constants or schedules):
+        rivals = [other for other in everyone if other.runs == one.runs]
+        constants = [other for other in rivals if other.label == TARGET]
+        schedules = [other for other in rivals if other.label in SCHEDULES]
+        learned = one.runs > 0 and one.controller not in tuned
+        if not learned or not (constants or schedules):
             continue
         opponents = ([baseline], constants, schedules[:1])  # everyone comes sorted by test loss
         cells = [_against(one, some[0]) if some else "" for some in opponents]
@@ -176,11 +194,11 @@ def _contest(everyone: Sequence[Judged], baseline: Judged) -> str:
     )
 
 
-def _against(one: Judged, other: Judged) -> str:
+def _against(one: ControllerScores, other: ControllerScores) -> str:
     return _interval(statistics.difference(one.test_loss, other.test_loss), 4)
 
 
-def _failures(rows: list[dict]) -> str:
+def _failures(rows: list[dict[str, Any]]) -> str:
     if not rows:
         return ""
     lines = [
@@ -192,7 +210,7 @@ def _failures(rows: list[dict]) -> str:
 # --- the pictures ---------------------------------------------------------------------------------------------------
 
 
-def _scores_picture(everyone: Sequence[Judged], baseline: Judged) -> Figure:
+def _scores_picture(everyone: Sequence[ControllerScores], baseline: ControllerScores) -> Figure:
     others = [one for one in everyone if one.name != baseline.name][::-1]
     figure = Figure(figsize=(8, 1.5 + 0.32 * max(len(others), 1)), layout="constrained")
     axes = figure.add_subplot(title=f"test loss minus that of {baseline.name}, 95 % intervals")
@@ -205,18 +223,18 @@ def _scores_picture(everyone: Sequence[Judged], baseline: Judged) -> Figure:
     axes.set_yticks(range(len(others)), [one.name for one in others])
     axes.axvline(0, color="0.4", linewidth=1)
     axes.set_xlabel("nats (left: better)")
-    if largest > WIDE:
-        axes.set_xscale("symlog", linthresh=WIDE)
-        axes.set_xlabel(f"nats (left: better; linear within {WIDE}, logarithmic beyond)")
+    if largest > LINEAR_RANGE:
+        axes.set_xscale("symlog", linthresh=LINEAR_RANGE)
+        axes.set_xlabel(f"nats (left: better; linear within {LINEAR_RANGE}, logarithmic beyond)")
     axes.grid(alpha=0.3)
     return figure
 
 
-def _curves_picture(everyone: Sequence[Judged]) -> Figure:
+def _curves_picture(everyone: Sequence[ControllerScores]) -> Figure:
     figure = Figure(figsize=(9, 7), layout="constrained")
     loss, rate = figure.subplots(2, 1, sharex=True)
-    for number, one in enumerate(everyone[:SHOWN]):
-        look = {"color": f"C{number}", "linestyle": LINES[number % len(LINES)], "label": one.name}
+    for number, one in enumerate(everyone[:CURVES]):
+        look = {"color": f"C{number}", "linestyle": LINE_STYLES[number % len(LINE_STYLES)], "label": one.name}
         for axes, values in ((loss, one.validation_curve), (rate, one.rate_curve)):
             share = np.linspace(0, 1, values.shape[2])
             axes.plot(share, np.median(values.reshape(-1, values.shape[2]), axis=0), **look)
@@ -229,16 +247,17 @@ def _curves_picture(everyone: Sequence[Judged]) -> Figure:
     return figure
 
 
-def _profiles_picture(everyone: Sequence[Judged], baseline: Judged) -> Figure:
-    some = everyone[:SHOWN]
-    scores = {one.name: statistics.scores(one, baseline)[:, None] for one in some}
+def _profiles_picture(everyone: Sequence[ControllerScores], baseline: ControllerScores) -> Figure:
+    some = everyone[:CURVES]
+    scores = {one.name: statistics.relative_scores(one, baseline)[:, None] for one in some}
     together = np.concatenate(list(scores.values()))
-    taus = np.linspace(*np.percentile(together, [1, 99]), 61)
-    found, intervals = statistics.profiles(scores, taus)
+    low, high = np.percentile(together, [1, 99])
+    taus = np.linspace(low, high, 61)
+    found, intervals = statistics.performance_profiles(scores, taus)
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot(title="performance profiles, 95 % bands")
     for number, name in enumerate(scores):
-        axes.plot(taus, found[name], color=f"C{number}", linestyle=LINES[number % len(LINES)], label=name)
+        axes.plot(taus, found[name], color=f"C{number}", linestyle=LINE_STYLES[number % len(LINE_STYLES)], label=name)
         axes.fill_between(taus, *intervals[name], color=f"C{number}", alpha=0.12)
     axes.set_xlabel(f"score t: ln(test loss of {baseline.name} / test loss)")
     axes.set_ylabel("share of the trainings with a score above t")

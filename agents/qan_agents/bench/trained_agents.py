@@ -1,8 +1,9 @@
-"""Agents as the controllers of a bench: trained on so many trainings, then played greedily."""
+"""Agents as controllers: trained on the budget of training runs, then played greedily."""
 
 from collections.abc import Callable
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from typing import Any, cast
 
 import gymnasium as gym
 import torch
@@ -10,79 +11,55 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 
 import qan_agents.bench.clipped_reward  # noqa: F401 (registers its reward)
-from qan_agents.bench.controllers import Infos, Prepared, Problem, Settings, batches_of, looking_every
-from qan_agents.dqn.agent import Game, train
-from qan_agents.dqn.ensemble import Ensemble
-from qan_agents.dqn.presets import make_dqn_config
-from qan_gym.games.learning_rate import KEEP
+from qan_agents.bench.controllers import Preparation, Prepare, PreparedController, register_controller
+from qan_agents.bench.tuning_task import Settings, TuningTask, task_config
+from qan_agents.dqn import Ensemble, EnvInterface, make_dqn_config, train
+from qan_gym.games import game_of
+from qan_gym.vector_env import QanVectorEnv
 
-DECISIONS = 50  # of an episode, unless the settings say otherwise
+ACTIONS = 50  # of an episode, unless the settings say otherwise
 CAUTION = 0.5  # of the ensemble, see `Ensemble.choose`
 
 
-def playing(problem: Problem, wanted: Settings, continuous: bool) -> Settings:
-    """How an agent plays the learning-rate game: few long actions that multiply the learning rate, on top of a
-    cooldown, paid by the drop in the validation loss; the mini-batch game it plays as it is.
+def agent_env_kwargs(task: TuningTask, own: Settings, continuous: bool) -> Settings:
+    """The keyword arguments of the environment that an agent plays.
+
+    Where actions set the learning rate: few long actions that multiply it, on top of a cooldown. In every game the
+    reward is the drop in the validation loss.
 
     Args:
-        problem: what it plays.
-        wanted: keyword arguments that differ.
-        continuous: the agent's actions are.
+        task: which it is to control.
+        own: keyword arguments that take precedence.
+        continuous: whether the agent's actions are.
     """
-    every = looking_every(problem)
-    if problem.task.game != "learning-rate":
-        return {"validate_every": every, "reward": "validation-loss", **wanted}
-    own = {
-        "batches_per_action": max(1, batches_of(problem) // DECISIONS),
-        "validate_every": every,
-        "reward": "validation-loss",
-        "schedule": "cooldown",
-        **({"continuous": True} if continuous else {"action_scale": "multiplicative"}),
-    }
-    return {**own, **wanted}
+    common = {"validate_every": task.validation_interval, "reward": "validation-loss"}
+    if "learning_rate" not in game_of(task.config).hyperparameters:
+        return {**common, **own}
+    actions = {"continuous": True} if continuous else {"action_scale": "multiplicative"}
+    batches_per_action = max(1, task.batches // ACTIONS)
+    return {"batches_per_action": batches_per_action, **common, "schedule": "cooldown", **actions, **own}
 
 
-class Agent:
-    """A trained agent as a `Player`."""
+class AgentController:
+    """A trained agent as a `Controller`."""
 
     def __init__(self, choose: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
         """choose: (N, D) observations -> the actions, (N,) or (N, 1)."""
         self.choose = choose
 
-    def start(self, env: VectorEnv) -> None:
-        """See `Player.start`."""
+    def start(self, env: QanVectorEnv) -> None:
+        """See `Controller.start`."""
 
-    def act(self, observations: NDArray[Any], infos: Infos) -> NDArray[Any]:
-        """See `Player.act`."""
+    def act(self, observations: NDArray[Any], infos: dict[str, Any]) -> NDArray[Any]:
+        """See `Controller.act`."""
         return self.choose(observations)
 
 
-def train_agent(name: str, problem: Problem, settings: Settings) -> Prepared:
-    """Train an agent on the problem's budget, in waves of `at_once` trainings.
+class BudgetEndTerminates(VectorWrapper[Any, Any, Any, Any, Any]):
+    """Reports the end of the budget as a termination, so that no value is expected after it.
 
-    Args:
-        name: "dqn-gpu", "dqn", "qr-dqn", "ppo", "sac" or "td3".
-        problem: what it is to control.
-        settings: `env`, see `playing`; all others are hyperparameters.
-
-    Raises:
-        ValueError: a setting is wrong, or the budget is no whole number of waves.
-    """
-    rows = min(problem.at_once, problem.runs)
-    if rows < 1 or problem.runs % rows:
-        raise ValueError(
-            f"an agent is trained in waves of {problem.at_once}: {problem.runs} runs are no number of them"
-        )
-    hyperparameters = {key: value for key, value in settings.items() if key != "env"}
-    arguments = playing(problem, settings.get("env", {}), continuous=name in ("sac", "td3"))
-    return (_bundled if name == "dqn-gpu" else _sb3)(name, problem, arguments, hyperparameters, rows)
-
-
-class SpentIsOver(VectorWrapper):
-    """The budget's end ends the return as well: nothing is expected after it.
-
-    `truncated` says "it could go on", and agents then add the value that they believe the last state to have. Here the
-    time that is left is seen, and nothing follows (arXiv:1712.00378); that value would be learned from nothing.
+    At a truncation agents add the value of the last state to the return, as if the episode went on. Here the time that
+    is left is observed and nothing follows (arXiv:1712.00378), so there would be nothing to learn that value from.
     """
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
@@ -91,93 +68,156 @@ class SpentIsOver(VectorWrapper):
         return observations, rewards, terminated | truncated, truncated & False, infos
 
 
-def _training_env(problem: Problem, arguments: Settings, rows: int, output: str) -> VectorEnv:
-    kwargs = {**problem.env_kwargs, **arguments}
-    return SpentIsOver(
-        gym.make_vec(problem.env, num_envs=rows, output=output, autoreset_mode=AutoresetMode.SAME_STEP, **kwargs)
-    )
+# An algorithm, trained: (task, keyword arguments of the environment, hyperparameters, rows in lock-step).
+Train = Callable[[TuningTask, Settings, Settings, int], PreparedController]
 
 
-def _bundled(name: str, problem: Problem, arguments: Settings, wanted: Settings, rows: int) -> Prepared:
-    caution = wanted.pop("caution", CAUTION)
+def train_agent(train: Train, continuous: bool) -> Prepare:
+    """The preparation of an agent: `task.num_envs` training runs at once.
+
+    The settings are `env`, see `agent_env_kwargs`, and hyperparameters.
+    """
+
+    def prepare(task: TuningTask, settings: Settings) -> PreparedController:
+        rows = min(task.num_envs, task.runs)
+        if rows < 1 or task.runs % rows:
+            raise ValueError(
+                f"an agent is trained in waves of {task.num_envs} runs: {task.runs} are no whole number of waves"
+            )
+        hyperparameters = {name: value for name, value in settings.items() if name != "env"}
+        return train(task, agent_env_kwargs(task, settings.get("env", {}), continuous), hyperparameters, rows)
+
+    return prepare
+
+
+def _training_env(task: TuningTask, env_kwargs: Settings, rows: int, output: str) -> VectorEnv[Any, Any, Any]:
+    arguments = {**task.env_kwargs, **env_kwargs}
+    mode = AutoresetMode.SAME_STEP
+    return BudgetEndTerminates(gym.make_vec(task.env, num_envs=rows, output=output, autoreset_mode=mode, **arguments))
+
+
+# --- the bundled DQN ------------------------------------------------------------------------------------------------
+
+
+def _train_ensemble(task: TuningTask, env_kwargs: Settings, hyperparameters: Settings, rows: int) -> PreparedController:
+    caution = hyperparameters.pop("caution", CAUTION)
     if isinstance(caution, bool) or not isinstance(caution, int | float) or not caution >= 0:
         raise ValueError(f"caution must be a number of at least 0, not {caution!r}")
-    env = _training_env(problem, arguments, rows, "torch")
-    decisions = env.unwrapped.episode_length
-    steps = problem.runs * decisions
+    env = _training_env(task, env_kwargs, rows, "torch")
+    game_env = cast(QanVectorEnv, env.unwrapped)
+    episode_length = game_env.episode_length
+    steps = task.runs * episode_length
     # The whole return is learned from: estimates built on estimates of the near future end at a low learning rate,
     # which lowers the loss at once and costs later.
-    config = make_dqn_config("control", steps, {"n_step": decisions, **wanted})
+    config = make_dqn_config("control", steps, {"n_step": episode_length, **hyperparameters})
     if config.history != 1:
         raise ValueError("a bench plays agents without a history of frames: history must be 1")
-    agent = Ensemble(config, Game.of(env), rows, str(env.unwrapped.training.device), seed=problem.seed)
-    finished = train(agent, env, steps, seed=problem.tuning_seed(0))
-    default = KEEP if problem.task.game == "learning-rate" else None
+    agent = Ensemble(config, EnvInterface.of(env), rows, str(game_env.training.device), seed=task.seed)
+    finished = train(agent, env, steps, seed=task.tuning_seed(0))
+    own = task_config(task.env, {**task.env_kwargs, **env_kwargs})
+    default = game_of(own).no_op(own)
 
     def choose(observations: NDArray[Any]) -> NDArray[Any]:
-        seen = torch.as_tensor(observations, device=agent.device)[:, None]  # (N, 1, D)
-        return agent.choose(seen, default, caution).cpu().numpy()
+        stacked = torch.as_tensor(observations, device=agent.device)[:, None]  # (N, 1, D)
+        actions: NDArray[Any] = agent.choose(stacked, default, caution).cpu().numpy()
+        return actions
 
-    batches = steps * env.unwrapped.config.batches_per_action
+    runs = max(len(finished), task.runs)  # more are begun where some diverge, in as many mini-batches
+    batches = steps * game_env.config.batches_per_action
     chosen = {**asdict(config), "members": rows, "caution": caution}
-    return Prepared(Agent(choose), arguments, _consumed(len(finished), problem), batches, chosen)
+    return PreparedController(AgentController(choose), env_kwargs, runs, batches, chosen)
 
 
-def _consumed(finished: int, problem: Problem) -> int:
-    """Trainings begun: of those that diverged there may be more than was allowed, in as many mini-batches."""
-    return max(finished, problem.runs)
+# --- Stable-Baselines3 ----------------------------------------------------------------------------------------------
 
 
-def _sb3(name: str, problem: Problem, arguments: Settings, wanted: Settings, rows: int) -> Prepared:
-    from stable_baselines3 import DQN as SB3DQN
-    from stable_baselines3 import PPO, SAC, TD3
-    from stable_baselines3.common.logger import Logger
+@dataclass(frozen=True)
+class SB3Algorithm:
+    """An algorithm with Stable-Baselines3's interface.
 
-    from qan_agents.sb3.bridge import GymnasiumVecEnv, StackHistory
-    from qan_agents.sb3.dqn import Extractor
+    Attributes:
+        module, name: of its class.
+        continuous: whether its actions are.
+        defaults: (rows, actions of an episode, steps) -> hyperparameters for a few hundred to a few thousand steps.
+    """
 
-    algorithms: dict[str, Any] = {"dqn": SB3DQN, "ppo": PPO, "sac": SAC, "td3": TD3}
-    if name == "qr-dqn":
-        from sb3_contrib import QRDQN
+    module: str
+    name: str
+    continuous: bool
+    defaults: Callable[[int, int, int], Settings]
 
-        algorithms[name] = QRDQN
-    games = _training_env(problem, arguments, rows, "numpy")
-    env, about = StackHistory(GymnasiumVecEnv(games), 1), games.unwrapped
-    decisions, batches_per_action = about.episode_length, about.config.batches_per_action
-    screen_rows, columns = about.screen_shape
-    steps = problem.runs * decisions
-    extractor = {"features": "scores", "rows": screen_rows, "columns": columns}
-    defaults = {
-        "policy_kwargs": {
-            "net_arch": [64, 64],
-            "features_extractor_class": Extractor,
-            "features_extractor_kwargs": extractor,
-        },
-        "gamma": 0.995,
-        **_own(name, rows, decisions, steps),
+    def train(self, task: TuningTask, env_kwargs: Settings, hyperparameters: Settings, rows: int) -> PreparedController:
+        """See `Train`.
+
+        Raises:
+            ValueError: a setting is wrong.
+        """
+        from stable_baselines3.common.logger import Logger
+
+        from qan_agents.sb3 import GymnasiumVecEnv
+        from qan_agents.sb3.extractor import extractor_arguments
+        from qan_agents.sb3.wrappers import StackHistory
+
+        envs = _training_env(task, env_kwargs, rows, "numpy")
+        env, game_env = StackHistory(GymnasiumVecEnv(envs), 1), cast(QanVectorEnv, envs.unwrapped)
+        episode_length, batches_per_action = game_env.episode_length, game_env.config.batches_per_action
+        steps = task.runs * episode_length
+        settings = {
+            "policy_kwargs": {
+                "net_arch": [64, 64],
+                **extractor_arguments(game_env, "scores"),
+            },
+            "gamma": 0.995,
+            "learning_rate": 1e-3,
+            **self.defaults(rows, episode_length, steps),
+            **hyperparameters,
+        }
+        algorithm = getattr(import_module(self.module), self.name)
+        try:
+            model = algorithm("MlpPolicy", env, seed=task.seed, device="cpu", **settings)
+        except TypeError as error:
+            raise ValueError(f"settings of {self.name}: {error}") from error
+        model.set_logger(Logger(folder=None, output_formats=[]))  # the default logger makes an empty folder
+        env.seed(task.tuning_seed(0))
+        model.learn(steps)
+
+        def choose(observations: NDArray[Any]) -> NDArray[Any]:
+            actions: NDArray[Any] = model.predict(observations[:, None], deterministic=True)[0]
+            return actions
+
+        runs = -(-model.num_timesteps // episode_length)
+        chosen = {name: value for name, value in settings.items() if name != "policy_kwargs"}
+        batches = model.num_timesteps * batches_per_action
+        return PreparedController(AgentController(choose), env_kwargs, runs, batches, chosen)
+
+
+def _on_policy(rows: int, episode_length: int, steps: int) -> Settings:
+    return {"n_steps": episode_length, "batch_size": episode_length, "n_epochs": 10}
+
+
+def _off_policy(rows: int, episode_length: int, steps: int) -> Settings:
+    return {
+        "learning_starts": min(200, steps // 5),
+        "buffer_size": max(steps, 1),
+        "train_freq": 1,
+        "gradient_steps": 8 * rows,
+        "batch_size": 64,
     }
-    try:
-        model = algorithms[name]("MlpPolicy", env, seed=problem.seed, device="cpu", **{**defaults, **wanted})
-    except TypeError as error:
-        raise ValueError(f"settings of {name}: {error}") from error
-    model.set_logger(Logger(folder=None, output_formats=[]))  # else each leaves an empty folder behind
-    env.seed(problem.tuning_seed(0))
-    model.learn(steps)
-
-    def choose(observations: NDArray[Any]) -> NDArray[Any]:
-        return model.predict(observations[:, None], deterministic=True)[0]
-
-    done = -(-model.num_timesteps // decisions)
-    shown = {key: value for key, value in {**defaults, **wanted}.items() if key != "policy_kwargs"}
-    return Prepared(Agent(choose), arguments, done, model.num_timesteps * batches_per_action, shown)
 
 
-def _own(name: str, rows: int, decisions: int, steps: int) -> Settings:
-    """Hyperparameters of SB3's algorithms for a few hundred to a few thousand steps."""
-    if name == "ppo":
-        return {"n_steps": decisions, "batch_size": decisions, "n_epochs": 10, "learning_rate": 1e-3}
-    early = {"learning_starts": min(200, steps // 5), "buffer_size": max(steps, 1), "train_freq": 1}
-    off_policy = {**early, "gradient_steps": 8 * rows}
-    if name in ("dqn", "qr-dqn"):
-        return {**off_policy, "learning_rate": 1e-3, "batch_size": 64, "target_update_interval": 200}
-    return {**off_policy, "learning_rate": 1e-3, "batch_size": 64}
+def _q_learning(rows: int, episode_length: int, steps: int) -> Settings:
+    return {**_off_policy(rows, episode_length, steps), "target_update_interval": 200}
+
+
+SB3_ALGORITHMS = {
+    "dqn": SB3Algorithm("stable_baselines3", "DQN", False, _q_learning),
+    "qr-dqn": SB3Algorithm("sb3_contrib", "QRDQN", False, _q_learning),
+    "ppo": SB3Algorithm("stable_baselines3", "PPO", False, _on_policy),
+    "sac": SB3Algorithm("stable_baselines3", "SAC", True, _off_policy),
+    "td3": SB3Algorithm("stable_baselines3", "TD3", True, _off_policy),
+}
+
+register_controller("dqn-native", train_agent(_train_ensemble, continuous=False), Preparation.TRAINING)
+for _name, _algorithm in SB3_ALGORITHMS.items():
+    _prepare = train_agent(_algorithm.train, _algorithm.continuous)
+    register_controller(_name, _prepare, Preparation.TRAINING)

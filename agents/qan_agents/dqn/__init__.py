@@ -1,1 +1,27 @@
-"""The bundled DQN: settings, network, replay, acting and learning, on one device as tensors."""
+"""The bundled DQN: hyperparameters, network, replay, updates and training loop, on one device as tensors.
+
+    agent = DQN(DQNConfig(), EnvInterface.of(env), device="cuda")
+    episodes = train(agent, env, steps=50_000)
+
+plays any vector environment of Gymnasium with a Box of observations and Discrete actions.
+"""
+
+from qan_agents.dqn.agent import DQN
+from qan_agents.dqn.config import DQNConfig
+from qan_agents.dqn.ensemble import Ensemble
+from qan_agents.dqn.presets import PRESETS, make_dqn_config
+from qan_agents.dqn.training import FinishedEpisode, train
+from qan_agents.dqn.vector_env import EnvInterface, TensorVectorEnv, Transitions
+
+__all__ = [
+    "DQN",
+    "PRESETS",
+    "DQNConfig",
+    "Ensemble",
+    "EnvInterface",
+    "FinishedEpisode",
+    "TensorVectorEnv",
+    "Transitions",
+    "make_dqn_config",
+    "train",
+]

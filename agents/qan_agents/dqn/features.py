@@ -1,39 +1,77 @@
-"""What reads the last frames for a Q network."""
+"""The first layers of a Q network: which numbers of the last frames the layers behind them see."""
 
 import torch
 from torch import Tensor, nn
 
-from qan_gym.core.observation import ALWAYS_MEASURED, SCORE_LINE
+from qan_gym.core.observation import ALWAYS_MEASURED
 
 
-class Filters(nn.Module):
+class Features(nn.Module):
+    """A first layer, (B, history, rows * columns) -> (B, size)."""
+
+    def __init__(self, history: int, rows: int, columns: int, score_line: int) -> None:
+        """Build the layer.
+
+        Args:
+            history: frames of an observation.
+            rows: of a frame; the last one is the score line, where there is one.
+            columns: of a frame.
+            score_line: numbers on the score line.
+        """
+        super().__init__()
+        self.history, self.rows, self.columns, self.score_line = history, rows, columns, score_line
+
+    @property
+    def size(self) -> int:
+        """Numbers that the layer hands on."""
+        raise NotImplementedError
+
+
+class Flat(Features):
+    """The frames as they are."""
+
+    @property
+    def size(self) -> int:
+        """See `Features.size`."""
+        return self.history * self.rows * self.columns
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """(B, history, D) -> (B, history * D)."""
+        return observations.flatten(1)
+
+
+class Filters(Features):
     """The paper's: one convolution of 32 8x8 filters, stride 4, padding 1, over the last screens."""
 
-    def __init__(self, history: int, rows: int, columns: int) -> None:
-        """history: screens; rows, columns: of a screen."""
-        super().__init__()
+    def __init__(self, history: int, rows: int, columns: int, score_line: int) -> None:
+        """See `Features`."""
+        super().__init__(history, rows, columns, score_line)
         self.layers = nn.Sequential(
             nn.Unflatten(2, (rows, columns)),  # (B, history, rows, columns)
             nn.Conv2d(history, 32, kernel_size=8, stride=4, padding=1),
             nn.ReLU(),
             nn.Flatten(),
         )
+
+    @property
+    def size(self) -> int:
+        """See `Features.size`."""
         with torch.no_grad():
-            self.size: int = self.layers(torch.zeros(1, history, rows * columns)).shape[1]
+            return self.forward(torch.zeros(1, self.history, self.rows * self.columns)).shape[1]
 
     def forward(self, observations: Tensor) -> Tensor:
         """(B, history, rows * columns) -> (B, size)."""
-        return self.layers(observations)
+        features: Tensor = self.layers(observations)
+        return features
 
 
-class ScoreLine(nn.Module):
-    """The score line of the last screens, and the root mean square of the filters: few numbers for few episodes."""
+class ScoreLine(Features):
+    """The five numbers of the score line that are always measured, and the root mean square of the filters."""
 
-    def __init__(self, history: int, rows: int, columns: int) -> None:
-        """The score line is the last of the rows."""
-        super().__init__()
-        self.rows, self.columns = rows, columns
-        self.size = history * (ALWAYS_MEASURED + 1)
+    @property
+    def size(self) -> int:
+        """See `Features.size`."""
+        return self.history * (ALWAYS_MEASURED + 1)
 
     def forward(self, observations: Tensor) -> Tensor:
         """(B, history, rows * columns) -> (B, history * 6)."""
@@ -42,34 +80,21 @@ class ScoreLine(nn.Module):
         return torch.cat([screens[:, :, -1, :ALWAYS_MEASURED], size], dim=2).flatten(1)
 
 
-class Scores(nn.Module):
-    """The score line of the last screens, with the validation loss where `validate_every` measures it."""
+class Scores(Features):
+    """The whole score line: the seven numbers of every game, and those that the game adds."""
 
-    def __init__(self, history: int, rows: int, columns: int) -> None:
-        """The score line is the last of the rows."""
-        super().__init__()
-        self.start = (rows - 1) * columns
-        self.size = history * len(SCORE_LINE)
-
-    def forward(self, observations: Tensor) -> Tensor:
-        """(B, history, rows * columns) -> (B, history * 7)."""
-        return observations[:, :, self.start : self.start + len(SCORE_LINE)].flatten(1)
-
-
-class Flat(nn.Module):
-    """The last frames as they are."""
-
-    def __init__(self, history: int, rows: int, columns: int) -> None:
-        """See `Filters`."""
-        super().__init__()
-        self.size = history * rows * columns
+    @property
+    def size(self) -> int:
+        """See `Features.size`."""
+        return self.history * self.score_line
 
     def forward(self, observations: Tensor) -> Tensor:
-        """(B, history, D) -> (B, history * D)."""
-        return observations.flatten(1)
+        """(B, history, rows * columns) -> (B, history * score_line)."""
+        start = (self.rows - 1) * self.columns
+        return observations[:, :, start : start + self.score_line].flatten(1)
 
 
-FEATURES: dict[str, type[Filters] | type[ScoreLine] | type[Scores] | type[Flat]] = {
+FEATURES: dict[str, type[Features]] = {
     "flat": Flat,
     "filters": Filters,
     "score-line": ScoreLine,

@@ -1,13 +1,14 @@
-"""The named hyperparameters of both DQNs: Stable-Baselines3's and the bundled one."""
+"""Presets: named hyperparameters of both DQNs, Stable-Baselines3's and the bundled one."""
 
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from qan_agents.dqn.agent import DQNConfig
+from qan_agents.dqn.config import DQNConfig
 
 
 def _paper(steps: int) -> DQNConfig:
+    """Those of the paper that this project follows, arXiv:1606.01467: the DQN of Mnih et al., Nature 518 (2015)."""
     return DQNConfig(
         history=4,
         features="filters",
@@ -29,6 +30,7 @@ def _paper(steps: int) -> DQNConfig:
 
 
 def _quick(steps: int) -> DQNConfig:
+    """Few inputs and a small network: learns something in a few thousand steps."""
     return DQNConfig(
         features="score-line",
         hidden=(64, 64),
@@ -40,7 +42,8 @@ def _quick(steps: int) -> DQNConfig:
     )
 
 
-def _today(steps: int) -> DQNConfig:
+def _rainbow(steps: int) -> DQNConfig:
+    """`quick` with what has been added to DQN since, as in arXiv:1710.02298."""
     return DQNConfig(
         features="score-line",
         hidden=(64, 64),
@@ -62,6 +65,7 @@ def _today(steps: int) -> DQNConfig:
 
 
 def _control(steps: int) -> DQNConfig:
+    """Undiscounted returns over many steps, for few long actions on top of a schedule."""
     return DQNConfig(
         features="scores",
         hidden=(64, 64),
@@ -81,7 +85,7 @@ def _control(steps: int) -> DQNConfig:
 PRESETS: dict[str, Callable[[int], DQNConfig]] = {
     "paper": _paper,
     "quick": _quick,
-    "today": _today,
+    "rainbow": _rainbow,
     "control": _control,
 }
 
@@ -91,16 +95,16 @@ def make_dqn_config(preset: str, steps: int, overrides: dict[str, Any]) -> DQNCo
 
     Args:
         preset: one of PRESETS.
-        steps: of the whole training, which the exploration is spread over.
-        overrides: settings that differ from the preset's.
+        steps: of the whole training, over which the exploration is spread.
+        overrides: hyperparameters that differ from the preset's.
 
     Raises:
-        ValueError: the preset or a setting is unknown, or a value out of its range.
+        ValueError: the preset or a hyperparameter is unknown, or a value out of its range.
     """
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; there are {', '.join(PRESETS)}")
     settings = asdict(PRESETS[preset](max(steps, 1)))
     unknown = overrides.keys() - settings.keys()
     if unknown:
-        raise ValueError(f"unknown setting of the agent: {', '.join(sorted(unknown))}; there are {', '.join(settings)}")
+        raise ValueError(f"unknown hyperparameters: {', '.join(sorted(unknown))}; there are {', '.join(settings)}")
     return DQNConfig(**{**settings, **overrides})

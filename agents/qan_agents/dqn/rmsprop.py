@@ -1,4 +1,4 @@
-"""RMSprop as DeepMind's DQN has it, which is neither torch's nor TensorFlow's."""
+"""RMSprop as in DeepMind's DQN, which is neither torch's nor TensorFlow's."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -20,7 +20,7 @@ class DeepMindRMSprop(Optimizer):
 
     def __init__(self, params: Iterable[Tensor], lr: float, eps: float) -> None:
         """lr: the learning rate, above 0; eps: above 0, in units of the gradient squared."""
-        super().__init__(params, {"learning-rate": lr, "eps": eps})
+        super().__init__(params, {"lr": lr, "eps": eps})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]

@@ -1,1 +1,1 @@
-"""Training runs: the run folder, training, evaluation, plots, the page of a run, videos, the experiments of the paper."""
+"""Training runs: their folder, training, evaluation, pictures, pages and videos, and the experiments of the paper."""

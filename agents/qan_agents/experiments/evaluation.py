@@ -1,32 +1,31 @@
-"""The trained agent beside fixed policies, on seeds that it was not trained on."""
+"""Evaluation: the trained agent and fixed policies play the same episodes, whose seeds the agent has not seen."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.wrappers import FrameStackObservation
 
-from qan_agents.experiments.learner import Greedy
 from qan_agents.experiments.run_folder import Run, read_rows, write_rows
 from qan_agents.experiments.train import load_agent
 from qan_agents.policies.fixed import Policy, make_policy
-from qan_agents.policies.rollout import Episode, Recorder, play
+from qan_agents.policies.rollout import Episode, EpisodeRecorder, play_episode, qan_env
 
-BESIDE = {"learning-rate": ("constant", "cosine"), "minibatch": ("uniform", "random")}  # by game; the first is the baseline
 SCORES = ("test_loss", "test_accuracy", "validation_loss", "validation_accuracy")
 COLUMNS = ("policy", "seed", *SCORES, "return", "steps", "diverged", "steps_to_baseline")
 
 
 @dataclass(frozen=True)
-class Standing:
-    """One policy over all seeds.
+class PolicyScores:
+    """The scores of one policy on all seeds.
 
     Attributes:
         policy: its name.
-        test_loss, test_accuracy: one per seed.
-        steps_to_baseline: actions until the smoothed loss was down to where the baseline's ended; None: never.
+        test_loss: nats, one per seed.
+        test_accuracy: in [0, 1], one per seed.
+        steps_to_baseline: one per seed: actions until the smoothed loss was as low as the baseline's at its end; None:
+            never.
     """
 
     policy: str
@@ -35,31 +34,34 @@ class Standing:
     steps_to_baseline: list[int | None]
 
 
-def evaluate(run: Run, played: Callable[[str, int], None]) -> list[Standing]:
-    """Play the agent of a run greedily and the fixed policies, on the run's seeds for it; write both tables.
+def evaluate(run: Run, before_episode: Callable[[str, int], None]) -> list[PolicyScores]:
+    """Play the agent of a run greedily and the fixed policies, on the run's evaluation seeds; write both tables.
 
     Args:
         run: with a saved agent.
-        played: called before every episode, with the policy's name and the seed.
+        before_episode: called before every episode, with the policy's name and the seed.
+
+    Returns:
+        The scores of the agent, then those of the fixed policies, the baseline's first.
 
     Raises:
         ValueError: the run has no agent yet, or a file of it is damaged.
     """
     config = run.config()
-    learner = load_agent(run)
-    env = FrameStackObservation(Recorder(gym.make(config.env, **config.env_kwargs)), learner.config.history)
-    policies: dict[str, Policy] = {config.agent: Greedy(learner)}
-    beside = config.beside or BESIDE[env.unwrapped.config.game]
-    policies |= {name: make_policy(name) for name in beside}
+    agent = load_agent(run)
+    env = FrameStackObservation(EpisodeRecorder(gym.make(config.env, **config.env_kwargs)), agent.history)
+    baselines = config.beside or qan_env(env).training.parts.game.baselines
+    policies: dict[str, Policy] = {config.agent: agent.policy()}
+    policies |= {name: make_policy(name) for name in baselines}
     episodes: dict[tuple[str, int], Episode] = {}
     for name, policy in policies.items():
         for seed in config.judged_on:
-            played(name, seed)
-            episodes[name, seed] = play(env, policy, seed)
+            before_episode(name, seed)
+            episodes[name, seed] = play_episode(env, policy, seed)
     env.close()
-    learner.close()
-    _write(run, episodes, beside[0])
-    return standings(run)
+    agent.close()
+    _write(run, episodes, baselines[0])
+    return scores_by_policy(run)
 
 
 def _write(run: Run, episodes: dict[tuple[str, int], Episode], baseline: str) -> None:
@@ -83,35 +85,38 @@ def _write(run: Run, episodes: dict[tuple[str, int], Episode], baseline: str) ->
     write_rows(run.folder / "evaluation.csv", rows, COLUMNS)
 
 
-def standings(run: Run) -> list[Standing]:
-    """The table of the last evaluation.
+def scores_by_policy(run: Run) -> list[PolicyScores]:
+    """The scores of the last evaluation, in the order of `evaluate`.
 
     Raises:
         ValueError: the run has not been evaluated.
     """
-    path: Path = run.folder / "evaluation.csv"
-    rows = read_rows(path)
-    table = []
-    for name in dict.fromkeys(row["policy"] for row in rows):
-        mine = [row for row in rows if row["policy"] == name]
-        reached = [int(row["steps_to_baseline"]) if row["steps_to_baseline"] else None for row in mine]
-        loss, accuracy = ([float(row[score]) for row in mine] for score in ("test_loss", "test_accuracy"))
-        table.append(Standing(name, loss, accuracy, reached))
-    return table
+    table = read_rows(run.folder / "evaluation.csv")
+    scores = []
+    for name in dict.fromkeys(row["policy"] for row in table):
+        rows = [row for row in table if row["policy"] == name]
+        reached = [int(row["steps_to_baseline"]) if row["steps_to_baseline"] else None for row in rows]
+        loss, accuracy = ([float(row[score]) for row in rows] for score in ("test_loss", "test_accuracy"))
+        scores.append(PolicyScores(name, loss, accuracy, reached))
+    return scores
 
 
-def as_rows(table: Sequence[Standing]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Standings as they are shown: the head, and a row each; the second standing is the baseline's."""
-    head = ("policy", "test loss", "test accuracy (%)", f"actions to {table[1].policy}'s loss")
-    rows = []
-    for one in table:
+def table_of(scores: Sequence[PolicyScores]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """A table of scores for people: the head, and a row per policy.
+
+    Args:
+        scores: as `evaluate` returns them.
+    """
+    baseline = scores[1].policy
+    rows: list[tuple[str, ...]] = []
+    for one in scores:
         reached = ", ".join("never" if steps is None else str(steps) for steps in one.steps_to_baseline)
         accuracy = mean_and_range([100 * value for value in one.test_accuracy], digits=1)
         rows.append((one.policy, mean_and_range(one.test_loss, digits=3), accuracy, reached))
-    return head, rows
+    return ("policy", "test loss", "test accuracy (%)", f"actions to {baseline}'s loss"), rows
 
 
 def mean_and_range(values: Sequence[float], digits: int) -> str:
-    """`mean (lowest-highest)`, because three seeds make no interval."""
+    """`mean (lowest-highest)`: the values are of three seeds or so, too few for a confidence interval."""
     mean, low, high = (f"{value:.{digits}f}" for value in (np.mean(values), min(values), max(values)))
     return f"{mean} ({low}-{high})"

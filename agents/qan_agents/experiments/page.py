@@ -1,4 +1,4 @@
-"""Markdown and pictures as one HTML page that needs no other file."""
+"""Self-contained HTML pages: Markdown and its pictures in one file."""
 
 import base64
 import html
@@ -26,7 +26,13 @@ def as_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def page(title: str, text: str, folder: Path) -> str:
-    """The page of a text in Markdown, whose pictures, PNG files in a folder, become part of it."""
+    """An HTML page.
+
+    Args:
+        title: of the page.
+        text: its content, Markdown.
+        folder: of the PNG files that the text refers to by name; they become part of the page.
+    """
     body = markdown(text, extensions=["tables"])
     for picture in folder.glob("*.png"):
         data = base64.b64encode(picture.read_bytes()).decode()

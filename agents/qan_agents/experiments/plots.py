@@ -1,21 +1,64 @@
-"""The pictures of a run."""
+"""The pictures of a run, drawn from the files in its folder."""
 
-from itertools import pairwise
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
-from qan_agents.experiments.evaluation import BESIDE
+from qan_agents.env_ids import import_module_of
 from qan_agents.experiments.run_folder import Run, read_rows
+from qan_gym.config import TaskConfig
+from qan_gym.games import Game, game_of
 from qan_gym.utils.files import write_aside
 
 Rows = list[dict[str, str]]
+Style = dict[str, Any]
 
 # Okabe and Ito's colours, told apart by the colour-blind; and line styles, told apart in grey.
-STYLES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", ":"))
+STYLES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", ":"), ("#CC79A7", "-."), ("#E69F00", "-"), ("#56B4E9", "--"))
+MOST_TICKS = 10  # with the name of an action
+ACCURACY, MAX_Q, ACTIONS, EPISODE = "accuracy.png", "max_q.png", "actions.png", "episode.png"
+
+
+@dataclass(frozen=True)
+class PlayedTask:
+    """The task of a run, as far as pictures need it.
+
+    Attributes:
+        config: of the task.
+        game: what the actions control.
+        action_names: of a Discrete action space; empty for the others.
+    """
+
+    config: TaskConfig
+    game: Game
+    action_names: list[str]
+
+    @classmethod
+    def of(cls, run: Run) -> "PlayedTask":
+        """The task of a run; imports the module of its id, which may register the game.
+
+        Raises:
+            ValueError: the settings of the run are damaged, or its game is not registered.
+        """
+        settings = run.settings()
+        import_module_of(run.config().env)
+        try:
+            config = TaskConfig(**settings["task"])
+            return cls(config, game_of(config), settings["action_names"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{run.folder / 'config.json'}: not the settings of a run ({error})") from error
 
 
 def plot_run(run: Run) -> list[Path]:
@@ -25,21 +68,26 @@ def plot_run(run: Run) -> list[Path]:
         The pictures.
 
     Raises:
-        ValueError: the run has no finished episode, or a file of it is damaged.
+        ValueError: the run has no finished episode, its game is not registered, or a file of it is damaged.
     """
-    title, task = run.config().title, run.settings()["task"]
+    config = run.config()
     if not (run.folder / "episodes.csv").is_file():
         raise ValueError(f"{run.folder} has no finished episode yet: continue it with qan train --resume {run.folder}")
+    task = PlayedTask.of(run)
     episodes, steps = read_rows(run.folder / "episodes.csv"), read_rows(run.folder / "steps.csv.gz")
     evaluated = (run.folder / "evaluation.csv.gz").is_file()
-    played = read_rows(run.folder / "evaluation.csv.gz") if evaluated else []
+    evaluation_steps = read_rows(run.folder / "evaluation.csv.gz") if evaluated else []
     scores = read_rows(run.folder / "evaluation.csv") if evaluated else []
-    pictures = [save(_accuracy(title, episodes, scores, task), run.folder / "accuracy.png")]
-    pictures.append(save(_values(title, episodes), run.folder / "max_q.png"))
-    pictures.append(save(_actions(title, steps, task), run.folder / "actions.png"))
-    if played:
-        pictures.append(save(_episode(title, played, task), run.folder / "episode.png"))
-    return pictures
+    baseline = (config.beside or task.game.baselines)[0]
+    figures = {
+        ACCURACY: _accuracy_figure(config.title, episodes, scores, baseline),
+        ACTIONS: _actions_figure(config.title, steps, task),
+    }
+    if "mean_max_q" in episodes[0]:  # of agents that value the actions
+        figures[MAX_Q] = _values_figure(config.title, episodes)
+    if evaluated:
+        figures[EPISODE] = _episode_figure(config.title, evaluation_steps, task)
+    return [save(figure, run.folder / name) for name, figure in figures.items()]
 
 
 def save(figure: Figure, path: Path, dpi: int = 120) -> Path:
@@ -49,83 +97,52 @@ def save(figure: Figure, path: Path, dpi: int = 120) -> Path:
     return path
 
 
-def _numbers(rows: Rows, column: str) -> np.ndarray:
+def _numbers(rows: Rows, column: str) -> NDArray[np.float64]:
     return np.array([float(row[column]) for row in rows])
 
 
-def _accuracy(title: str, episodes: Rows, scores: Rows, task: dict) -> Figure:
-    """Final accuracy per training episode, beside the baseline's on the evaluation seeds."""
+# --- episode by episode ---------------------------------------------------------------------------------------------
+
+
+def _accuracy_figure(title: str, episodes: Rows, scores: Rows, baseline: str) -> Figure:
+    """The accuracy at the end of every training episode, and the baseline's mean on the evaluation seeds."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot(title=f"{title}\nfinal accuracy of each episode")
-    for filled, (kind, some) in zip(("full", "none"), _kinds(episodes).items(), strict=False):
-        for (color, style), split in zip(STYLES, ("validation", "test"), strict=False):
-            values = 100 * _numbers(some, f"{split}_accuracy")
-            look = {"marker": "o", "markersize": 4, "fillstyle": filled, "color": color}
-            axes.plot(_numbers(some, "episode") + 1, values, style, label=f"{split}, {kind}", **look)
-    baseline = BESIDE[task["game"]][0]
-    mine = [row for row in scores if row["policy"] == baseline]
-    if mine:
-        mean = 100 * _numbers(mine, "test_accuracy").mean()
-        axes.axhline(mean, color="0.4", linewidth=1, label=f"test, {baseline} policy, seeds: {len(mine)}")
+    for fill, (kind, rows) in zip(("full", "none"), _kinds(episodes), strict=False):
+        for (color, line), split in zip(STYLES, ("validation", "test"), strict=False):
+            style: Style = {"marker": "o", "markersize": 4, "fillstyle": fill, "color": color, "linestyle": line}
+            values = 100 * _numbers(rows, f"{split}_accuracy")
+            axes.plot(_numbers(rows, "episode") + 1, values, label=f"{split}, {kind}", **style)
+    baseline_scores = [row for row in scores if row["policy"] == baseline]
+    if baseline_scores:
+        mean = 100 * _numbers(baseline_scores, "test_accuracy").mean()
+        label = f"test, {baseline} policy, seeds: {len(baseline_scores)}"
+        axes.axhline(mean, color="0.4", linewidth=1, label=label)
     axes.set(xlabel="episode", ylabel="accuracy at the end (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    axes.legend()
+    _finish(axes)
     return figure
 
 
-def _kinds(episodes: Rows) -> dict[str, Rows]:
-    """The episodes by what the agent did in them, where there are such."""
-    kinds = {"while training": "1", "only played": "0"}
-    some = {kind: [row for row in episodes if row["learned"] == learned] for kind, learned in kinds.items()}
-    return {kind: rows for kind, rows in some.items() if rows}
-
-
-def _values(title: str, episodes: Rows) -> Figure:
-    """What the agent thinks its best action is worth, mean over each episode."""
+def _values_figure(title: str, episodes: Rows) -> Figure:
+    """The agent's value of its best action, mean over each episode."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot(title=f"{title}\nhighest action value, mean over each episode")
-    for (color, style), (kind, some) in zip(STYLES, _kinds(episodes).items(), strict=False):
-        look = {"marker": "o", "markersize": 4, "color": color, "linestyle": style}
-        axes.plot(_numbers(some, "episode") + 1, _numbers(some, "mean_max_q"), label=kind, **look)
+    for (color, line), (kind, rows) in zip(STYLES, _kinds(episodes), strict=False):
+        style: Style = {"marker": "o", "markersize": 4, "color": color, "linestyle": line}
+        axes.plot(_numbers(rows, "episode") + 1, _numbers(rows, "mean_max_q"), label=kind, **style)
     axes.set(xlabel="episode", ylabel="mean of max Q(s, a) (discounted reward)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _finish(axes)
     return figure
 
 
-def _episode(title: str, played: Rows, task: dict) -> Figure:
-    """One unseen episode of the agent against the fixed policies: its losses, and what was controlled."""
-    seed = played[0]["seed"]
-    figure = Figure(figsize=(8, 8), layout="constrained")
-    figure.suptitle(f"{title}\none unseen episode (seed {seed}), played greedily")
-    loss, accuracy, control = figure.subplots(3, 1)
-    for (color, style), name in zip(STYLES, dict.fromkeys(row["policy"] for row in played), strict=False):
-        rows = [row for row in played if row["policy"] == name and row["seed"] == seed]
-        ends = [row for before, row in pairwise(rows) if row["epoch"] != before["epoch"]]
-        ends = ends or rows[-1:]
-        batch, measured = _numbers(rows, "batch"), _numbers(ends, "batch")
-        look = {"color": color, "linestyle": style, "label": name}
-        loss.plot(batch, _numbers(rows, "smoothed_loss"), color=color, linewidth=0.8, alpha=0.5)
-        loss.plot(measured, _numbers(ends, "validation_loss"), marker="o", markersize=4, **look)
-        accuracy.plot(measured, 100 * _numbers(ends, "validation_accuracy"), marker="o", markersize=4, **look)
-        if task["game"] == "learning-rate":
-            control.plot(batch, _numbers(rows, "learning_rate"), drawstyle="steps-pre", **look)
-        elif name != "uniform":  # whose actions do nothing
-            shares = np.bincount(_numbers(rows, "action").astype(int), minlength=10) / len(rows)
-            control.plot(np.arange(len(shares)), 100 * shares, marker="o", markersize=4, **look)
-    loss.set(xlabel="mini-batches (thin: running mean of the training loss)", yscale="log")
-    loss.set_ylabel("validation loss (nats)")
-    accuracy.set(xlabel="mini-batches", ylabel="validation accuracy (%)")
-    if task["game"] == "learning-rate":
-        control.set(xlabel="mini-batches", ylabel="learning rate", yscale="log")
-    else:
-        control.set(xlabel="class", ylabel="share of the actions (%)")
-    for axes in (loss, accuracy, control):
-        _finish(axes)
-    figure.align_ylabels()
-    accuracy.set_xlim(loss.get_xlim())
-    return figure
+def _kinds(episodes: Rows) -> Iterator[tuple[str, Rows]]:
+    """The episodes that the agent learned from and those that it only played, where there are any."""
+    for kind, learned in (("while training", "1"), ("only played", "0")):
+        rows = [row for row in episodes if row["learned"] == learned]
+        if rows:
+            yield kind, rows
 
 
 def _finish(axes: Axes) -> None:
@@ -133,27 +150,98 @@ def _finish(axes: Axes) -> None:
     axes.legend()
 
 
-def _actions(title: str, steps: Rows, task: dict) -> Figure:
-    """What was done when, in every training episode; and, in the learning-rate game, the learning rate."""
-    figure = Figure(figsize=(9, 7 if task["game"] == "learning-rate" else 4.5), layout="constrained")
-    figure.suptitle(f"{title}\nthe actions of each episode, over time")
-    panels = figure.subplots(2 if task["game"] == "learning-rate" else 1, 1, squeeze=False)[:, 0]
-    actions = _grid(steps, "action")
-    if task["game"] == "learning-rate":
-        image = _map(panels[0], actions, "viridis", (-0.5, 2.5), bins=3)
-        bar = figure.colorbar(image, ax=panels[0], label="action", ticks=[0, 1, 2])
-        bar.set_ticklabels(["raise", "lower", "keep"])
-        image = _map(panels[1], _grid(steps, "learning_rate"), "magma", None, log=True)
-        figure.colorbar(image, ax=panels[1], label="learning rate (log)")
+# --- one unseen episode ---------------------------------------------------------------------------------------------
+
+
+def _episode_figure(title: str, steps: Rows, task: PlayedTask) -> Figure:
+    """One unseen episode of the agent against the fixed policies: losses, accuracy, and what was controlled."""
+    seed = steps[0]["seed"]
+    figure = Figure(figsize=(8, 8), layout="constrained")
+    figure.suptitle(f"{title}\none unseen episode (seed {seed}), played greedily")
+    loss, accuracy, control = figure.subplots(3, 1)
+    for (color, line), name in zip(cycle(STYLES), dict.fromkeys(row["policy"] for row in steps), strict=False):
+        rows = [row for row in steps if row["policy"] == name and row["seed"] == seed]
+        ends = [row for before, row in pairwise(rows) if row["epoch"] != before["epoch"]]
+        ends = ends or rows[-1:]
+        batch, measured = _numbers(rows, "batch"), _numbers(ends, "batch")
+        style: Style = {"color": color, "linestyle": line, "label": name}
+        loss.plot(batch, _numbers(rows, "smoothed_loss"), color=color, linewidth=0.8, alpha=0.5)
+        loss.plot(measured, _numbers(ends, "validation_loss"), marker="o", markersize=4, **style)
+        accuracy.plot(measured, 100 * _numbers(ends, "validation_accuracy"), marker="o", markersize=4, **style)
+        if task.game.curve is not None:
+            control.plot(batch, _numbers(rows, task.game.curve), drawstyle="steps-pre", **style)
+        elif name != "uniform":  # the policy whose actions do nothing
+            control.plot(*_action_profile(rows, task), marker="o", markersize=4, **style)
+    loss.set(xlabel="mini-batches (thin: running mean of the training loss)", yscale="log")
+    loss.set_ylabel("validation loss (nats)")
+    accuracy.set(xlabel="mini-batches", ylabel="validation accuracy (%)")
+    if task.game.curve is not None:
+        scale = "log" if task.game.curve_is_logarithmic else "linear"
+        control.set(xlabel="mini-batches", ylabel=_words(task.game.curve), yscale=scale)
+    elif task.action_names:
+        control.set(xlabel="class", ylabel="share of the actions (%)")
     else:
-        classes = max(int(np.nanmax(actions)) + 1, 10)
-        image = _map(panels[0], actions, "viridis", (-0.5, classes - 0.5), bins=classes)  # in grey, too
-        figure.colorbar(image, ax=panels[0], label="class chosen", ticks=range(classes))
+        control.set(xlabel="number of the action", ylabel="mean over the episode")
+    for axes in (loss, accuracy, control):
+        _finish(axes)
+    figure.align_ylabels()
+    accuracy.set_xlim(loss.get_xlim())
+    return figure
+
+
+def _action_profile(rows: Rows, task: PlayedTask) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """x and y: the actions of a Discrete space and their shares in %; else the numbers of an action and their means."""
+    if not task.action_names:
+        means = np.array([_numbers(rows, column).mean() for column in _action_columns(rows)])
+        return np.arange(len(means)), means
+    actions = np.arange(len(task.action_names))
+    return actions, 100 * (_numbers(rows, "action")[:, None] == actions).mean(axis=0)
+
+
+def _action_columns(rows: Rows) -> list[str]:
+    """The columns of the numbers of an action."""
+    return [column for column in rows[0] if re.fullmatch(r"action(_\d+)?", column)]
+
+
+def _words(column: str) -> str:
+    return column.replace("_", " ")
+
+
+# --- the actions over time ------------------------------------------------------------------------------------------
+
+
+def _actions_figure(title: str, steps: Rows, task: PlayedTask) -> Figure:
+    """Every action of every training episode, number by number; below, the curve of what they control."""
+    columns, curve = _action_columns(steps), task.game.curve
+    count = len(columns) + (curve is not None)
+    figure = Figure(figsize=(9, 2 + 2.5 * count), layout="constrained")
+    figure.suptitle(f"{title}\nthe actions of each episode, over time")
+    panels = figure.subplots(count, 1, squeeze=False)[:, 0]
+    for axes, column in zip(panels, columns, strict=False):
+        if task.action_names:
+            bins = len(task.action_names)
+            image = _map(axes, _grid(steps, column), "viridis", Normalize(-0.5, bins - 0.5), bins)  # in grey, too
+            bar = figure.colorbar(image, ax=axes, label="class chosen" if curve is None else "action")
+            ticks, labels = action_ticks(task.action_names)
+            bar.set_ticks(ticks, labels=labels)
+        else:
+            image = _map(axes, _grid(steps, column), "viridis", Normalize())
+            figure.colorbar(image, ax=axes, label=_words(column))
+    if curve is not None:
+        logarithmic = task.game.curve_is_logarithmic
+        image = _map(panels[-1], _grid(steps, curve), "magma", LogNorm() if logarithmic else Normalize())
+        figure.colorbar(image, ax=panels[-1], label=_words(curve) + (" (log)" if logarithmic else ""))
     panels[-1].set_xlabel("action number")
     return figure
 
 
-def _grid(steps: Rows, column: str) -> np.ndarray:
+def action_ticks(names: Sequence[str]) -> tuple[list[int], list[str]]:
+    """Ticks and labels for an axis of the actions of a Discrete space; not all of them where there are many."""
+    ticks = list(range(0, len(names), -(-len(names) // MOST_TICKS)))
+    return ticks, [names[action] for action in ticks]
+
+
+def _grid(steps: Rows, column: str) -> NDArray[np.float64]:
     """(episodes, longest episode), NaN after the end of the shorter ones."""
     episode, step = _numbers(steps, "episode").astype(int), _numbers(steps, "step").astype(int)
     grid = np.full((episode.max() + 1, step.max() + 1), np.nan)
@@ -161,12 +249,9 @@ def _grid(steps: Rows, column: str) -> np.ndarray:
     return grid
 
 
-def _map(axes: Axes, grid: np.ndarray, colors: str, limits: tuple | None, bins: int | None = None, log: bool = False):
-    import matplotlib
-
-    low, high = limits or (None, None)
-    norm = matplotlib.colors.LogNorm() if log else matplotlib.colors.Normalize(low, high)
-    palette = matplotlib.colormaps[colors]
+def _map(axes: Axes, grid: NDArray[np.float64], colors: str, norm: Normalize, bins: int | None = None) -> AxesImage:
+    """Draw a grid, a row per episode; bins: of the colours, None: continuous."""
+    palette = colormaps[colors]
     palette = palette.resampled(bins) if bins else palette
     extent = (0, grid.shape[1], grid.shape[0] + 0.5, 0.5)
     image = axes.imshow(grid, aspect="auto", interpolation="nearest", cmap=palette, norm=norm, extent=extent)

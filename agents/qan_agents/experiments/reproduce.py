@@ -1,21 +1,22 @@
-"""The three experiments of the original's README, each as the settings of one run.
+"""Recipes: the three experiments of the original's README, each as the settings of one run.
 
-The baseline run gives the reference weights (`qan_gym.core.references`). Then the agent with the `paper` settings plays:
-odd episodes train it, even ones are only played, with epsilon 0.05. At the end it plays greedily beside the baseline.
+The baseline training gives the reference weights (`qan_gym.core.references`). Then the agent with the `paper` preset
+plays: odd episodes train it, even ones are only played, with epsilon 0.05. At the end it plays greedily and is
+compared with the baseline.
 """
 
 import math
 from typing import Any
 
-from qan_agents.experiments.evaluation import BESIDE
 from qan_agents.experiments.run_folder import RunConfig
 from qan_gym.config import TaskConfig
 from qan_gym.data.datasets import load_dataset
+from qan_gym.games import game_of
 from qan_gym.tasks import make_task_config
 
 EPISODES = 20  # of the paper
-TEST_EPSILON = 0.05
-JUDGED = 3  # greedy episodes in the end
+TEST_EXPLORATION = 0.05  # share of random actions in the episodes that are only played
+EVALUATION_SEEDS = 3  # greedy episodes at the end
 LEAST_BATCHES = 10  # of a scaled-down episode
 
 RECIPES = {
@@ -26,12 +27,12 @@ RECIPES = {
 
 
 def recipe_config(recipe: str, scale: float, seed: int, settings: dict[str, Any]) -> RunConfig:
-    """The run of a recipe.
+    """The settings of the run of a recipe.
 
     Args:
         recipe: one of RECIPES.
-        scale: in (0, 1]; epochs and episodes are multiplied by it. Less than one epoch is one epoch of so much of the
-            training split, at least 10 mini-batches of it; there are at least 2 episodes and one seed.
+        scale: in (0, 1]; epochs and episodes are multiplied by it. Less than one epoch is one epoch of that share of
+            the training split, at least 10 mini-batches; there are at least 2 episodes and one evaluation seed.
         seed: of the agent and its episodes.
         settings: keyword arguments of the environment that are not the recipe's.
 
@@ -44,7 +45,7 @@ def recipe_config(recipe: str, scale: float, seed: int, settings: dict[str, Any]
     if not 0 < scale <= 1:
         raise ValueError(f"scale must be above 0 and at most 1, not {scale}")
     task = make_task_config(RECIPES[recipe], {name: value for name, value in settings.items() if name != "device"})
-    arguments = {**_shorter(task, scale), **settings} if scale < 1 else settings
+    arguments = {**_shortened(task, scale), **settings} if scale < 1 else settings
     return RunConfig(
         env=RECIPES[recipe],
         env_kwargs=arguments,
@@ -52,14 +53,14 @@ def recipe_config(recipe: str, scale: float, seed: int, settings: dict[str, Any]
         preset="paper",
         episodes=2 * max(1, round(EPISODES * scale / 2)),
         seed=seed,
-        test_epsilon=TEST_EPSILON,
-        judged_on=tuple(range(max(1, round(JUDGED * scale)))),
-        beside=BESIDE[task.game][:1],
+        test_exploration=TEST_EXPLORATION,
+        judged_on=tuple(range(max(1, round(EVALUATION_SEEDS * scale)))),
+        beside=game_of(task).baselines[:1],
     )
 
 
-def _shorter(task: TaskConfig, scale: float) -> dict[str, Any]:
-    """The keyword arguments of an episode that is shorter by a factor."""
+def _shortened(task: TaskConfig, scale: float) -> dict[str, Any]:
+    """The keyword arguments that make an episode shorter by a factor."""
     epochs = task.epochs * scale
     if epochs >= 1:
         return {"epochs": round(epochs)}

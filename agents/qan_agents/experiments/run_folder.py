@@ -1,12 +1,11 @@
-"""The folder of a training run: what is in it, and how it stays whole whatever happens.
+"""The folder of a training run, which is whole and can be resumed whenever the run is killed.
 
     config.json             all settings, versions, fingerprint of the data; written once, at the start
     episodes.csv            a row per finished episode
     steps.csv.gz            a row per action of the finished episodes
-    replay/NNNNNN.safetensors   the transitions of a finished episode
-    model.zip               the agent after the last finished episode, as SB3 saves it;
-    model.safetensors       the same of the bundled DQN
-    tensorboard/            the same curves for TensorBoard
+    replay/NNNNNN.safetensors   the transitions of a finished episode, where the agent learns from a replay
+    model.*                 the agent after the last finished episode, in its own format
+    tensorboard/            the columns of episodes.csv as curves
     evaluation.csv.gz, evaluation.csv   the agent and the fixed policies on unseen seeds: per action, per episode
     *.png                   pictures of all that
 
@@ -19,35 +18,34 @@ import gzip
 import io
 import json
 import platform
-import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from qan_gym.utils.files import load_arrays, write_aside
+from qan_agents.experiments.agent import SavedProgress, agent_class
+from qan_gym.utils.files import write_aside
 
 Row = dict[str, Any]
 
-MODEL_FILES = {"dqn": "model.zip", "dqn-gpu": "model.safetensors"}  # by agent
-
-PACKAGES = ("qan-gym", "gymnasium", "torch", "stable-baselines3", "numpy")
+PACKAGES = ("qan-gym", "gymnasium", "torch", "numpy")  # whose versions every run records
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What a training run was asked to be.
+    """The settings of a training run.
 
     Attributes:
         env: the id.
         env_kwargs: of `gym.make`.
-        agent: one of MODEL_FILES: "dqn", Stable-Baselines3's, or "dqn-gpu", the bundled one.
-        preset: of the agent's hyperparameters.
-        episodes: to train for.
+        agent: the name of one, see `qan_agents.agents`.
+        preset: named hyperparameters of the agent.
+        episodes: of the run, whether it learns from them or not.
         seed: of the agent and its episodes.
         num_envs: trainings in lock-step, that is episodes of a round.
-        test_epsilon: every second round only plays, with so much exploration, as the paper's; None: every round trains.
+        test_exploration: where given, every second round is only played, with this share of random actions, as in the
+            paper; None: the agent learns from every round.
         judged_on: the seeds of the episodes that are played greedily in the end.
         beside: the fixed policies that these are compared with, the baseline first; None: those of the game.
         agent_kwargs: hyperparameters that differ from the preset's.
@@ -60,19 +58,19 @@ class RunConfig:
     episodes: int
     seed: int
     num_envs: int = 1
-    test_epsilon: float | None = None
+    test_exploration: float | None = None
     judged_on: Sequence[int] = (0, 1, 2)
     beside: Sequence[str] | None = None
     agent_kwargs: dict[str, Any] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
-        """What pictures and pages are headed with."""
+        """The heading of pictures and pages."""
         return f"{self.env}, {self.agent} ({self.preset}), seed {self.seed}"
 
     def trains(self, episode: int) -> bool:
         """Whether the agent learns from an episode, counted from 0."""
-        return self.test_epsilon is None or episode // self.num_envs % 2 == 0
+        return self.test_exploration is None or episode // self.num_envs % 2 == 0
 
     @property
     def training_episodes(self) -> int:
@@ -90,18 +88,19 @@ class Run:
     # --- settings ---------------------------------------------------------------------------------------------------
 
     def create(self, config: RunConfig, facts: dict[str, Any]) -> None:
-        """Begin a run.
+        """Make the folder, and write config.json.
 
         Args:
-            config: its settings.
-            facts: what else to write down beside the versions: the game, the data's fingerprint, hyperparameters.
+            config: the settings of the run.
+            facts: what else to record beside the versions, JSON-able: task, fingerprint of the data, hyperparameters.
 
         Raises:
             ValueError: the folder holds something.
         """
         if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise ValueError(f"{self.folder} is there already: continue it with --resume {self.folder}, or give --out")
-        versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+        packages = (*PACKAGES, *agent_class(config.agent).libraries)
+        versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
         settings = {"run": asdict(config), **facts, "versions": versions}
         with write_aside(self.folder / "config.json") as aside:
             aside.write_text(json.dumps(settings, indent=2) + "\n")
@@ -116,9 +115,10 @@ class Run:
         if not path.is_file():
             raise ValueError(f"{self.folder} is not a run: there is no config.json in it")
         try:
-            return json.loads(path.read_text())
+            settings: dict[str, Any] = json.loads(path.read_text())
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}: damaged ({error})") from error
+        return settings
 
     def config(self) -> RunConfig:
         """The settings of the run.
@@ -135,37 +135,25 @@ class Run:
 
     @property
     def model_file(self) -> Path:
-        """Where the agent is saved.
+        """The file of the saved agent.
 
         Raises:
             ValueError: see `config`, or the agent is unknown.
         """
-        agent = self.config().agent
-        if agent not in MODEL_FILES:
-            raise ValueError(f"unknown agent {agent!r}; there are {', '.join(MODEL_FILES)}")
-        return self.folder / MODEL_FILES[agent]
+        return self.folder / f"model{agent_class(self.config().agent).model_suffix}"
 
-    def progress(self) -> dict[str, int]:
-        """How far the saved agent has come: finished `episodes`, and `steps` of them that it learned from.
+    def progress(self) -> SavedProgress:
+        """How far the saved agent has come.
 
         Raises:
             ValueError: the file of the agent is damaged.
         """
-        path = self.model_file
-        if not path.is_file():
-            return {"episodes": 0, "steps": 0}
-        try:
-            if path.suffix == ".zip":
-                with zipfile.ZipFile(path) as archive:
-                    data = json.loads(archive.read("data"))  # plain JSON
-                return {"episodes": int(data["_episode_num"]), "steps": int(data["num_timesteps"])}
-            about = load_arrays(path)[1]
-            return {"episodes": int(about["facts"]["episodes"]), "steps": int(about["steps"])}
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path}: damaged, or not saved by qan ({error})") from error
+        if not self.model_file.is_file():
+            return SavedProgress(episodes=0, steps=0)
+        return agent_class(self.config().agent).read_progress(self.model_file)
 
     def replay_file(self, episode: int) -> Path:
-        """Where the transitions of an episode are."""
+        """The file of the transitions of an episode."""
         return self.folder / "replay" / f"{episode:06d}.safetensors"
 
     def keep_only(self, episodes: int) -> None:

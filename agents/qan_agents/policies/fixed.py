@@ -1,27 +1,20 @@
-"""Fixed policies, behind the one interface through which every agent is played."""
+"""Fixed policies: every registered schedule, random actions, and shuffled SGD, behind the interface of all policies."""
 
-import math
-import warnings
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import gymnasium as gym
-import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.optim import lr_scheduler
 
 from qan_gym.config import TaskConfig
-from qan_gym.games.learning_rate import CONTINUOUS_FACTOR, KEEP, next_learning_rate
-
-ONE_CYCLE_PEAK = 5  # of the one-cycle schedule, in initial learning rates
-STEP_FACTOR = 0.1  # of the step schedule, once, at
-STEP_AT = 0.5  # of the budget
+from qan_gym.env import QanEnv
+from qan_gym.schedules import SCHEDULES
 
 
 class Policy(Protocol):
     """What plays an episode."""
 
-    def start(self, env: gym.Env, seed: int) -> dict[str, Any] | None:
+    def start(self, env: gym.Env[Any, Any], seed: int) -> dict[str, Any] | None:
         """Get ready for an episode.
 
         Args:
@@ -36,38 +29,45 @@ class Policy(Protocol):
         """
 
     def act(self, observation: NDArray[Any], info: dict[str, Any]) -> Any:
-        """The action for what `reset` or `step` last gave."""
+        """The action that follows what `reset` or `step` last returned."""
 
 
-class Scheduled:
-    """Follow a schedule of torch's as closely as the actions allow (in the logarithm of the learning rate)."""
+class ScheduledPolicy:
+    """Keeps the learning rate as near to a schedule as the actions allow (in the logarithm).
+
+    A schedule that never changes the learning rate is the no-op in games whose actions do not set it.
+    """
 
     def __init__(self, schedule: str) -> None:
-        """schedule: one of SCHEDULES."""
+        """schedule: a registered name."""
         self.schedule = schedule
 
-    def start(self, env: gym.Env, seed: int) -> None:
+    def start(self, env: gym.Env[Any, Any], seed: int) -> None:
         """See `Policy.start`."""
-        self.config: TaskConfig = env.unwrapped.config
-        if self.config.game != "learning-rate":
-            raise ValueError(f"{self.schedule} sets the learning rate, this game does not: play uniform or random")
-        self.targets = iter(schedule_rates(self.schedule, self.config, env.unwrapped.episode_length))
+        game_env = cast(QanEnv, env.unwrapped)
+        self.config, self.game = game_env.config, game_env.training.parts.game
+        self.no_op = self.game.no_op(self.config)
+        rates = scheduled_rates(self.schedule, self.config, game_env.episode_length)
+        changes = any(rate != self.config.learning_rate for rate in rates)
+        if "learning_rate" not in self.game.hyperparameters and (changes or self.no_op is None):
+            raise ValueError(
+                f"{self.schedule} sets the learning rate, and the actions of the game {self.config.game!r} do not: "
+                f"play {' or '.join(self.game.baselines)}"
+            )
+        self.targets = iter(rates)
 
     def act(self, observation: NDArray[Any], info: dict[str, Any]) -> Any:
         """See `Policy.act`."""
         target, rate = next(self.targets), info["learning_rate"]
-        if self.config.continuous:
-            step = math.log(target / rate) / math.log(CONTINUOUS_FACTOR)
-            return np.clip([step], -1, 1).astype(np.float32)
-        options = next_learning_rate(torch.full((KEEP + 1,), rate).double(), torch.arange(KEEP + 1), self.config)
-        distance = (options.log() - math.log(target)).abs()
-        return KEEP if distance[KEEP] <= distance.min() else int(distance.argmin())
+        if rate == target and self.no_op is not None:
+            return self.no_op
+        return self.game.action_towards(self.config, rate, target)
 
 
-class Random:
-    """Every action alike likely."""
+class RandomPolicy:
+    """Actions drawn uniformly."""
 
-    def start(self, env: gym.Env, seed: int) -> None:
+    def start(self, env: gym.Env[Any, Any], seed: int) -> None:
         """See `Policy.start`."""
         env.action_space.seed(seed)
         self.action_space = env.action_space
@@ -77,60 +77,45 @@ class Random:
         return self.action_space.sample()
 
 
-class Uniform:
-    """The mini-batch game's shuffled SGD: the data in random order, the roulette set aside."""
+class UniformPolicy:
+    """Shuffled SGD in games that choose the classes of the mini-batches: the data in random order."""
 
-    def start(self, env: gym.Env, seed: int) -> dict[str, Any]:
+    def start(self, env: gym.Env[Any, Any], seed: int) -> dict[str, Any]:
         """See `Policy.start`."""
-        if env.unwrapped.config.game != "minibatch":
-            raise ValueError("uniform plays the mini-batch game; the learning-rate game is shuffled SGD: play constant")
+        game_env = cast(QanEnv, env.unwrapped)
+        config, training = game_env.config, game_env.training
+        if training.parts.game.class_counts(training.run, config) is None:
+            raise ValueError(
+                f"uniform plays games that choose classes; the game {config.game!r} is shuffled SGD: play constant"
+            )
         return {"sampler": "shuffled"}
 
     def act(self, observation: NDArray[Any], info: dict[str, Any]) -> Any:
-        """See `Policy.act`."""
+        """See `Policy.act`; any action, as it is ignored."""
         return 0
 
 
-def schedule_rates(schedule: str, config: TaskConfig, decisions: int) -> list[float]:
-    """The learning rate that a schedule wants at each decision, within the game's range.
+def scheduled_rates(schedule: str, config: TaskConfig, length: int) -> list[float]:
+    """The learning rate of a schedule at each of the `length` actions of an episode, within the range of the game.
 
     Args:
-        schedule: one of SCHEDULES.
-        config: the game; its learning rate is the schedule's.
-        decisions: of an episode.
+        schedule: a registered name, with its default settings.
+        config: of the task; its learning rate is the one that the schedule changes.
+        length: actions of the episode.
 
     Raises:
         ValueError: there is no such schedule.
     """
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=config.learning_rate)
-    end = config.learning_rate_min / config.learning_rate
-    last = max(decisions - 1, 1)
-    scheduler: lr_scheduler.LRScheduler
-    match schedule:
-        case "constant":
-            scheduler = lr_scheduler.ConstantLR(optimizer, factor=1.0)
-        case "step":
-            scheduler = lr_scheduler.StepLR(optimizer, max(round(decisions * STEP_AT), 1), STEP_FACTOR)
-        case "linear":
-            scheduler = lr_scheduler.LinearLR(optimizer, 1.0, end, last)
-        case "cosine":
-            scheduler = lr_scheduler.CosineAnnealingLR(optimizer, last, config.learning_rate_min)
-        case "one-cycle":
-            peak = ONE_CYCLE_PEAK * config.learning_rate
-            scheduler = lr_scheduler.OneCycleLR(optimizer, peak, total_steps=decisions + 1, cycle_momentum=False)
-        case _:
-            raise ValueError(f"unknown schedule {schedule!r}; there are {', '.join(SCHEDULES)}")
-    rates = []
-    with warnings.catch_warnings():  # the scheduler is used alone, so there is no optimizer.step() for it to find
-        warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
-        for _ in range(decisions):
-            rates.append(min(max(scheduler.get_last_lr()[0], config.learning_rate_min), config.learning_rate_max))
-            scheduler.step()
-    return rates
+    if schedule not in SCHEDULES:
+        raise ValueError(f"unknown schedule {schedule!r}; there are {', '.join(SCHEDULES)}")
+    share = torch.arange(length, dtype=torch.float64) / length
+    rates = SCHEDULES[schedule].rate(torch.full_like(share, config.learning_rate), share)
+    return [float(rate) for rate in rates.clamp(config.learning_rate_min, config.learning_rate_max)]
 
 
-SCHEDULES = ("constant", "step", "cosine", "one-cycle", "linear")
-FIXED_POLICIES = (*SCHEDULES, "random", "uniform")
+def fixed_policies() -> list[str]:
+    """The names of all fixed policies there are now."""
+    return [*SCHEDULES, "random", "uniform"]
 
 
 def make_policy(name: str) -> Policy:
@@ -140,9 +125,9 @@ def make_policy(name: str) -> Policy:
         ValueError: there is none of that name.
     """
     if name in SCHEDULES:
-        return Scheduled(name)
+        return ScheduledPolicy(name)
     if name == "random":
-        return Random()
+        return RandomPolicy()
     if name == "uniform":
-        return Uniform()
-    raise ValueError(f"unknown policy {name!r}; there are {', '.join(FIXED_POLICIES)}")
+        return UniformPolicy()
+    raise ValueError(f"unknown policy {name!r}; there are {', '.join(fixed_policies())}")

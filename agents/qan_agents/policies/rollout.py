@@ -1,5 +1,6 @@
-"""Play an episode and write down what happened."""
+"""Play an episode with a policy, and record it."""
 
+from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,31 +9,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qan_agents.policies.fixed import Policy
+from qan_gym.env import QanEnv
+from qan_gym.optimizee.optimizers import Hyperparameters
 
-STEP_COLUMNS = (
-    "step",
-    "batch",
-    "epoch",
-    "action",
-    "learning_rate",
-    "loss",
-    "smoothed_loss",
-    "validation_loss",
-    "validation_accuracy",
-    "reward",
-)
+TIME_COLUMNS = ("batch", "epoch")
+MEASURED_COLUMNS = ("loss", "smoothed_loss", "validation_loss", "validation_accuracy")
+
+
+def recorded_names(controlled: Container[str]) -> tuple[str, ...]:
+    """The scalars of `info` that are recorded at every step.
+
+    Args:
+        controlled: the hyperparameters that the game's actions change (`Game.hyperparameters`); or an info, which has
+            these and the learning rate.
+
+    Returns:
+        The time, the learning rate, the other controlled hyperparameters, and what is measured.
+    """
+    changing = (name for name in Hyperparameters._fields if name == "learning_rate" or name in controlled)
+    return (*TIME_COLUMNS, *changing, *MEASURED_COLUMNS)
+
+
+def action_columns(action: Any) -> dict[str, Any]:
+    """The numbers of an action by the columns of a table: "action", "action_1", "action_2", ..."""
+    numbers = np.asarray(action).reshape(-1).tolist()
+    return {"action" if number == 0 else f"action_{number}": value for number, value in enumerate(numbers)}
 
 
 @dataclass
 class Episode:
-    """An episode, as far as it has come.
+    """The record of an episode, as far as it was played.
 
     Attributes:
-        steps: a row of STEP_COLUMNS per action.
-        final: the last info, with test_loss and test_accuracy once the episode is over.
-        over: it has ended.
-        frames: the observations, the reset's first, where they are wanted.
-        actions: as given.
+        steps: a row per action: "step" (from 0), `recorded_names` of the info, `action_columns`, "reward".
+        final: the info of the last step, with test_loss and test_accuracy, once the episode is over.
+        over: the episode has ended.
+        frames: the observations, the reset's first, where they are recorded.
+        actions: the actions as they were given, where observations are recorded.
         terminated: it ended otherwise than by its budget.
     """
 
@@ -45,62 +58,84 @@ class Episode:
 
     @property
     def total_reward(self) -> float:
-        """Undiscounted."""
+        """The undiscounted return."""
         return sum(row["reward"] for row in self.steps)
 
     def add(self, action: Any, reward: float, info: dict[str, Any], frame: NDArray[np.float32] | None = None) -> None:
-        """Write down a step; frame: the observation after it, where frames are wanted."""
-        values = {**info, "step": len(self.steps), "action": np.asarray(action).item(), "reward": reward}
-        self.steps.append({name: values[name] for name in STEP_COLUMNS})
+        """Record a step.
+
+        Args:
+            action: that was played.
+            reward: that it brought.
+            info: after it.
+            frame: the observation after it, where observations are recorded.
+        """
+        scalars = {name: info[name] for name in recorded_names(info)}
+        time = {"step": len(self.steps), **{name: scalars.pop(name) for name in TIME_COLUMNS}}
+        self.steps.append({**time, **action_columns(action), **scalars, "reward": reward})
         if frame is not None:
             self.frames.append(frame)
             self.actions.append(action)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """What a replay needs of an episode of T steps: single frames (T + 1, D), not stacked ones."""
+        """The arrays of an episode of T steps, for a replay.
+
+        Returns:
+            frames (T + 1, D), single ones, not stacked; actions, (T,) int64, or (T, *shape) of what is not Discrete;
+            rewards (T,) float32; terminated () bool.
+        """
+        actions = np.stack([np.asarray(action) for action in self.actions])
         return {
             "frames": np.stack(self.frames),
-            "actions": np.asarray(self.actions, dtype=np.int64).reshape(-1),
+            "actions": actions.astype(np.int64) if actions.dtype.kind in "iu" else actions,
             "rewards": np.asarray([row["reward"] for row in self.steps], dtype=np.float32),
             "terminated": np.asarray(self.terminated),
         }
 
     def end(self, info: dict[str, Any], terminated: bool) -> None:
-        """Close the record with the last step's info."""
+        """Complete the record with the info of the last step."""
         self.final, self.over, self.terminated = info, True, terminated
 
 
-class Recorder(gym.Wrapper):
-    """Keeps the episode that is being played in `episode`, and the last one that ended in `finished`."""
+class EpisodeRecorder(gym.Wrapper[Any, Any, Any, Any]):
+    """Records episodes.
 
-    def __init__(self, env: gym.Env) -> None:
-        """env: one of qan-gym's."""
+    Attributes:
+        episode: the one that is being played.
+        finished: the last one that ended.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        """env: one of qan-gym's, wrapped or not."""
         super().__init__(env)
         self.episode = Episode()
         self.finished = Episode()
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        """Begin a new record."""
+        """Begin an episode and its record."""
         self.episode = Episode()
         return self.env.reset(**kwargs)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Play and record."""
+        """Play an action and record it."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        self.episode.add(action, reward, info)
+        self.episode.add(action, float(reward), info)
         if terminated or truncated:
             self.episode.end(info, bool(terminated))
             self.finished = self.episode
         return observation, reward, terminated, truncated, info
 
 
-def play(env: gym.Env, policy: Policy, seed: int) -> Episode:
-    """One episode.
+def play_episode(env: gym.Env[Any, Any], policy: Policy, seed: int) -> Episode:
+    """Play one episode.
 
     Args:
-        env: with a `Recorder` somewhere among its wrappers.
-        policy: what plays.
+        env: with an `EpisodeRecorder` among its wrappers.
+        policy: chooses the actions.
         seed: of the episode.
+
+    Returns:
+        The record of the episode.
 
     Raises:
         ValueError: the policy cannot play this environment.
@@ -111,4 +146,17 @@ def play(env: gym.Env, policy: Policy, seed: int) -> Episode:
     while not over:
         observation, _, terminated, truncated, info = env.step(policy.act(observation, info))
         over = terminated or truncated
-    return env.get_wrapper_attr("finished")
+    episode: Episode = env.get_wrapper_attr("finished")
+    return episode
+
+
+def qan_env(env: gym.Env[Any, Any]) -> QanEnv:
+    """The environment of qan-gym inside its wrappers.
+
+    Raises:
+        ValueError: there is none.
+    """
+    inner = env.unwrapped
+    if not isinstance(inner, QanEnv):
+        raise ValueError(f"the environment must be one of qan-gym, not {env}")
+    return inner

@@ -1,28 +1,25 @@
-"""The bridge to Stable-Baselines3: Gymnasium's vector environments as SB3's, and what its agents want around them."""
+"""Gymnasium's vector environments as those of Stable-Baselines3."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 import qan_gym  # noqa: F401 (registers the environments)
-from qan_agents.policies.rollout import Episode
-
-Step = tuple[NDArray[Any], NDArray[np.float32], NDArray[np.bool_], list[dict[str, Any]]]
 
 
 def vec_env(env_id: str, num_envs: int, **kwargs: Any) -> VecEnv:
-    """N environments in lock-step, as any algorithm of SB3 takes them (`gym.make_vec` itself it refuses).
+    """N environments in lock-step, for any algorithm of SB3, which does not take what `gym.make_vec` returns.
 
     Args:
         env_id: of an environment with a vector version; every id of qan-gym has one.
         num_envs: N.
-        kwargs: of the environment.
+        kwargs: keyword arguments of the environment.
     """
     return GymnasiumVecEnv(gym.make_vec(env_id, num_envs=num_envs, autoreset_mode=AutoresetMode.SAME_STEP, **kwargs))
 
@@ -34,8 +31,8 @@ class GymnasiumVecEnv(VecEnv):
     observation is the next episode's first; `TimeLimit.truncated` says that the end was the budget's.
     """
 
-    def __init__(self, env: VectorEnv) -> None:
-        """env: resets in the step of the end and gives out NumPy arrays.
+    def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
+        """env: in SAME_STEP mode, with NumPy arrays.
 
         Raises:
             ValueError: its autoreset mode is another one.
@@ -57,7 +54,7 @@ class GymnasiumVecEnv(VecEnv):
         self._seeds = list(seeds)
 
     def reset(self) -> NDArray[Any]:
-        """Begin an episode in every row.
+        """Begin an episode in every row; the first observations (N, D).
 
         Raises:
             ValueError: the rows were given different reset options.
@@ -65,24 +62,25 @@ class GymnasiumVecEnv(VecEnv):
         options = self._options[0]
         if any(other != options for other in self._options):
             raise ValueError("the rows are reset together, so their reset options must be the same")
-        observations, infos = self.env.reset(seed=self._seeds, options=options)
+        seeds: Any = self._seeds  # a list, which qan-gym's and Gymnasium's environments take
+        observations, infos = self.env.reset(seed=seeds, options=options)
         self.reset_infos = _rows(infos, self.num_envs)
         self._reset_seeds()
         self._reset_options()
-        return observations
+        return np.asarray(observations)
 
     def step_async(self, actions: NDArray[Any]) -> None:
         """Remember the actions of `step_wait`."""
         self._actions = actions
 
-    def step_wait(self) -> Step:
+    def step_wait(self) -> VecEnvStepReturn:
         """Play them."""
         observations, rewards, terminated, truncated, infos = self.env.step(self._actions)
         rows = _rows(infos, self.num_envs)
         dones = terminated | truncated
         if dones.any():
             finals = _rows(infos["final_info"], self.num_envs)
-            for row in np.flatnonzero(dones):
+            for row in np.flatnonzero(dones).tolist():
                 self.reset_infos[row] = rows[row]
                 rows[row] = {**finals[row], "terminal_observation": infos["final_obs"][row]}
         for row, info in enumerate(rows):
@@ -93,11 +91,11 @@ class GymnasiumVecEnv(VecEnv):
         """Close the environment."""
         self.env.close()
 
-    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """The attribute of the one environment that all rows are, once per row."""
         return [getattr(self.env, attr_name)] * len(list(self._get_indices(indices)))
 
-    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """Not possible for single rows.
 
         Raises:
@@ -105,7 +103,7 @@ class GymnasiumVecEnv(VecEnv):
         """
         raise AttributeError(f"{attr_name} cannot be set: the rows are one environment, and not N")
 
-    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+    def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
         """Not possible for single rows.
 
         Raises:
@@ -113,7 +111,9 @@ class GymnasiumVecEnv(VecEnv):
         """
         raise AttributeError(f"{method_name} cannot be called row by row: the rows are one environment, and not N")
 
-    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: Any = None) -> list[bool]:
+    def env_is_wrapped(
+        self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
+    ) -> list[bool]:
         """Wrappers of single environments do not go around a row."""
         return [False] * len(list(self._get_indices(indices)))
 
@@ -128,73 +128,3 @@ def _rows(infos: dict[str, Any], num_envs: int) -> list[dict[str, Any]]:
             if has:
                 info[name] = value
     return rows
-
-
-class RoundRecorder(VecEnvWrapper):
-    """Keeps a round in `episodes`: one episode of every row, all begun with the last reset.
-
-    A row that ends early goes on with an episode that is not of the round; its infos say so with `waiting`.
-    """
-
-    def __init__(self, venv: VecEnv) -> None:
-        """venv: gives out single screens."""
-        super().__init__(venv)
-        self.episodes = [Episode() for _ in range(venv.num_envs)]
-
-    def reset(self) -> NDArray[Any]:
-        """Begin a round."""
-        observations = self.venv.reset()
-        self.episodes = [Episode(frames=[observation]) for observation in observations.copy()]
-        return observations
-
-    def step_async(self, actions: NDArray[Any]) -> None:
-        """Remember the actions, and pass them on."""
-        self._actions = actions
-        self.venv.step_async(actions)
-
-    def step_wait(self) -> Step:
-        """Play and record."""
-        observations, rewards, dones, infos = self.venv.step_wait()
-        for row, (episode, info) in enumerate(zip(self.episodes, infos, strict=True)):
-            info["waiting"] = episode.over
-            if not episode.over:
-                frame = info["terminal_observation"] if dones[row] else observations[row].copy()
-                terminated = bool(dones[row]) and not info["TimeLimit.truncated"]
-                episode.add(self._actions[row], float(rewards[row]), info, frame)
-                if dones[row]:
-                    episode.end(info, terminated)
-        return observations, rewards, dones, infos
-
-
-class StackHistory(VecEnvWrapper):
-    """The last screens of every row, (N, history, D); before an episode's first, the first, again.
-
-    What `gymnasium.wrappers.FrameStackObservation` is for a single environment.
-    """
-
-    def __init__(self, venv: VecEnv, history: int) -> None:
-        """history: how many screens."""
-        low, high = (np.repeat(limit[None], history, axis=0) for limit in _limits(venv.observation_space))
-        super().__init__(venv, spaces.Box(low, high, dtype=np.float32))
-        self.history = history
-
-    def reset(self) -> NDArray[Any]:
-        """The first screens, repeated."""
-        self._stack = np.repeat(self.venv.reset()[:, None], self.history, axis=1)  # (N, history, D)
-        return self._stack.copy()
-
-    def step_wait(self) -> Step:
-        """The stacks with the new screens."""
-        screens, rewards, dones, infos = self.venv.step_wait()
-        before = self._stack[:, 1:]
-        self._stack = np.concatenate([before, screens[:, None]], axis=1)
-        for row in np.flatnonzero(dones):
-            last = infos[row]["terminal_observation"][None]
-            infos[row]["terminal_observation"] = np.concatenate([before[row], last])
-            self._stack[row] = screens[row]
-        return self._stack.copy(), rewards, dones, infos
-
-
-def _limits(space: spaces.Space[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    assert isinstance(space, spaces.Box)
-    return space.low, space.high

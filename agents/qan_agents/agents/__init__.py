@@ -1,0 +1,30 @@
+"""The agents that a run can train: one file is one agent, and its name is the file's with "-" for "_".
+
+A file is imported only when its agent is asked for, so each may need libraries of its own.
+"""
+
+from qan_agents.experiments.agent import (
+    AGENTS,
+    Agent,
+    AgentSpec,
+    EnvFacts,
+    Progress,
+    SavedProgress,
+    ValuePolicy,
+    agent_class,
+    agent_names,
+    register_agent,
+)
+
+__all__ = [
+    "AGENTS",
+    "Agent",
+    "AgentSpec",
+    "EnvFacts",
+    "Progress",
+    "SavedProgress",
+    "ValuePolicy",
+    "agent_class",
+    "agent_names",
+    "register_agent",
+]

@@ -1,0 +1,238 @@
+"""The bundled DQN as the agent of a run, on the device of its environment: a CPU or a CUDA device."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch
+from gymnasium.vector import AutoresetMode
+from torch import Tensor
+
+from qan_agents.dqn.agent import DQN
+from qan_agents.dqn.presets import PRESETS, make_dqn_config
+from qan_agents.dqn.training import SHOW_EVERY
+from qan_agents.dqn.values import GreedyPolicy, judge_episode
+from qan_agents.dqn.vector_env import EnvInterface, TensorVectorEnv, Transitions
+from qan_agents.experiments.agent import (
+    Agent,
+    AgentSpec,
+    Arrays,
+    EnvFacts,
+    Progress,
+    SavedProgress,
+    register_agent,
+)
+from qan_agents.policies.rollout import Episode, recorded_names
+from qan_gym.utils.files import load_arrays
+from qan_gym.vector_env import QanVectorEnv
+
+
+class NativeDQN(Agent):
+    """The bundled DQN, with everything that `DQNConfig` has.
+
+    Attributes:
+        config: the hyperparameters.
+        agent: the DQN itself.
+        device: of its environment.
+    """
+
+    presets = tuple(PRESETS)
+    model_suffix = ".safetensors"
+    learns_from_replay = True
+
+    def __init__(self, spec: AgentSpec) -> None:
+        """See `Agent.__init__`."""
+        mode = AutoresetMode.NEXT_STEP
+        env = gym.make_vec(spec.env, num_envs=spec.num_envs, output="torch", autoreset_mode=mode, **spec.env_kwargs)
+        assert isinstance(env.unwrapped, QanVectorEnv)
+        self.env = env.unwrapped
+        self.facts = EnvFacts.of(env)
+        config = make_dqn_config(spec.preset, spec.episodes * self.facts.episode_length, spec.hyperparameters)
+        self.device, self.interface = self.env.training.device, EnvInterface.of(env)
+        self._adopt(DQN(config, self.interface, str(self.device), spec.seed))
+        self.tensor_env = TensorVectorEnv(env, self.device)
+        self._epsilon: float | None = None  # of the last round, where it was only played
+
+    def _adopt(self, agent: DQN) -> None:
+        self.agent, self.config = agent, agent.config
+        self.settings, self.history = asdict(agent.config), agent.config.history
+
+    @classmethod
+    def check(cls, preset: str, hyperparameters: dict[str, Any]) -> None:
+        """See `Agent.check`."""
+        make_dqn_config(preset, 1, hyperparameters)
+
+    # --- learning ---------------------------------------------------------------------------------------------------
+
+    @property
+    def steps(self) -> int:
+        """See `Agent.steps`."""
+        return self.agent.steps
+
+    def play_round(
+        self, seeds: Sequence[int], exploration: float | None, show: Callable[[Progress], None]
+    ) -> list[Episode]:
+        """See `Agent.play_round`."""
+        agent, self._epsilon = self.agent, exploration
+        agent.generator.manual_seed(seeds[0])
+        frames = self.tensor_env.reset(list(seeds))
+        agent.begin(frames)
+        names = recorded_names(self.env.training.parts.game.hyperparameters)
+        record = RoundRecord(frames, self.facts.episode_length, names)
+        over, shown = self.env.over, 0.0
+        while not over.all():
+            transitions = self.tensor_env.step(agent.act(exploration))
+            in_round = record.add(agent.actions, transitions)
+            # What rows play while they wait for the others is not learned from; nor is a round that is only played.
+            learned = in_round if exploration is None else torch.zeros_like(in_round)
+            agent.remember(transitions._replace(valid=learned))
+            if exploration is None:
+                agent.learn()
+            over |= self.env.over
+            if time.perf_counter() - shown > SHOW_EVERY:
+                shown = time.perf_counter()
+                accuracy = float(transitions.infos["validation_accuracy"].mean())
+                show(Progress(agent.steps, accuracy, self.metrics()))
+        return record.episodes()
+
+    def metrics(self) -> dict[str, float]:
+        """epsilon: the share of random actions."""
+        return {"epsilon": self.agent.exploration if self._epsilon is None else self._epsilon}
+
+    def judge_episode(self, episode: Episode) -> dict[str, float]:
+        """mean_max_q and mean_td_error, see `qan_agents.dqn.values.judge_episode`."""
+        return judge_episode(self, episode.arrays(), self.history, self.config.gamma)
+
+    # --- values -----------------------------------------------------------------------------------------------------
+
+    def values(self, observations: Tensor) -> Tensor:
+        """Q(s, a), (B, actions), of (B, history, D)."""
+        return self.agent.values(observations)
+
+    def target_values(self, observations: Tensor) -> Tensor:
+        """The same by the target network."""
+        return self.agent.target_values(observations)
+
+    def policy(self) -> GreedyPolicy:
+        """See `Agent.policy`."""
+        return GreedyPolicy(self)
+
+    # --- files ------------------------------------------------------------------------------------------------------
+
+    def save(self, path: Path, episodes: int) -> None:
+        """See `Agent.save`."""
+        self.agent.save(path, episodes=episodes)
+
+    def load(self, path: Path) -> None:
+        """See `Agent.load`."""
+        agent = DQN.load(path, str(self.device))
+        if agent.interface != self.interface:
+            raise ValueError(f"{path}: is of an agent for {agent.interface}, not for {self.interface}")
+        self._adopt(agent)
+
+    @classmethod
+    def read_progress(cls, path: Path) -> SavedProgress:
+        """See `Agent.read_progress`."""
+        try:
+            _, about = load_arrays(path)
+            return SavedProgress(int(about["facts"]["episodes"]), int(about["steps"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: damaged, or not saved by qan ({error})") from error
+
+    def refill_replay(self, rounds: Iterable[Sequence[Arrays]]) -> None:
+        """See `Agent.refill_replay`."""
+        agent = self.agent
+        agent.begin(torch.zeros(self.env.num_envs, *self.interface.shape, device=self.device))  # reserves the replay
+        priorities, max_priority = agent.replay.priorities.clone(), agent.replay.max_priority.clone()
+        for episodes in rounds:
+            lengths = torch.tensor([len(arrays["actions"]) for arrays in episodes])
+            frames, actions, rewards = (_padded(episodes, name) for name in ("frames", "actions", "rewards"))
+            terminated = torch.tensor([bool(arrays["terminated"]) for arrays in episodes])
+            for t in range(int(lengths.max())):
+                last = lengths == t + 1
+                step = (frames[t], actions[t], rewards[t], terminated & last, last, frames[t + 1])
+                age, valid = torch.full_like(lengths, t), lengths > t
+                agent.replay.add(*(values.to(self.device) for values in (*step, age, valid)))
+        agent.replay.priorities.copy_(priorities)  # as they were saved
+        agent.replay.max_priority.copy_(max_priority)
+
+    def close(self) -> None:
+        """See `Agent.close`."""
+        self.env.close()
+
+
+def _padded(episodes: Sequence[Arrays], name: str) -> Tensor:
+    """(longest, N, ...) of arrays of different lengths."""
+    return torch.nn.utils.rnn.pad_sequence([torch.from_numpy(arrays[name]) for arrays in episodes])
+
+
+class RoundRecord:
+    """A round on the device, (T, N) of everything, with T the longest that an episode can be; read when it is over."""
+
+    def __init__(self, frames: Tensor, longest: int, names: tuple[str, ...]) -> None:
+        """frames: (N, D) the first of each episode; longest: T; names: the scalars of the infos that are recorded."""
+        num_envs, device = len(frames), frames.device
+        self.names = names
+        self.length = 0
+        self.frames = torch.zeros(longest + 1, *frames.shape, dtype=frames.dtype, device=device)
+        self.frames[0] = frames
+        self.actions = torch.zeros(longest, num_envs, dtype=torch.int64, device=device)
+        self.rewards = torch.zeros(longest, num_envs, device=device)
+        self.infos = torch.zeros(longest, len(names), num_envs, dtype=torch.float64, device=device)
+        self.in_round = torch.zeros(longest, num_envs, dtype=torch.bool, device=device)
+        self.terminated = torch.zeros(longest, num_envs, dtype=torch.bool, device=device)
+        self.over = torch.zeros(num_envs, dtype=torch.bool, device=device)
+        self.final: dict[str, Tensor] = {}
+        self.types: dict[str, type] = {}
+
+    def add(self, actions: Tensor, transitions: Transitions) -> Tensor:
+        """Write a step; returns (N,) bool, the rows whose episode was not over before it."""
+        in_round = ~self.over
+        t, infos = self.length, transitions.infos
+        self.actions[t], self.rewards[t], self.frames[t + 1] = actions, transitions.rewards, transitions.next_frames
+        self.infos[t] = torch.stack([infos[name].double() for name in self.names])
+        self.in_round[t], self.terminated[t] = in_round, transitions.terminated
+        if "test_loss" in infos:  # some episode has ended
+            ends = in_round & transitions.ended
+            for name, value in infos.items():
+                if not name.startswith("_"):
+                    self.types[name] = float if value.is_floating_point() else int
+                    before = self.final.get(name, torch.zeros_like(value))
+                    self.final[name] = torch.where(ends, value, before)
+        self.over = self.over | transitions.ended
+        self.length += 1
+        return in_round
+
+    def episodes(self) -> list[Episode]:
+        """One per row, on the host."""
+        count = self.length
+        frames, actions, rewards, infos, in_round, terminated = (
+            values.cpu().numpy()
+            for values in (
+                self.frames[: count + 1],
+                self.actions[:count],
+                self.rewards[:count],
+                self.infos[:count],
+                self.in_round[:count],
+                self.terminated[:count],
+            )
+        )
+        final = {name: value.tolist() for name, value in self.final.items()}
+        episodes = []
+        for row in range(actions.shape[1]):
+            steps = int(in_round[:, row].sum())
+            episode = Episode(frames=list(frames[: steps + 1, row]))
+            for t in range(steps):
+                info = dict(zip(self.names, infos[t, :, row].tolist(), strict=True))
+                typed = {name: self.types[name](value) for name, value in info.items()}
+                episode.add(int(actions[t, row]), float(rewards[t, row]), typed)
+            episode.actions = actions[:steps, row].tolist()
+            episode.end({name: value[row] for name, value in final.items()}, bool(terminated[steps - 1, row]))
+            episodes.append(episode)
+        return episodes
+
+
+register_agent("dqn-native", NativeDQN)

@@ -1,0 +1,158 @@
+"""Controllers that need no preparation."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from qan_agents.bench.controllers import Preparation, PreparedController, register_controller
+from qan_agents.bench.trained_agents import agent_env_kwargs
+from qan_agents.bench.tuned_schedules import ABSOLUTE_ACTIONS, ScheduleController
+from qan_agents.bench.tuning_task import Settings, TuningTask, task_config
+from qan_gym.games import game_of
+from qan_gym.optimizee.network import evaluate
+from qan_gym.vector_env import QanVectorEnv
+
+LOSS_LIMIT = 1e3  # nats, of a class in `LossProportional`
+
+
+class RandomActions:
+    """Actions drawn uniformly; in the mini-batch game the roulette of random classes."""
+
+    def __init__(self, seed: int) -> None:
+        """seed: of the actions."""
+        self.seed = seed
+
+    def start(self, env: QanVectorEnv) -> None:
+        """See `Controller.start`."""
+        self.space = env.action_space
+        self.space.seed(self.seed)
+
+    def act(self, observations: NDArray[Any], infos: dict[str, Any]) -> NDArray[Any]:
+        """See `Controller.act`."""
+        return np.asarray(self.space.sample())
+
+
+class ConstantAction:
+    """The same action in every row at every step."""
+
+    def __init__(self, action: Any) -> None:
+        """action: of a single environment."""
+        self.action = action
+
+    def start(self, env: QanVectorEnv) -> None:
+        """See `Controller.start`."""
+        space = env.action_space
+        self.actions = np.full(space.shape or (), self.action, space.dtype)
+
+    def act(self, observations: NDArray[Any], infos: dict[str, Any]) -> NDArray[Any]:
+        """See `Controller.act`."""
+        return self.actions
+
+
+class ShuffledSGD:
+    """Games that choose classes: the data in random order; the actions are ignored."""
+
+    def start(self, env: QanVectorEnv) -> Settings:
+        """See `Controller.start`."""
+        require_class_choice(env)
+        self.rows = env.num_envs
+        return {"sampler": "shuffled"}
+
+    def act(self, observations: NDArray[Any], infos: dict[str, Any]) -> NDArray[np.int64]:
+        """See `Controller.act`."""
+        return np.zeros(self.rows, np.int64)
+
+
+class ClassBalanced:
+    """The mini-batch game: the classes in turn, so that the roulette holds all of them alike."""
+
+    def start(self, env: QanVectorEnv) -> None:
+        """See `Controller.start`."""
+        require_class_choice(env)
+        self.rows, self.classes, self.next = env.num_envs, env.training.parts.n_classes, 0
+
+    def act(self, observations: NDArray[Any], infos: dict[str, Any]) -> NDArray[np.int64]:
+        """See `Controller.act`."""
+        action, self.next = self.next, (self.next + 1) % self.classes
+        return np.full(self.rows, action)
+
+
+class LossProportional:
+    """The mini-batch game: classes drawn with probability proportional to their loss on training images.
+
+    The losses of the classes are measured every `EVERY` actions, on `IMAGES` images of each.
+    """
+
+    EVERY, IMAGES = 10, 20
+
+    def __init__(self, seed: int) -> None:
+        """seed: of the draws."""
+        self.seed = seed
+
+    def start(self, env: QanVectorEnv) -> None:
+        """See `Controller.start`."""
+        require_class_choice(env)
+        self.training, self.rng, self.step = env.training, np.random.default_rng(self.seed), 0
+        labels = self.training.data.labels["train"]
+        classes = range(self.training.parts.n_classes)
+        self.images = [torch.nonzero(labels == one)[: self.IMAGES, 0] for one in classes]
+
+    def act(self, observations: NDArray[Any], infos: dict[str, Any]) -> NDArray[np.int64]:
+        """See `Controller.act`."""
+        if self.step % self.EVERY == 0:
+            losses = self._losses()  # (N, K)
+            self.shares = losses / losses.sum(axis=1, keepdims=True)
+        self.step += 1
+        return np.array([self.rng.choice(len(share), p=share) for share in self.shares])
+
+    def _losses(self) -> NDArray[np.float64]:
+        training = self.training
+        images, labels = training.data.images["train"], training.data.labels["train"]
+        losses = []
+        for some in self.images:
+            batch = [(training.data.normalise(images[some]), labels[some])]
+            losses.append(evaluate(training.network, training.run.params, batch)[0].double().nan_to_num(LOSS_LIMIT))
+        by_class: NDArray[np.float64] = torch.stack(losses, dim=1).clamp(1e-6, LOSS_LIMIT).cpu().numpy()
+        return by_class
+
+
+def require_class_choice(env: QanVectorEnv) -> None:
+    """Refuse a game whose actions do not choose the classes of the mini-batches.
+
+    Raises:
+        ValueError: it is such a game.
+    """
+    training = env.training
+    if training.parts.game.class_counts(training.run, env.config) is None:
+        raise ValueError(f"this controller chooses classes, and the actions of the game {env.config.game!r} do not")
+
+
+# --- preparation ----------------------------------------------------------------------------------------------------
+
+
+def _initial_rate(task: TuningTask, settings: Settings) -> PreparedController:
+    """The task's own learning rate throughout: the original's baseline."""
+    chosen = {"learning_rate": settings.get("learning_rate", task.config.learning_rate)}
+    return PreparedController(ScheduleController("constant", [chosen]), ABSOLUTE_ACTIONS, chosen=chosen)
+
+
+def _schedule_of_agents(task: TuningTask, settings: Settings) -> PreparedController:
+    """The base schedule under the actions of agents, which nobody plays: an agent before it has learned anything."""
+    env_kwargs = agent_env_kwargs(task, settings.get("env", {}), continuous=False)
+    config = task_config(task.env, {**task.env_kwargs, **env_kwargs})
+    no_op = game_of(config).no_op(config)
+    if no_op is None:
+        raise ValueError(f"base plays the action that leaves things as they are: the game {config.game!r} has none")
+    return PreparedController(ConstantAction(no_op), env_kwargs)
+
+
+register_controller("constant", _initial_rate, Preparation.NONE)
+register_controller("base", _schedule_of_agents, Preparation.NONE)
+register_controller("random", lambda task, _: PreparedController(RandomActions(task.seed)), Preparation.NONE)
+register_controller("shuffled", lambda task, _: PreparedController(ShuffledSGD()), Preparation.NONE)
+register_controller("class-balanced", lambda task, _: PreparedController(ClassBalanced()), Preparation.NONE)
+register_controller(
+    "loss-proportional", lambda task, _: PreparedController(LossProportional(task.seed)), Preparation.NONE
+)

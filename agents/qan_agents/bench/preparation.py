@@ -1,0 +1,32 @@
+"""Every kind of controller by its name: the registered ones, and each registered schedule as a tuned controller."""
+
+import qan_agents.bench.fixed_controllers
+import qan_agents.bench.trained_agents  # noqa: F401 (both register their controllers)
+from qan_agents.bench.controllers import CONTROLLERS, ControllerKind, Preparation, PreparedController
+from qan_agents.bench.tuned_schedules import tune_schedule
+from qan_agents.bench.tuning_task import Settings, TuningTask
+from qan_gym.schedules import SCHEDULES
+
+
+def controllers() -> dict[str, ControllerKind]:
+    """All kinds of controllers there are now; a registered controller goes before a schedule of the same name."""
+    schedules = {name: ControllerKind(tune_schedule(name), Preparation.TUNING) for name in SCHEDULES}
+    return {**schedules, **CONTROLLERS}
+
+
+def prepare(name: str, task: TuningTask, settings: Settings) -> PreparedController:
+    """Prepare a controller.
+
+    Args:
+        name: one of `controllers()`.
+        task: what it is to control, and on which budget.
+        settings: of the controller; of an agent `env` (keyword arguments of the environment that it plays) and
+            hyperparameters.
+
+    Raises:
+        ValueError: the name or a setting is unknown, or the controller does not play this task.
+    """
+    kinds = controllers()
+    if name not in kinds:
+        raise ValueError(f"unknown controller {name!r}; there are {', '.join(kinds)}")
+    return kinds[name].prepare(task, settings)

@@ -1,0 +1,264 @@
+"""Schedules whose highest learning rate and settings are tuned by Optuna.
+
+Every registered schedule can be tuned: `qan_agents.bench.preparation`. The controllers that are registered here are
+other searches over the same shapes, and `plateau`, which follows the validation loss and is no schedule.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from qan_agents.bench.controllers import Controller, Preparation, Prepare, PreparedController, register_controller
+from qan_agents.bench.rollout import play_episodes
+from qan_agents.bench.tuning_task import Settings, TuningTask, make_env
+from qan_gym.config import TaskConfig
+from qan_gym.core.components import build_components
+from qan_gym.core.references import pretrained_path, resolve_reference
+from qan_gym.schedules import SCHEDULES
+from qan_gym.vector_env import QanVectorEnv
+
+LEARNING_RATES = (0.005, 1.0)  # of the search: the range of the game
+LEAST_RATE, LARGEST_RATE = 1e-5, 10.0  # of a schedule: wider than the game's, as a practitioner is free to choose
+DIVERGED = 1e3  # ln(validation loss) that stands for a diverged training run
+ABSOLUTE_ACTIONS = {
+    "continuous": True,
+    "action_scale": "absolute",
+    "learning_rate_min": LEAST_RATE,
+    "learning_rate_max": LARGEST_RATE,
+}
+
+
+# --- controllers that set the learning rate -------------------------------------------------------------------------
+
+
+class ScheduleController:
+    """N schedules of one shape, each with its own highest learning rate and settings."""
+
+    def __init__(self, schedule: str, chosen: Sequence[Settings]) -> None:
+        """The settings are those of a search, see `settings_of_shape`.
+
+        Args:
+            schedule: a registered name.
+            chosen: `learning_rate` and settings of the schedule; one per row, or one for all.
+        """
+        self.schedule, self.chosen = schedule, chosen
+
+    def start(self, env: QanVectorEnv) -> None:
+        """See `Controller.start`."""
+        length = env.episode_length
+        chosen = (self.chosen[row % len(self.chosen)] for row in range(env.num_envs))
+        rates = np.stack([scheduled_rates(self.schedule, one, length) for one in chosen], axis=1)  # (T, N)
+        self.actions = iter(absolute_actions(rates, env.config))
+
+    def act(self, observations: NDArray[Any], infos: dict[str, Any]) -> NDArray[np.float32]:
+        """See `Controller.act`; (N, 1)."""
+        return next(self.actions)
+
+
+class PlateauController:
+    """N of torch's `ReduceLROnPlateau`, each with its own settings and fed with its own validation loss."""
+
+    def __init__(self, chosen: Sequence[Settings]) -> None:
+        """chosen: `learning_rate`, `factor` and `patience`, in measurements; one per row, or one for all."""
+        self.chosen = chosen
+
+    def start(self, env: QanVectorEnv) -> None:
+        """See `Controller.start`."""
+        self.config = env.config
+        self.schedulers = []
+        for row in range(env.num_envs):
+            chosen = self.chosen[row % len(self.chosen)]
+            optimizer = torch.optim.SGD([torch.zeros(1)], lr=chosen["learning_rate"])
+            self.schedulers.append(ReduceLROnPlateau(optimizer, factor=chosen["factor"], patience=chosen["patience"]))
+        self.measured: NDArray[Any] | None = None
+
+    def act(self, observations: NDArray[Any], infos: dict[str, Any]) -> NDArray[np.float32]:
+        """See `Controller.act`; (N, 1)."""
+        losses = infos["validation_loss"].copy()
+        if self.measured is not None:
+            for scheduler, before, now in zip(self.schedulers, self.measured, losses, strict=True):
+                if now != before:  # it was measured anew
+                    scheduler.step(float(now))
+        self.measured = losses
+        rates = np.array([scheduler.optimizer.param_groups[0]["lr"] for scheduler in self.schedulers], np.float64)
+        return absolute_actions(rates, self.config)
+
+
+def absolute_actions(rates: NDArray[np.float64], config: TaskConfig) -> NDArray[np.float32]:
+    """Learning rates (..., N) as actions (..., N, 1) in [-1, 1] on the absolute scale.
+
+    Raises:
+        ValueError: the actions of the task are not on the absolute scale.
+    """
+    if config.action_scale != "absolute":
+        raise ValueError("schedules set the learning rate itself: they need action_scale='absolute'")
+    low, high = math.log(config.learning_rate_min), math.log(config.learning_rate_max)
+    places = (np.log(np.maximum(rates, config.learning_rate_min)) - low) / (high - low)  # in [0, 1]
+    actions: NDArray[np.float32] = (2 * places - 1).astype(np.float32)[..., None]
+    return actions
+
+
+# --- the learning rates of a schedule -------------------------------------------------------------------------------
+
+
+def scheduled_rates(schedule: str, chosen: Settings, length: int) -> NDArray[np.float64]:
+    """The learning rates (T,) of a schedule whose settings were found by a search, at the T = `length` actions."""
+    settings = settings_of_shape(schedule, chosen, length)
+    share = torch.arange(length, dtype=torch.float64) / length
+    rates: NDArray[np.float64] = (chosen["learning_rate"] * SCHEDULES[schedule].shape(share, **settings)).numpy()
+    return rates
+
+
+def settings_of_shape(schedule: str, chosen: Settings, length: int) -> dict[str, float]:
+    """The settings of a schedule's shape, from what a search chose for episodes of `length` actions.
+
+    A search chooses what torch's schedulers take, see AS_TORCH_COUNTS; what it does not choose is as the schedule
+    declares it.
+    """
+    declared = SCHEDULES[schedule]
+    fixed = {name: low for name, (low, high) in declared.search.items() if low == high}
+    settings = {**declared.settings, **fixed, **chosen}
+    settings.pop("learning_rate", None)
+    convert = AS_TORCH_COUNTS.get(schedule)
+    return settings if convert is None else convert(settings, length)
+
+
+def _on_an_action(name: str) -> Callable[[dict[str, float], int], dict[str, float]]:
+    """A share of the budget, rounded to a whole number of actions."""
+    return lambda settings, length: {**settings, name: max(1, round(settings[name] * length)) / length}
+
+
+def _peak_of_torch(settings: dict[str, float], length: int) -> dict[str, float]:
+    """`OneCycleLR` of `length` + 1 steps has its peak at start * (length + 1) - 1 of the steps from 0."""
+    return {**settings, "start": (settings["start"] * (length + 1) - 1) / length}
+
+
+# How torch's schedulers (MultiStepLR, LambdaLR and OneCycleLR) count a setting that is a share of the budget. They were
+# what was tuned before, so that settings in older results mean the same learning rates.
+AS_TORCH_COUNTS: dict[str, Callable[[dict[str, float], int], dict[str, float]]] = {
+    "step": _on_an_action("at"),
+    "cooldown": _on_an_action("length"),
+    "one-cycle": _peak_of_torch,
+}
+
+
+# --- tuning ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Search:
+    """What Optuna chooses.
+
+    Attributes:
+        settings: name -> (least, largest), integers where both are; not chosen where they are equal.
+        learning_rates: (least, largest), in the logarithm.
+    """
+
+    settings: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    learning_rates: tuple[float, float] = LEARNING_RATES
+
+    def suggest(self, trial: Any) -> Settings:
+        """What a trial of Optuna's is to try."""
+        chosen: Settings = {"learning_rate": trial.suggest_float("learning_rate", *self.learning_rates, log=True)}
+        for name, (low, high) in self.settings.items():
+            if isinstance(low, int):
+                chosen[name] = trial.suggest_int(name, low, high)
+            elif low < high:
+                chosen[name] = trial.suggest_float(name, low, high)
+        return chosen
+
+
+def tune_schedule(
+    schedule: str,
+    search: Mapping[str, tuple[float, float]] | None = None,
+    learning_rates: tuple[float, float] = LEARNING_RATES,
+    optimizer: Settings | None = None,
+) -> Prepare:
+    """The preparation of a registered schedule by a search.
+
+    Args:
+        schedule: its name.
+        search: of its settings; None: as the schedule declares it.
+        learning_rates: of the highest learning rate.
+        optimizer: keyword arguments of the environment with another optimizer than the task's; None: the task's.
+    """
+
+    def prepare(task: TuningTask, settings: Settings) -> PreparedController:
+        space = Search(SCHEDULES[schedule].search if search is None else search, learning_rates)
+        own = {} if optimizer is None else with_optimizer(task, optimizer)
+        return tune(task, space, lambda chosen: ScheduleController(schedule, chosen), own)
+
+    return prepare
+
+
+def tune_plateau(task: TuningTask, settings: Settings) -> PreparedController:
+    """The preparation of `PlateauController`."""
+    return tune(task, Search({"factor": (0.1, 0.7), "patience": (1, 8)}), PlateauController, {})
+
+
+def tune(
+    task: TuningTask, search: Search, make_controller: Callable[[Sequence[Settings]], Controller], env_kwargs: Settings
+) -> PreparedController:
+    """Search by Optuna's TPE: `task.num_envs` training runs at once, each on a seed of its own.
+
+    Args:
+        task: whose budget of training runs is used up.
+        search: what is chosen.
+        make_controller: from what was chosen for each row.
+        env_kwargs: of the environment, beside the absolute actions.
+
+    Returns:
+        The controller with the settings of the lowest final validation loss.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    arguments = {**ABSOLUTE_ACTIONS, **env_kwargs}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler = optuna.samplers.TPESampler(seed=task.seed, constant_liar=True)
+    study = optuna.create_study(sampler=sampler)
+    runs, batches, env = 0, 0, None
+    while runs < task.runs:
+        rows = min(task.num_envs, task.runs - runs)
+        if env is None or env.num_envs != rows:
+            env = make_env(task, rows, arguments)
+        trials = [study.ask() for _ in range(rows)]
+        controller = make_controller([search.suggest(trial) for trial in trials])
+        rollout = play_episodes(env, controller, [task.tuning_seed(runs + row) for row in range(rows)])
+        for row, trial in enumerate(trials):
+            diverged = bool(rollout.final["diverged"][row])
+            study.tell(trial, DIVERGED if diverged else math.log(rollout.final["validation_loss"][row]))
+        runs, batches = runs + rows, batches + int(rollout.batches.sum())
+    best = study.best_params
+    return PreparedController(make_controller([best]), arguments, runs, batches, best)
+
+
+def with_optimizer(task: TuningTask, optimizer: Settings) -> Settings:
+    """Keyword arguments for another optimizer; the pull is towards the weights that it is towards without them.
+
+    The "pretrained" reference depends on the optimizer, so that of the task is given by its path.
+    """
+    import qan_agents.bench.schedule_free  # noqa: F401 (registers optimizers)
+
+    config = task.config
+    if config.reference != "pretrained" or resolve_reference(build_components(config, "cpu")) is None:
+        return optimizer
+    return {**optimizer, "reference": str(pretrained_path(config))}
+
+
+register_controller("best-constant", tune_schedule("constant"), Preparation.TUNING)
+register_controller(
+    "one-cycle-wide", tune_schedule("one-cycle", {"start": (0.05, 0.85), "rise": (1.0, 100.0)}), Preparation.TUNING
+)
+register_controller("plateau", tune_plateau, Preparation.TUNING)
+for _name, _rates in (("schedule-free-sgd", (0.005, 3.0)), ("schedule-free-adamw", (1e-4, 0.03))):
+    _prepare = tune_schedule("constant", learning_rates=_rates, optimizer={"optimizer": _name, "momentum": 0.9})
+    register_controller(_name, _prepare, Preparation.TUNING)

@@ -1,0 +1,78 @@
+"""The task that controllers are prepared for, and the vector environment in which they play it."""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import gymnasium as gym
+from gymnasium.vector import AutoresetMode
+
+from qan_agents.env_ids import task_of
+from qan_agents.seeds import training_seed
+from qan_gym.config import TaskConfig
+from qan_gym.data.datasets import load_dataset
+from qan_gym.vector_env import QanVectorEnv
+
+VALIDATIONS = 25  # measurements of the validation loss in an episode, beside that of the initial weights
+
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TuningTask:
+    """A task, and the budget of training runs on which a controller is prepared for it.
+
+    Attributes:
+        env: ID or MODULE:ID.
+        env_kwargs: of `gym.make_vec`.
+        runs: training runs that the preparation may consume.
+        seed: of the preparation; the seeds of its training runs follow from it.
+        num_envs: training runs in lock-step during the preparation.
+    """
+
+    env: str
+    env_kwargs: Settings
+    runs: int
+    seed: int
+    num_envs: int = 4
+
+    @property
+    def config(self) -> TaskConfig:
+        """The configuration of the task."""
+        return task_config(self.env, self.env_kwargs)
+
+    @property
+    def batches(self) -> int:
+        """Mini-batches of a training run."""
+        config, size = self.config, len(load_dataset(self.config.dataset).train)
+        return config.epochs * (min(size, config.train_size or size) // config.batch_size)
+
+    @property
+    def validation_interval(self) -> int:
+        """Mini-batches between two measurements of the validation loss."""
+        return max(1, self.batches // VALIDATIONS)
+
+    def tuning_seed(self, number: int) -> int:
+        """The seed of the training run of that number, in [2**31, 2**32)."""
+        return training_seed(self.seed, number)
+
+
+def task_config(env: str, env_kwargs: Settings) -> TaskConfig:
+    """The configuration of an environment.
+
+    Raises:
+        ValueError, gymnasium.error.Error: see `qan_agents.env_ids.task_of`.
+    """
+    return task_of(env, {name: value for name, value in env_kwargs.items() if name != "device"})
+
+
+def make_env(task: TuningTask, num_envs: int, env_kwargs: Settings) -> QanVectorEnv:
+    """N training runs of a task, in mode DISABLED, the validation loss measured VALIDATIONS times in each.
+
+    Args:
+        task: whose keyword arguments they have.
+        num_envs: N.
+        env_kwargs: further ones, which take precedence.
+    """
+    arguments = {"validate_every": task.validation_interval, **task.env_kwargs, **env_kwargs}
+    env = gym.make_vec(task.env, num_envs=num_envs, autoreset_mode=AutoresetMode.DISABLED, **arguments)
+    return cast(QanVectorEnv, env.unwrapped)

@@ -1,0 +1,224 @@
+"""`qan train`, `reproduce`, `evaluate`, `plot` and `watch`: training runs and what becomes of them."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from qan_agents.cli.common import (
+    INTERRUPTED,
+    EnvArgument,
+    RunArgument,
+    SetOption,
+    console,
+    errors_in_one_line,
+    extra_required,
+    parse_settings,
+)
+
+if TYPE_CHECKING:
+    from qan_agents.agents import Progress as TrainingProgress
+    from qan_agents.experiments.run_folder import Run, RunConfig
+    from qan_agents.policies.rollout import Episode
+
+OutOption = Annotated[Path | None, typer.Option(help="The run folder; default: a new one in runs/.")]
+SeedOption = Annotated[int, typer.Option(help="Of the agent and its episodes.")]
+
+
+def train(
+    env: EnvArgument = "QanLR-MNIST5k-v0",
+    agent: Annotated[str, typer.Option(help="The agent; see qan list.")] = "dqn",
+    preset: Annotated[str, typer.Option(help="Named hyperparameters; see qan list AGENT.")] = "quick",
+    episodes: Annotated[int, typer.Option(help="How many trainings of the CNN to play.")] = 20,
+    seed: SeedOption = 0,
+    num_envs: Annotated[int, typer.Option(help="How many of the trainings to play at once; divides the episodes.")] = 1,
+    out: OutOption = None,
+    settings: SetOption = None,
+    agent_settings: Annotated[
+        list[str] | None, typer.Option("--agent-set", metavar="NAME=VALUE", help="A hyperparameter; see config.json.")
+    ] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with a run; it keeps its settings.")] = None,
+) -> None:
+    """Train an agent, draw the pictures, and compare it with fixed policies on unseen seeds."""
+    from qan_agents.experiments.run_folder import Run, RunConfig
+
+    with errors_in_one_line():
+        if resume is not None:
+            run = Run(resume)
+        else:
+            config = RunConfig(
+                env,
+                parse_settings(settings),
+                agent,
+                preset,
+                episodes,
+                seed,
+                num_envs,
+                agent_kwargs=parse_settings(agent_settings),
+            )
+            run = _start(config, out, f"{env}-{agent}-{preset}-seed{seed}")
+        _train_and_evaluate(run)
+
+
+def reproduce(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="mnist-lr, mnist-minibatch or cifar10-lr.")],
+    scale: Annotated[float, typer.Option(help="Multiplies epochs and episodes; 0.01 is for a laptop.")] = 1.0,
+    seed: SeedOption = 0,
+    out: OutOption = None,
+    settings: SetOption = None,
+) -> None:
+    """Reproduce an experiment of the paper: baseline and reference, the paper's DQN, the pictures."""
+    from qan_agents.experiments.reproduce import recipe_config
+
+    with errors_in_one_line():
+        config = recipe_config(recipe, scale, seed, parse_settings(settings))
+        _train_and_evaluate(_start(config, out, f"reproduce-{recipe}-scale{scale:g}-seed{seed}"))
+
+
+def _start(config: "RunConfig", out: Path | None, name: str) -> "Run":
+    """A new run, in `out` or a free folder of that name."""
+    from qan_agents.experiments.run_folder import free_folder
+    from qan_agents.experiments.train import start_run
+
+    return start_run(out or free_folder(Path("runs"), name.replace(":", "-")), config)
+
+
+def _train_and_evaluate(run: "Run") -> None:
+    """Train the agent of a run, evaluate it, and draw the pictures."""
+    config = run.config()
+    console.print(f"{config.agent} ({config.preset}) plays {config.env}: {run.folder}", highlight=False)
+    try:
+        _train(run, config)
+        _evaluate(run)
+        _plot(run)
+    except KeyboardInterrupt:
+        console.print(f"interrupted; go on with: qan train --resume {run.folder}", highlight=False)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _train(run: "Run", config: "RunConfig") -> None:
+    """Train the agent of a run behind a progress bar, with a line for every finished episode."""
+    from qan_agents.experiments import train as training
+
+    columns = (
+        TextColumn("episode {task.fields[episode]}/{task.fields[episodes]}"),
+        BarColumn(bar_width=10),
+        TextColumn("{task.fields[rate]} steps/s"),
+        TextColumn("accuracy {task.fields[accuracy]:.1%}"),
+        TextColumn("{task.fields[metrics]}"),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )
+    total = config.training_episodes * run.settings()["episode_length"]
+    done = run.progress()
+    with Progress(*columns, console=console) as bars:
+        bar = bars.add_task(
+            "",
+            total=total,
+            completed=done.steps,
+            episode=min(done.episodes + 1, config.episodes),
+            episodes=config.episodes,
+            rate="-",
+            accuracy=0.0,
+            metrics="",
+        )
+
+        def show(now: "TrainingProgress") -> None:
+            speed = bars.tasks[bar].speed
+            bars.update(
+                bar,
+                completed=now.step,
+                rate=f"{speed:.0f}" if speed else "-",
+                accuracy=now.validation_accuracy,
+                metrics=", ".join(f"{name} {value:.2f}" for name, value in now.metrics.items()),
+            )
+
+        def finished(number: int, episode: "Episode") -> None:
+            bars.update(bar, episode=min(number + 2, config.episodes))
+            bars.console.print(_episode_line(number, episode, config), highlight=False)
+
+        training.train(run, show, finished)
+
+
+def _episode_line(number: int, episode: "Episode", config: "RunConfig") -> str:
+    final = episode.final
+    return (
+        f"episode {number + 1:2d}  return {episode.total_reward:6.3f}  validation loss "
+        f"{final['validation_loss']:.4f}, accuracy {final['validation_accuracy']:.1%}"
+        + ("  diverged" if final["diverged"] else "")
+        + ("" if config.trains(number) else "  only played")
+    )
+
+
+def evaluate(run: RunArgument) -> None:
+    """Play a trained agent greedily on unseen seeds, beside fixed policies; draw the pictures anew."""
+    from qan_agents.experiments.run_folder import Run
+
+    with errors_in_one_line():
+        _evaluate(Run(run))
+        _plot(Run(run))
+
+
+def _evaluate(run: "Run") -> None:
+    from qan_agents.experiments import evaluation
+
+    with console.status("evaluating") as status:
+        scores = evaluation.evaluate(run, lambda name, seed: status.update(f"evaluating {name}, seed {seed}"))
+    head, rows = evaluation.table_of(scores)
+    table = Table(title=f"unseen seeds: {len(scores[0].test_loss)}; mean (lowest-highest)")
+    for name in head:
+        table.add_column(name, justify="left" if name == "policy" else "right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def plot(
+    run: RunArgument,
+    html: Annotated[bool, typer.Option("--html", help="Also write run.html, one page with everything.")] = False,
+) -> None:
+    """Draw the pictures of a run: accuracy per episode, an episode against the baseline, the actions over time."""
+    from qan_agents.experiments.run_folder import Run
+
+    with errors_in_one_line():
+        if not html:
+            _plot(Run(run))
+            return
+        with extra_required("agents"):
+            from qan_agents.experiments.run_page import write_page
+        with console.status("drawing, and trying every action of an unseen episode"):
+            written = write_page(Run(run))
+        _print_drawn(written)
+
+
+def _plot(run: "Run") -> None:
+    from qan_agents.experiments.plots import plot_run
+
+    _print_drawn(plot_run(run))
+
+
+def _print_drawn(paths: list[Path]) -> None:
+    for path in paths:
+        console.print(f"drawn: {path}", highlight=False)
+
+
+def watch(
+    run: RunArgument,
+    video: Annotated[Path | None, typer.Option(metavar="FILE", help="An .mp4 to write; default: a window.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the episode; the agent was trained on none that can be given.")] = 0,
+) -> None:
+    """Watch a trained agent play an unseen episode: its screen, its Q-values, and the baseline run."""
+    from qan_agents.experiments.run_folder import Run
+
+    with errors_in_one_line(), extra_required("video"):
+        from qan_agents.experiments.watch import watch_agent
+
+        with console.status("playing"):
+            final = watch_agent(Run(run), seed, video).final
+        console.print(
+            f"test loss {final['test_loss']:.4f}, accuracy {final['test_accuracy']:.1%}"
+            + (f": {video}" if video is not None else ""),
+            highlight=False,
+        )

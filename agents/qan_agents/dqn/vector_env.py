@@ -1,0 +1,174 @@
+"""A vector environment as the bundled DQN sees it: tensors on its device, in either mode of resetting."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from torch import Tensor
+
+from qan_agents.dqn.config import DQNConfig
+from qan_gym.core.observation import SCORE_LINE
+from qan_gym.vector_env import QanVectorEnv
+
+
+@dataclass(frozen=True)
+class EnvInterface:
+    """What an agent has to know of an environment.
+
+    Attributes:
+        shape: of a frame.
+        dtype: of a frame.
+        actions: how many there are.
+        screen: (rows, columns) of a frame where the environment is qan-gym's, else (1, its size).
+        score_line: numbers on the score line, which is the last row of the screen; 0 where there is none.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    actions: int
+    screen: tuple[int, int]
+    score_line: int
+
+    def __post_init__(self) -> None:
+        """JSON has lists where tuples were."""
+        for name in ("shape", "screen"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    @classmethod
+    def of(cls, env: VectorEnv[Any, Any, Any]) -> "EnvInterface":
+        """The interface of an environment.
+
+        Raises:
+            ValueError: the spaces are not a Box and a Discrete.
+        """
+        frames, actions = env.single_observation_space, env.single_action_space
+        if not isinstance(frames, gym.spaces.Box):
+            raise ValueError(f"DQN needs a Box of observations, not {frames}: wrap FlattenObservation around it")
+        if not isinstance(actions, gym.spaces.Discrete):
+            raise ValueError(f"DQN needs Discrete actions, not {actions}")
+        screen, score_line = (1, math.prod(frames.shape)), 0
+        if isinstance(env.unwrapped, QanVectorEnv):
+            screen, score_line = screen_of(env.unwrapped)
+        return cls(tuple(frames.shape), str(frames.dtype), int(actions.n), screen, score_line)
+
+    def check(self, config: DQNConfig) -> None:
+        """Refuse hyperparameters that do not go with the environment.
+
+        Raises:
+            ValueError: which, and why.
+        """
+        if config.features in ("score-line", "scores") and not self.score_line:
+            raise ValueError(
+                f"the features {config.features} read the score line: use observation='screen', or other features"
+            )
+        if config.features == "filters" and min(self.screen) < 6:
+            raise ValueError(f"the features filters need a screen of at least 6 x 6, not {self.screen}: use flat")
+        if (config.storage == "uint8") != (self.dtype == "uint8"):
+            raise ValueError(f"storage {config.storage} does not go with frames of {self.dtype}")
+
+    @property
+    def frame_dtype(self) -> torch.dtype:
+        """The data type of frames as the agent handles them."""
+        return torch.uint8 if self.dtype == "uint8" else torch.float32
+
+    @property
+    def frame_size(self) -> int:
+        """D, numbers in a frame."""
+        return math.prod(self.shape)
+
+
+def screen_of(env: QanVectorEnv) -> tuple[tuple[int, int], int]:
+    """The screen of an environment: (rows, columns), and the numbers on its score line, 0 where there is none."""
+    observer = env.training.parts.observer
+    return observer.shape, len(SCORE_LINE) + len(observer.extra) if env.config.observation == "screen" else 0
+
+
+class Transitions(NamedTuple):
+    """One step of N environments, on the agent's device; the leading axis is N.
+
+    Attributes:
+        frames: (N, D) to act on next: `next_frames`, or the first frame of an episode where one starts.
+        next_frames: (N, D) seen after the action; the last frame of the episode where it ended.
+        rewards: (N,).
+        terminated: (N,) bool.
+        ended: (N,) bool, terminated or truncated.
+        valid: (N,) bool; False where the step was no transition but only the reset of NEXT_STEP mode.
+        starts: (N,) bool, `frames` are the first of an episode.
+        infos: of the environment.
+    """
+
+    frames: Tensor
+    next_frames: Tensor
+    rewards: Tensor
+    terminated: Tensor
+    ended: Tensor
+    valid: Tensor
+    starts: Tensor
+    infos: dict[str, Any]
+
+
+class TensorVectorEnv:
+    """A vector environment that takes and gives tensors; its steps are the same in both modes of resetting."""
+
+    def __init__(self, env: VectorEnv[Any, Any, Any], device: torch.device) -> None:
+        """Wrap an environment.
+
+        Args:
+            env: in NEXT_STEP or SAME_STEP mode, with a Box of observations and Discrete actions.
+            device: of the tensors.
+
+        Raises:
+            ValueError: the mode is another one or not stated, or the spaces are others.
+        """
+        mode = env.metadata.get("autoreset_mode")
+        if mode not in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP):
+            raise ValueError(
+                f"the environment must reset itself (NEXT_STEP or SAME_STEP); its autoreset_mode is {mode}"
+            )
+        self.env, self.device, self.dtype = env, device, EnvInterface.of(env).frame_dtype
+        self.next_step = mode == AutoresetMode.NEXT_STEP
+        self.first_action = int(getattr(env.single_action_space, "start", 0))
+        self.takes_tensors = getattr(env.unwrapped, "output", "numpy") == "torch"
+
+    def reset(self, seed: int | list[int] | None) -> Tensor:
+        """Start an episode in every row; its first frames (N, D)."""
+        seeds: Any = seed  # Gymnasium's vector environments take lists, though VectorEnv does not say so
+        frames, _ = self.env.reset(seed=seeds)
+        self.over = torch.zeros(self.env.num_envs, dtype=torch.bool, device=self.device)
+        return self._frames(frames)
+
+    def step(self, actions: Tensor) -> Transitions:
+        """actions: (N,) int64, from 0, on the device."""
+        actions = actions + self.first_action if self.first_action else actions
+        frames, rewards, terminations, truncations, infos = self.env.step(
+            actions if self.takes_tensors else actions.cpu().numpy()
+        )
+        seen, terminated = self._frames(frames), self._tensor(terminations)
+        ended = terminated | self._tensor(truncations)
+        next_frames, valid, starts = seen, ~self.over, self.over
+        if self.next_step:
+            self.over = ended
+        else:
+            starts = ended
+            if "final_obs" in infos:
+                next_frames = torch.where(ended[:, None], self._final_frames(infos, seen), seen)
+        return Transitions(seen, next_frames, self._tensor(rewards).float(), terminated, ended, valid, starts, infos)
+
+    def _final_frames(self, infos: dict[str, Any], seen: Tensor) -> Tensor:
+        final = infos["final_obs"]
+        if self.takes_tensors:
+            return self._frames(final)
+        frames = seen.cpu().numpy().copy()
+        for row in np.flatnonzero(infos["_final_obs"]):
+            frames[row] = np.asarray(final[row]).reshape(-1)
+        return self._frames(frames)
+
+    def _frames(self, values: Any) -> Tensor:
+        return self._tensor(values).to(self.dtype).flatten(1)  # (N, D)
+
+    def _tensor(self, values: Any) -> Tensor:
+        return torch.as_tensor(values, device=self.device)

@@ -1,0 +1,131 @@
+"""The keyword arguments of the environments: what is refused, in which words, and the limits of what is accepted."""
+
+from dataclasses import fields
+
+import gymnasium as gym
+import pytest
+from deep_tasks import CIFAR, SMALL, made_photographs
+
+from qan_gym.config import TaskConfig
+
+LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
+
+
+NAN = float("nan")
+WRONG_VALUES = {
+    "game": ["lrr", None, 1],
+    "dataset": ["no-such-data", "", "mnist5k.npy", None, 5],
+    "train_size": [0, -1, 1.5, "all", True],
+    "network": ["no-such-network", None, 5],
+    "optimizer": ["no-such-optimizer", None, 5],
+    "preprocess": ["zca", None],
+    "augment": ["flip", True],
+    "momentum": [-0.1, 1.0, NAN, None, "0.9", True],
+    "nesterov": [1, "yes", None, True],
+    "weight_decay": [-1e-4, NAN, float("inf"), None, "0"],
+    "early_stopping": [0, -1, 1.5, True],
+    "validate_every": [0, -1, 1.5, "epoch", True],
+    "learning_rate": [0, -0.1, 2.0, NAN, "0.05", None, True],
+    "batch_size": [0, -1, 10.0, "10", None, True, 4_001],
+    "epochs": [0, -5, 0.5, None, True],
+    "batches_per_action": [0, -1, 2.0, None, 2_001],
+    "continuous": [1, "yes", None],
+    "action_scale": ["log", None],
+    "schedule": ["exponential", None],
+    "learning_rate_step": [0, -0.005, NAN, None],
+    "learning_rate_min": [0, -1, NAN, None],
+    "learning_rate_max": [0.001, NAN, None, "1"],
+    "observation": ["image", None, [], ["log_loss", 1]],
+    "reward": ["no-such-reward", None, 5],
+    "target_loss": [0, -1, NAN, "low"],
+    "meta_momentum": [-0.1, 1.1, NAN, "regression", True],
+    "precision": ["float16", "tf32", None, 32],
+    "pull_epochs": [-1, 1.5],
+    "reference": ["/no/such/file.safetensors", "no-such-word", 5],
+    "distillation": [-1, NAN, None, "1"],
+}
+
+
+def test_every_argument_is_tried():
+    assert WRONG_VALUES.keys() == {field.name for field in fields(TaskConfig)}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in WRONG_VALUES.items() for value in values]
+)
+def test_a_wrong_value_is_named(name, value):
+    """A ValueError (of a path, FileNotFoundError) with the argument's name, or the wrong path, and the value."""
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        gym.make(LR, **{name: value})
+    message = str(caught.value)
+    assert name in message or (isinstance(value, str) and len(value) > 2 and value in message)
+    if not isinstance(caught.value, FileNotFoundError):
+        assert repr(value) in message or str(value) in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"no_such_argument": 1}, "no_such_argument.*learning_rate"),
+        ({"lr": 0.1}, "'lr'"),
+        ({"batch_size": 4_001}, "batch_size 4001 .* 4000 images"),
+        ({"batch_size": 11, "train_size": 10}, "batch_size 11 .* 10 images"),
+        ({"batches_per_action": 401, "epochs": 1}, "batches_per_action 401 .* 400 mini-batches"),
+        ({"batch_size": 101, "train_size": 100}, "batch_size 101 .* 100 images"),
+        ({"batches_per_action": 11, "epochs": 1, "train_size": 100}, "batches_per_action 11 .* 10 mini-batches"),
+        ({"render_mode": "rgb"}, "render_mode"),
+        ({"task": "QanLR-v7"}, "QanLR-v7"),
+        ({"reference": None, "distillation": 0.5}, "distillation.*reference"),
+        ({"learning_rate_min": 2.0}, "learning_rate_max must be .* at least 2.0, not 1.0"),
+        ({"learning_rate": 0.004}, r"learning_rate must be .*\[0.005, 1.0\], not 0.004"),
+        ({"action_scale": "absolute"}, "continuous=True"),
+        ({"schedule": "exponential"}, "constant, linear, cosine, cooldown, one-cycle"),
+        ({"validate_every": 0}, "at least 1"),
+        ({"observation": ["no-such-feature"]}, "unknown feature 'no-such-feature'; there are log_learning_rate"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*render_mode:UserWarning")  # Gymnasium's own warning about it
+def test_arguments_that_do_not_go_together(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        gym.make(LR, disable_env_checker=True, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"batch_size": 81}, "batch_size 81 .* 80 images"),
+        ({"network": "resnet-9"}, "unknown network 'resnet-9'; there are .*nin"),
+        ({"optimizer": "lion"}, "unknown optimizer 'lion'; there are sgd, adamw"),
+        ({"nesterov": True, "momentum": 0.0}, "nesterov=True needs a momentum"),
+        ({"nesterov": True, "optimizer": "adamw"}, "nesterov=True is for optimizer='sgd'"),
+        ({"augment": "mirror"}, "augment must be one of None, zero, reflect"),
+        ({"preprocess": "zca"}, "preprocess must be one of normalise, whiten"),
+        ({"early_stopping": 0}, "early_stopping must be None or an integer of at least 1"),
+    ],
+)
+def test_arguments_of_deep_networks_that_do_not_go_together(arguments, said, tmp_path):
+    with pytest.raises(ValueError, match=said):
+        gym.make(CIFAR, dataset=made_photographs(tmp_path), **SMALL | arguments)
+
+
+def test_continuous_needs_the_learning_rate_game():
+    with pytest.raises(ValueError, match="continuous"):
+        gym.make(MINIBATCH, continuous=True)
+
+
+@pytest.mark.parametrize("make", [gym.make, gym.make_vec])
+def test_an_unknown_argument_is_refused_in_pythons_words(make):
+    """Libraries look for these words: TorchRL's GymEnv offers a `frameskip`, and withdraws it where it reads them."""
+    with pytest.raises(
+        TypeError, match="got an unexpected keyword argument 'frameskip'; there are game, dataset"
+    ) as caught:
+        make(LR, frameskip=1)
+    assert isinstance(caught.value, ValueError)  # as every other wrong argument
+
+
+@pytest.mark.parametrize("arguments", [{"batch_size": 100}, {"batch_size": 10, "batches_per_action": 10}])
+def test_the_largest_values(arguments):
+    """An epoch of 100 images is one mini-batch, or an episode is one action."""
+    env = gym.make(LR, train_size=100, meta_momentum=None, **({"epochs": 1, "batches_per_action": 1} | arguments))
+    env.reset(seed=0)
+    assert env.step(2)[3]
