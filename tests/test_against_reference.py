@@ -278,9 +278,7 @@ def test_distillation(env_id: str, reference_file: str, tiny: dict) -> None:
 
 
 # Rewards do not know the game; `test_rewards_agree_and_telescope` has log-loss in both.
-@pytest.mark.parametrize(
-    ("env_id", "reward"), [(LR, "log-loss"), (MINIBATCH, "inverse-loss"), (LR, "accuracy")], ids=str
-)
+@pytest.mark.parametrize(("env_id", "reward"), [(LR, "log-loss"), (MINIBATCH, "inverse-loss"), (LR, "accuracy")])
 def test_rewards(env_id: str, reward: str) -> None:
     """Every reward at every action of a whole episode, the last one included."""
     kwargs = TINY | {"reference": None, "train_size": 200, "epochs": 1, "batches_per_action": 2}
