@@ -26,8 +26,9 @@ from throughput import Contest, hardware
 
 from qan_agents.agents.dqn import sb3_arguments
 from qan_agents.dqn import DQN, PRESETS, DQNConfig, EnvInterface, TensorVectorEnv
-from qan_agents.sb3.bridge import GymnasiumVecEnv
-from qan_agents.sb3.extractor import Extractor
+from qan_agents.sb3 import GymnasiumVecEnv
+from qan_agents.sb3.extractor import Extractor, extractor_arguments
+from qan_gym.vector_env import QanVectorEnv
 
 NUM_ENVS = {"cpu": 16, "cuda": 128}
 PRESET = "quick"  # of both agents
@@ -86,10 +87,9 @@ def sb3(env: VectorEnv, config: DQNConfig, device: str) -> Callable[[int], None]
     vec = GymnasiumVecEnv(env)
     arguments = sb3_arguments(config, LONG)
     updates = updates_per_step(config, env.num_envs)
-    screen = getattr(env.unwrapped, "screen_shape", None)
-    if screen is not None:
-        own = {"features": config.features, "rows": screen[0], "columns": screen[1]}
-        arguments["policy_kwargs"] |= {"features_extractor_class": _Stacked, "features_extractor_kwargs": own}
+    if isinstance(env.unwrapped, QanVectorEnv):
+        extractor = {**extractor_arguments(env.unwrapped, config.features), "features_extractor_class": _Stacked}
+        arguments["policy_kwargs"] |= extractor
     arguments |= {"gradient_steps": updates, "train_freq": (1, "step"), "seed": 0, "device": device}
     model = SB3DQN("MlpPolicy", vec, **arguments)
     return lambda steps: model.learn(steps * env.num_envs, reset_num_timesteps=False)

@@ -10,7 +10,7 @@ import numpy as np
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecMonitor
 
-from qan_agents.sb3.bridge import vec_env
+from qan_agents.sb3 import vec_env
 
 ENV = "QanLR-MNIST5k-v0"
 

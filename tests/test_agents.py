@@ -387,7 +387,7 @@ def test_an_agent_without_values_trains_resumes_and_is_evaluated(bandit, test_ex
         seed=3,
         num_envs=2,
         test_exploration=test_exploration,
-        judged_on=(0,),
+        evaluation_seeds=(0,),
         agent_kwargs={"bonus": 0.5},
     )
     shown: list[Progress] = []

@@ -23,10 +23,10 @@ def npz(tmp_path_factory) -> str:
 
 @pytest.mark.parametrize("recipe", list(RECIPES))
 def test_at_full_scale_a_recipe_is_the_game_as_registered(recipe):
-    beside = ("uniform" if recipe == "mnist-minibatch" else "constant",)
+    baselines = ("uniform" if recipe == "mnist-minibatch" else "constant",)
     config = recipe_config(recipe, 1.0, 3, {"device": "cpu"})
     wanted = RunConfig(
-        RECIPES[recipe], {"device": "cpu"}, "dqn", "paper", 20, 3, 1, TEST_EXPLORATION, (0, 1, 2), beside
+        RECIPES[recipe], {"device": "cpu"}, "dqn", "paper", 20, 3, 1, TEST_EXPLORATION, (0, 1, 2), baselines
     )
     assert config == wanted
     assert config.env in TASKS
@@ -47,7 +47,7 @@ def test_a_scaled_recipe_is_shorter_in_proportion(recipe, scale, episodes, short
     config = recipe_config(recipe, scale, 0, {"dataset": npz})
     assert config.episodes == episodes
     assert config.env_kwargs == {"dataset": npz, **shorter}
-    assert len(config.judged_on) == max(1, round(3 * scale))
+    assert len(config.evaluation_seeds) == max(1, round(3 * scale))
 
 
 def test_odd_episodes_train_and_even_ones_are_played():

@@ -1,31 +1,38 @@
-"""A training run on disk: what it holds, and that neither Ctrl-C nor a kill loses or tears anything."""
+"""A training run on disk: its files, and that neither Ctrl-C nor a kill loses or tears any of them."""
 
+import base64
 import gzip
 import json
 import os
+import pickle
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import zipfile
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import start_qan
+from helpers import small_data, start_qan
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
+from qan_agents.agents import agent_class
 from qan_agents.cli.app import app
 from qan_agents.cli.common import parse_settings
 from qan_agents.experiments.run_folder import Run, RunConfig, free_folder, read_rows, write_rows
-from qan_agents.experiments.train import start_run
+from qan_agents.experiments.train import load_agent, start_run, train
 
-# 20 actions of 5 batches an episode; no reference, so that nothing is trained before.
-SETTINGS = ("train_size=1000", "epochs=1", "batches_per_action=5", "meta_momentum=null", "reference=null")
+# 20 actions of one mini-batch an episode; no reference, so that nothing is trained before.
+SETTINGS = (f"dataset={small_data()}", "epochs=1", "batches_per_action=1", "meta_momentum=null", "reference=null")
 SHORT = [argument for setting in SETTINGS for argument in ("--set", setting)]
 EPISODES = 4
+PRESETS = {"dqn": "quick", "dqn-native": "rainbow"}  # the bundled agent with every switch on
 
 
 def finish(process: subprocess.Popen, status: int = 0) -> str:
@@ -34,37 +41,72 @@ def finish(process: subprocess.Popen, status: int = 0) -> str:
     return output
 
 
-@pytest.fixture(scope="module", params=["dqn", "dqn-gpu"])
-def agent(request) -> list[str]:
-    """The arguments that choose each of them; the bundled one with every switch on."""
-    return ["--agent", request.param, "--preset", "quick" if request.param == "dqn" else "today"]
+def invoke(*arguments: object, status: int = 0) -> str:
+    """The output of a command, run in this process."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == status, (result.output, result.exception)
+    return result.output
+
+
+@pytest.fixture(params=list(PRESETS))
+def agent(request) -> str:
+    """The name of each of them."""
+    return request.param
+
+
+def only(name: str):
+    """For a test that needs one of the agents only, because what it tests is the same for both."""
+    return pytest.mark.parametrize("agent", [name], indirect=True)
+
+
+def chosen(agent: str) -> list[str]:
+    """The arguments that choose an agent."""
+    return ["--agent", agent, "--preset", PRESETS[agent], "--episodes", str(EPISODES)]
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, agent) -> Path:
-    """A run that nothing disturbed."""
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    output = finish(start_qan("train", *SHORT, *agent, "--episodes", EPISODES, "--out", folder))
-    assert agent[1] in output
-    assert "constant" in output
-    assert "cosine" in output
-    return folder
+def whole_runs(tmp_path_factory) -> Callable[[str], Path]:
+    """A run of each agent that nothing disturbed, made when it is asked for."""
+
+    @cache
+    def make(agent: str) -> Path:
+        folder = tmp_path_factory.mktemp("runs") / agent
+        output = invoke("train", *SHORT, *chosen(agent), "--out", folder)
+        assert agent in output
+        assert "constant" in output
+        assert "cosine" in output
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def whole(whole_runs, agent) -> Path:
+    """The run of the agent."""
+    return whole_runs(agent)
 
 
 def learning(folder: Path) -> list[dict[str, str]]:
-    """What was learned: everything but the clock."""
+    """The rows of the episodes without the clock."""
     rows = read_rows(folder / "episodes.csv")
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
-def test_the_folder_holds_everything(whole):
+def same_run(one: Path, other: Path) -> None:
+    """Both have learned the same and played the same."""
+    assert learning(one) == learning(other)
+    assert read_rows(one / "steps.csv.gz") == read_rows(other / "steps.csv.gz")
+
+
+def test_the_folder_holds_everything(whole, agent):
     for name in ("accuracy.png", "actions.png", "episode.png"):
         assert (whole / name).read_bytes().startswith(b"\x89PNG")
     settings = json.loads((whole / "config.json").read_text())
     assert settings["run"]["env"] == "QanLR-MNIST5k-v0"
-    assert settings["task"]["batches_per_action"] == 5
+    assert settings["task"]["batches_per_action"] == 1
     assert len(settings["dataset_fingerprint"]) == 64
-    assert {"python", "torch", "gymnasium", "stable-baselines3", "qan-gym", "numpy"} <= settings["versions"].keys()
+    libraries = {"stable-baselines3"} if agent == "dqn" else set()
+    assert settings["versions"].keys() == {"python", "torch", "gymnasium", "qan-gym", "numpy"} | libraries
     assert settings["hyperparameters"]["gamma"] in (0.99, 0.995)
     assert len(learning(whole)) == EPISODES
     for row in learning(whole):
@@ -84,46 +126,102 @@ def test_the_folder_holds_everything(whole):
     assert not list(whole.rglob(".*")), "nothing written aside is left"
 
 
-def test_the_same_seed_gives_the_same_run(whole, agent, tmp_path):
-    finish(start_qan("train", *SHORT, *agent, "--episodes", EPISODES, "--out", tmp_path / "again"))
-    assert learning(tmp_path / "again") == learning(whole)
-    assert (tmp_path / "again" / "steps.csv.gz").read_bytes() == (whole / "steps.csv.gz").read_bytes()
-    assert (tmp_path / "again" / "evaluation.csv").read_bytes() == (whole / "evaluation.csv").read_bytes()
+# Both signals for both agents; those of the ordinary run are chosen so that each agent and each signal is there once.
+SIGNALS = [
+    ("dqn", signal.SIGKILL),
+    ("dqn-native", signal.SIGINT),
+    pytest.param("dqn", signal.SIGINT, marks=pytest.mark.slow),
+    pytest.param("dqn-native", signal.SIGKILL, marks=pytest.mark.slow),
+]
 
 
-def test_several_at_once_play_the_same_episodes_and_resume(agent, tmp_path):
-    """Two at once: a run killed between its rounds ends like one that was not; the episodes have their usual seeds."""
-    command = ("train", *SHORT, *agent, "--episodes", EPISODES, "--num-envs", 2, "--out")
-    finish(start_qan(*command, tmp_path / "whole"))
-    process = start_qan(*command, tmp_path / "run")
-    wait_for_episodes(tmp_path / "run", 2, process)
-    process.kill()
-    finish(process, status=-9)
-    finish(start_qan("train", "--resume", tmp_path / "run"))
-    assert len(learning(tmp_path / "whole")) == EPISODES
-    assert learning(tmp_path / "run") == learning(tmp_path / "whole")
-    assert read_rows(tmp_path / "run" / "steps.csv.gz") == read_rows(tmp_path / "whole" / "steps.csv.gz")
-    output = finish(start_qan("train", "--episodes", 4, "--num-envs", 3, "--out", tmp_path / "no"), status=2)
-    assert "divide" in output
-    assert not (tmp_path / "no").exists()
-
-
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(whole, agent, tmp_path, how):
+@pytest.mark.parametrize(("agent", "how"), SIGNALS, indirect=["agent"])
+def test_a_stopped_process_goes_on_as_if_it_had_not_been(whole, agent, tmp_path, how):
+    """And the same seed gives the same run, in another process; the bundled agent without Stable-Baselines3."""
     folder = tmp_path / "run"
-    process = start_qan("train", *SHORT, *agent, "--episodes", EPISODES, "--out", folder)
+    start = start_qan if agent == "dqn" else start_without_sb3
+    process = start("train", *SHORT, *chosen(agent), "--out", folder)
     before = wait_for_episodes(folder, 2, process)
     process.send_signal(how)  # in the middle of the third episode, or while the second is being written
-    finish(process, status=-9 if how == signal.SIGKILL else 130)
+    output = finish(process, status=-9 if how == signal.SIGKILL else 130)
+    assert how == signal.SIGKILL or "interrupted; go on with: qan train --resume" in output
     for row in before:
         assert row in read_rows(folder / "episodes.csv"), "what was written is lost"
     gzip.decompress((folder / "steps.csv.gz").read_bytes())
-    output = finish(start_qan("train", "--resume", folder))
+    train(Run(folder), lambda _: None, lambda *_: None)
+    same_run(folder, whole)
+
+
+WITHOUT_SB3 = """
+import sys
+sys.modules["stable_baselines3"] = None
+import qan_agents.experiments.run_page, qan_agents.experiments.watch
+from qan_agents.__main__ import main
+main()
+"""
+
+
+def start_without_sb3(*arguments: object) -> subprocess.Popen:
+    """The command line in a process in which Stable-Baselines3 cannot be imported."""
+    return subprocess.Popen(
+        [sys.executable, "-c", WITHOUT_SB3, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def stop_in_episode(number: int, name: str, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]) -> None:
+    """Let an agent raise an error in the middle of the round that begins with an episode, counted from 0."""
+    kind = agent_class(name)
+    play_round, played = kind.play_round, []
+
+    def stop(progress: object) -> None:
+        raise error
+
+    def play(self, seeds, exploration, show):
+        played.extend(seeds)
+        return play_round(self, seeds, exploration, stop if len(played) > number else show)
+
+    monkeypatch.setattr(kind, "play_round", play)
+
+
+def test_an_interrupted_command_goes_on_as_if_it_had_not_been(whole, agent, tmp_path, monkeypatch):
+    """Ctrl-C in the third episode; the resumed command evaluates and draws as the other did."""
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        stop_in_episode(2, agent, patched, KeyboardInterrupt)
+        output = invoke("train", *SHORT, *chosen(agent), "--out", folder, status=130)
+    assert "interrupted; go on with: qan train --resume" in output
+    assert learning(folder) == learning(whole)[:2]
+    output = invoke("train", "--resume", folder)
     assert "constant" in output
-    assert learning(folder) == learning(whole)
-    assert (folder / "steps.csv.gz").exists()
-    assert read_rows(folder / "steps.csv.gz") == read_rows(whole / "steps.csv.gz")
+    same_run(folder, whole)
+    assert (folder / "steps.csv.gz").read_bytes() == (whole / "steps.csv.gz").read_bytes()
     assert (folder / "evaluation.csv").read_bytes() == (whole / "evaluation.csv").read_bytes()
+    assert (folder / "episode.png").exists()
+
+
+def test_several_at_once_play_the_same_episodes_and_resume(whole, agent, tmp_path, monkeypatch):
+    """Two at once: a run stopped in its second round ends like one that was not; the seeds are as usual."""
+    settings = parse_settings(list(SETTINGS))
+    config = RunConfig("QanLR-MNIST5k-v0", settings, agent, PRESETS[agent], EPISODES, seed=0, num_envs=2)
+    runs = [start_run(tmp_path / name, config) for name in ("undisturbed", "stopped")]
+    train(runs[0], lambda _: None, lambda *_: None)
+    with monkeypatch.context() as patched:
+        stop_in_episode(2, agent, patched, RuntimeError)
+        with pytest.raises(RuntimeError):
+            train(runs[1], lambda _: None, lambda *_: None)
+    assert len(learning(runs[1].folder)) == 2
+    train(runs[1], lambda _: None, lambda *_: None)
+    assert len(learning(runs[0].folder)) == EPISODES
+    same_run(runs[1].folder, runs[0].folder)
+    first_losses = [
+        [float(row["loss"]) for row in read_rows(folder / "steps.csv.gz") if row["step"] == "0"]
+        for folder in (runs[0].folder, whole)
+    ]
+    assert first_losses[0] == pytest.approx(first_losses[1], rel=1e-5)
 
 
 def wait_for_episodes(folder: Path, count: int, process: subprocess.Popen) -> list[dict[str, str]]:
@@ -139,8 +237,8 @@ def wait_for_episodes(folder: Path, count: int, process: subprocess.Popen) -> li
     raise AssertionError("the run wrote no episodes")
 
 
-def test_rows_of_an_episode_that_does_not_count_are_dropped(whole, tmp_path):
-    """A kill between the tables and model.zip leaves rows without an agent."""
+def test_rows_of_an_episode_that_does_not_count_are_dropped(tmp_path):
+    """A kill between the tables and the agent leaves rows that do not count."""
     run = Run(tmp_path / "run")
     run.folder.mkdir()
     rows = [{"episode": number, "x": number} for number in (0, 0, 1, 2)]
@@ -153,14 +251,12 @@ def test_rows_of_an_episode_that_does_not_count_are_dropped(whole, tmp_path):
         assert [row["x"] for row in read_rows(run.folder / name)] == ["0", "0", "9"]
 
 
+@only("dqn")
 def test_loading_a_run_executes_nothing_in_it(whole, tmp_path):
-    """model.zip comes with pickled objects, which a file from somebody else could abuse: they are not touched."""
-    if not (whole / "model.zip").exists():
-        assert (whole / "model.safetensors").exists()  # which cannot hold any
-        return
-    import base64
-    import pickle
+    """model.zip comes with pickled objects, which a file from somebody else could abuse: they are not touched.
 
+    That of the bundled agent, model.safetensors, cannot hold any.
+    """
     folder = tmp_path / "handed"
     shutil.copytree(whole, folder)
     bait = tmp_path / "executed"
@@ -175,7 +271,8 @@ def test_loading_a_run_executes_nothing_in_it(whole, tmp_path):
                         value[":serialized:"] = code
                 content = json.dumps(data).encode()
             target.writestr(name, content)
-    finish(start_qan("evaluate", folder))
+    assert Run(folder).progress().episodes == EPISODES
+    load_agent(Run(folder)).close()
     assert not bait.exists()
     assert pickle.loads(base64.b64decode(code)) is not None
     assert bait.exists(), "the bait itself works"
@@ -189,13 +286,13 @@ class _Bait:
         return os.open, (self.path, os.O_CREAT)
 
 
+@only("dqn-native")
+def test_the_file_of_the_bundled_agent_is_no_archive_of_pickles(whole):
+    assert (whole / "model.safetensors").exists()
+    assert not (whole / "model.zip").exists()
+
+
 # --- the command line -------------------------------------------------------------------------------------------------
-
-
-def invoke(*arguments: object, status: int = 0) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == status, (result.output, result.exception)
-    return result.output
 
 
 def test_evaluate_and_plot_draw_again(whole):
@@ -209,6 +306,7 @@ def test_evaluate_and_plot_draw_again(whole):
     assert (whole / "episode.png").stat().st_size > 10_000
 
 
+@only("dqn-native")
 def test_a_run_as_a_page(whole):
     """Everything in one file: table, pictures, settings, and what other actions would have done."""
     invoke("plot", whole, "--html")
@@ -229,11 +327,13 @@ def test_a_run_as_a_page(whole):
     assert 0 <= regret < 5
 
 
+@only("dqn")
 def test_a_page_needs_an_evaluation(whole, tmp_path):
     shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation*"))
     assert "qan evaluate" in invoke("plot", tmp_path / "run", "--html", status=2)
 
 
+@only("dqn")
 def test_an_episode_is_filmed(whole, tmp_path):
     """The one that the evaluation played, with the first moment and every action."""
     from imageio_ffmpeg import count_frames_and_secs
@@ -246,6 +346,7 @@ def test_an_episode_is_filmed(whole, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["film.mp4"]
 
 
+@only("dqn-native")
 def test_an_episode_is_shown_in_a_window(whole, monkeypatch):
     """With the agent's values in the last frame."""
     import window_backend
@@ -261,6 +362,7 @@ def test_an_episode_is_shown_in_a_window(whole, monkeypatch):
     assert (end != 255).sum() > 1_000
 
 
+@only("dqn")
 def test_what_cannot_be_watched(whole, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert ".mp4" in invoke("watch", whole, "--video", "film.gif", status=2)
@@ -281,12 +383,13 @@ def test_list_and_data():
         (["train", "QanLR-MNIST6k-v0"], "QanLR-MNIST6k"),
         (["train", "--preset", "fast"], "fast"),
         (["train", "--agent", "ppo"], "ppo"),
-        (["train", "--preset", "today"], "dqn-gpu"),
+        (["train", "--preset", "rainbow"], "dqn-native"),
         (["train", "--agent-set", "dueling"], "NAME=VALUE"),
         (["train", "--agent-set", "duelling=true"], "duelling"),
-        (["train", "--agent", "dqn-gpu", "--agent-set", "gamma=2"], "gamma"),
-        (["train", "--agent", "dqn-gpu", "--set", "continuous=true"], "Discrete"),
+        (["train", "--agent", "dqn-native", "--agent-set", "gamma=2"], "gamma"),
+        (["train", "--agent", "dqn-native", "--set", "continuous=true"], "Discrete"),
         (["train", "--episodes", "0"], "episodes"),
+        (["train", "--episodes", "4", "--num-envs", "3"], "divide"),
         (["train", "--seed", "-1"], "seed"),
         (["train", "--set", "epoch=1"], "epoch"),
         (["train", "--set", "epochs"], "NAME=VALUE"),

@@ -50,12 +50,12 @@ def evaluate(run: Run, before_episode: Callable[[str, int], None]) -> list[Polic
     config = run.config()
     agent = load_agent(run)
     env = FrameStackObservation(EpisodeRecorder(gym.make(config.env, **config.env_kwargs)), agent.history)
-    baselines = config.beside or qan_env(env).training.parts.game.baselines
+    baselines = config.baselines or qan_env(env).training.parts.game.baselines
     policies: dict[str, Policy] = {config.agent: agent.policy()}
     policies |= {name: make_policy(name) for name in baselines}
     episodes: dict[tuple[str, int], Episode] = {}
     for name, policy in policies.items():
-        for seed in config.judged_on:
+        for seed in config.evaluation_seeds:
             before_episode(name, seed)
             episodes[name, seed] = play_episode(env, policy, seed)
     env.close()

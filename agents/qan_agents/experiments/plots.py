@@ -78,7 +78,7 @@ def plot_run(run: Run) -> list[Path]:
     evaluated = (run.folder / "evaluation.csv.gz").is_file()
     evaluation_steps = read_rows(run.folder / "evaluation.csv.gz") if evaluated else []
     scores = read_rows(run.folder / "evaluation.csv") if evaluated else []
-    baseline = (config.beside or task.game.baselines)[0]
+    baseline = (config.baselines or task.game.baselines)[0]
     figures = {
         ACCURACY: _accuracy_figure(config.title, episodes, scores, baseline),
         ACTIONS: _actions_figure(config.title, steps, task),

@@ -54,8 +54,8 @@ def recipe_config(recipe: str, scale: float, seed: int, settings: dict[str, Any]
         episodes=2 * max(1, round(EPISODES * scale / 2)),
         seed=seed,
         test_exploration=TEST_EXPLORATION,
-        judged_on=tuple(range(max(1, round(EVALUATION_SEEDS * scale)))),
-        beside=game_of(task).baselines[:1],
+        evaluation_seeds=tuple(range(max(1, round(EVALUATION_SEEDS * scale)))),
+        baselines=game_of(task).baselines[:1],
     )
 
 

@@ -37,8 +37,8 @@ class RunConfig:
     """The settings of a training run.
 
     Attributes:
-        env: the id.
-        env_kwargs: of `gym.make`.
+        env: the id of the environment.
+        env_kwargs: keyword arguments of the environment.
         agent: the name of one, see `qan_agents.agents`.
         preset: named hyperparameters of the agent.
         episodes: of the run, whether it learns from them or not.
@@ -46,8 +46,8 @@ class RunConfig:
         num_envs: trainings in lock-step, that is episodes of a round.
         test_exploration: where given, every second round is only played, with this share of random actions, as in the
             paper; None: the agent learns from every round.
-        judged_on: the seeds of the episodes that are played greedily in the end.
-        beside: the fixed policies that these are compared with, the baseline first; None: those of the game.
+        evaluation_seeds: of the episodes that the trained agent plays in the end, without exploration.
+        baselines: the fixed policies that it is compared with, the baseline first; None: those of the game.
         agent_kwargs: hyperparameters that differ from the preset's.
     """
 
@@ -59,8 +59,8 @@ class RunConfig:
     seed: int
     num_envs: int = 1
     test_exploration: float | None = None
-    judged_on: Sequence[int] = (0, 1, 2)
-    beside: Sequence[str] | None = None
+    evaluation_seeds: Sequence[int] = (0, 1, 2)
+    baselines: Sequence[str] | None = None
     agent_kwargs: dict[str, Any] = field(default_factory=dict)
 
     @property

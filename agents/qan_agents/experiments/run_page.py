@@ -69,7 +69,7 @@ def _play(run: Run) -> tuple[list[NDArray[np.float32]], list[dict[str, Any]], in
     """
     agent, config = load_agent(run), run.config()
     env = FrameStackObservation(gym.make(config.env, **config.env_kwargs), agent.history)
-    training, seed = qan_env(env).training, config.judged_on[0]
+    training, seed = qan_env(env).training, config.evaluation_seeds[0]
     env.reset(seed=seed)
     start = filter_pictures(training.network, training.run.params, 0)
     ahead = max(1, agent.facts.episode_length // COMPARISONS)
@@ -96,7 +96,7 @@ def _text(run: Run, task: PlayedTask, rows: list[dict[str, Any]], ahead: int, pi
             f"{config.episodes} trainings were played; then the agent played greedily on unseen seeds.\n",
             "## Against fixed policies\n",
             as_table(*table_of(scores_by_policy(run))),
-            f"Mean (lowest-highest) over the seeds {', '.join(map(str, config.judged_on))}; all with the same "
+            f"Mean (lowest-highest) over the seeds {', '.join(map(str, config.evaluation_seeds))}; all with the same "
             "meta-momentum. So few seeds are no interval: `qan bench` makes those.\n",
             "## Episode by episode\n",
             f"![accuracy of every episode]({ACCURACY}){values}\n",
