@@ -32,7 +32,7 @@ FORMAT = "qan_agents.dqn 2"  # of the file of a saved agent
 
 
 class UpdateResult(NamedTuple):
-    """What an update saw before it changed the weights: the loss (), and the TD errors (B,), target minus value."""
+    """The loss () and the TD errors (B,), target minus value, of an update, before it changed the weights."""
 
     loss: Tensor
     td_errors: Tensor

@@ -22,7 +22,7 @@ class FinishedEpisode(NamedTuple):
 
 
 class VectorAgent(Protocol):
-    """What `train` asks of an agent; see `DQN`, and `Ensemble`."""
+    """The interface of the agents that `train` trains; see `DQN` and `Ensemble`."""
 
     interface: EnvInterface
     device: torch.device

@@ -50,7 +50,7 @@ class GreedyPolicy:
 
 
 def judge_episode(q: QFunction, arrays: Mapping[str, NDArray[Any]], history: int, gamma: float) -> dict[str, float]:
-    """What the Q values say of an episode of T steps.
+    """Statistics of the Q values in an episode of T steps.
 
     Args:
         q: the values.

@@ -17,7 +17,7 @@ from qan_gym.vector_env import QanVectorEnv
 
 @dataclass(frozen=True)
 class EnvInterface:
-    """What an agent has to know of an environment.
+    """Observations and actions of an environment, as far as an agent has to know them.
 
     Attributes:
         shape: of a frame.

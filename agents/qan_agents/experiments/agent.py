@@ -58,7 +58,7 @@ class EnvFacts:
 
 @dataclass(frozen=True)
 class AgentSpec:
-    """What an agent is made from.
+    """The arguments of an agent.
 
     Attributes:
         env: the id of its environment.
@@ -97,7 +97,7 @@ class Progress:
 
 
 class SavedProgress(NamedTuple):
-    """How far a saved agent has come: finished episodes, and actions that it has learned from."""
+    """The progress of a saved agent: finished episodes, and actions that it has learned from."""
 
     episodes: int
     steps: int
@@ -213,7 +213,7 @@ class Agent(ABC):
     @classmethod
     @abstractmethod
     def read_progress(cls, path: Path) -> SavedProgress:
-        """How far the agent in a file that `save` wrote has come.
+        """The progress of the agent in a file that `save` wrote.
 
         Raises:
             ValueError: the file is damaged.

@@ -74,7 +74,7 @@ class RunConfig:
 
     @property
     def training_episodes(self) -> int:
-        """How many of the episodes the agent learns from."""
+        """The number of episodes that the agent learns from."""
         return sum(map(self.trains, range(self.episodes)))
 
 
@@ -143,7 +143,7 @@ class Run:
         return self.folder / f"model{agent_class(self.config().agent).model_suffix}"
 
     def progress(self) -> SavedProgress:
-        """How far the saved agent has come.
+        """The progress of the saved agent.
 
         Raises:
             ValueError: the file of the agent is damaged.

@@ -187,7 +187,7 @@ def _row(number: int, episode: Episode) -> Row:
 
 
 def _action_counts(agent: Agent, episode: Episode) -> Row:
-    """How often each action of a Discrete space was played; nothing for other spaces."""
+    """Counts of the actions of a Discrete space; nothing for other spaces."""
     names = agent.facts.action_names
     counts = np.bincount(_discrete_actions(episode), minlength=len(names)) if names else ()
     return {f"action_{action}": int(count) for action, count in enumerate(counts)}
