@@ -22,6 +22,7 @@ from qan_agents.analysis.action_effect import Certificate, certify, examine, ext
 from qan_agents.cli.app import app
 from qan_gym.config import TaskConfig
 from qan_gym.core.run_state import RunState
+from qan_gym.data.datasets import ASSETS
 from qan_gym.env import LearningRateEnv
 from qan_gym.games import GAMES, Game
 from qan_gym.optimizee.network import Params
@@ -29,13 +30,14 @@ from qan_gym.optimizee.optimizers import SGD, Hyperparameters
 from qan_gym.vector_env import QanVectorEnv
 
 LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
+ALONE = {"meta_momentum": None, "reference": None}
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """An episode of 10 actions, a mini-batch of 10 made images for each; a raise changes the learning rate by 0.1."""
     data = made_npz(tmp_path_factory.mktemp("data") / "made.npz", n_train=113)
-    common = {"dataset": data, "epochs": 1, "batch_size": 10, "meta_momentum": None, "reference": None}
+    common = {"dataset": data, "epochs": 1, "batch_size": 10, **ALONE}
     return {**common, "batches_per_action": 1, "learning_rate": 0.1, "learning_rate_step": 0.1}
 
 
@@ -244,9 +246,13 @@ def test_custom_ids(small, registered, monkeypatch) -> None:
     assert not examine(thawed, small, None).lockstep
 
 
-def test_the_minibatch_game_is_certified() -> None:
-    """On the bundled images: a small data set is soon seen whole, whatever the classes."""
-    found = ask(MINIBATCH, {"batch_size": 10, "learning_rate": 0.2, "meta_momentum": None, "reference": None}, steps=12)
+def test_the_minibatch_game_is_certified(tmp_path: Path) -> None:
+    """On bundled images, more of each class than are drawn: else all images are soon seen, whatever the classes."""
+    with np.load(ASSETS / "mnist5k.npz") as bundled:
+        arrays = {name: values[: 1800 if name.endswith("train") else 10] for name, values in bundled.items()}
+    np.savez(tmp_path / "digits.npz", **arrays)  # after validation, about 160 of each class
+    task = {"dataset": str(tmp_path / "digits.npz"), "batch_size": 10, "learning_rate": 0.2, **ALONE}
+    found = ask(MINIBATCH, task, steps=12)
     assert len(found.sequences) == 11
     assert found.certified, found.verdict
 
