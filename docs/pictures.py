@@ -1,6 +1,6 @@
 """The moving pictures of the environments' pages: python docs/pictures.py [ID ...] [--dataset FILE.npz]
 
-Each is the beginning of an episode of random actions and its ghost, as `env.render()` shows it, in
+Each is the beginning of an episode of random actions and its baseline run, as `env.render()` shows it, in
 docs/pictures/ID.webp. Without arguments all are made anew. MNIST and CIFAR-10 are read from $QAN_GYM_DATA or the user's
 cache, or one of them from a file; nothing is downloaded.
 """

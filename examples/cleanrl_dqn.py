@@ -66,8 +66,8 @@ def update(online: QNetwork, target: QNetwork, optimizer: torch.optim.Optimizer,
     """One gradient step on the temporal difference."""
     screens, actions, rewards, next_screens, terminated = replay.sample(BATCH_SIZE)
     with torch.no_grad():  # a truncated episode would have gone on, so only a terminated one is worth nothing more
-        wanted = rewards + GAMMA * (1 - terminated) * target(next_screens).amax(1)
-    loss = F.smooth_l1_loss(online(screens).gather(1, actions[:, None])[:, 0], wanted)
+        td_targets = rewards + GAMMA * (1 - terminated) * target(next_screens).amax(1)
+    loss = F.smooth_l1_loss(online(screens).gather(1, actions[:, None])[:, 0], td_targets)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

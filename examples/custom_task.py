@@ -5,12 +5,15 @@ python examples/custom_task.py --fashion-mnist  # on the real ones, which torchv
 """
 
 import argparse
+from collections.abc import Collection
 
 import gymnasium as gym
 import numpy as np
 from torch import Tensor, nn
 
 import qan_gym
+from qan_gym.config import TaskConfig
+from qan_gym.optimizee.optimizers import Hyperparameters
 
 SHAPE = (28, 28)
 KEEP = 2  # the action
@@ -62,14 +65,14 @@ class SignSGD:
 
     slots = ()  # it keeps nothing between updates
 
-    def __init__(self, config: object) -> None:
-        """config: the game, `qan_gym.config.TaskConfig`."""
+    def __init__(self, config: TaskConfig, controlled: Collection[str]) -> None:
+        """config: the task; controlled: the hyperparameters that the actions change."""
 
-    def update(self, params: dict, gradients: dict, slots: dict, learning_rate: Tensor, step: Tensor) -> None:
+    def update(self, params: dict, gradients: dict, slots: dict, hyper: Hyperparameters, step: Tensor) -> None:
         """See `qan_gym.optimizee.optimizers.Optimizer`."""
+        rates = hyper.learning_rate.float()  # (N,)
         for name, value in params.items():  # (N, *shape)
-            rate = learning_rate.view(-1, *[1] * (value.dim() - 1))  # (N, 1, ..., 1)
-            value.sub_(rate * gradients[name].sign())
+            value.sub_(rates.view(-1, *[1] * (value.dim() - 1)) * gradients[name].sign())
 
 
 def main() -> None:

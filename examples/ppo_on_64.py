@@ -33,11 +33,11 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=128, help="of all CNNs together")
     arguments = parser.parse_args()
 
-    # 50 actions of 40 mini-batches, each a factor of the learning rate: few decisions that matter.
+    # 50 actions of 40 mini-batches, each a factor of the learning rate: few actions with a large effect.
     game = {"batches_per_action": 40, "action_scale": "multiplicative"}
     env = VecMonitor(vec_env(ENV, arguments.num_envs, **game))
     model = PPO("MlpPolicy", env, n_steps=50, batch_size=400, gamma=0.995, seed=0, device="cpu")
-    steps = arguments.episodes * env.get_attr("decisions")[0]
+    steps = arguments.episodes * env.get_attr("episode_length")[0]
     started = time.perf_counter()
     model.learn(steps, progress_bar=True)
     seconds = time.perf_counter() - started

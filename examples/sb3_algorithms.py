@@ -57,8 +57,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     model = make(arguments.algorithm, arguments.env)
-    decisions = model.get_env().get_attr("unwrapped")[0].episode_length
-    model.learn(arguments.episodes * decisions)
+    model.learn(arguments.episodes * model.get_env().get_attr("unwrapped")[0].episode_length)
     info = play(model)
     print(f"{arguments.algorithm}: test loss {info['test_loss']:.4f}, accuracy {info['test_accuracy']:.1%}")
 

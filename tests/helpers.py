@@ -1,11 +1,14 @@
 """Small made data and networks, keyword arguments that make an episode short, and short ways to begin one."""
 
+import atexit
 import importlib.util
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
@@ -71,8 +74,16 @@ def made_npz(path: Path, **kwargs: Any) -> str:
     return str(path)
 
 
+@cache
+def small_data() -> str:
+    """A file of made data with 200 training images, 25 for validation and 20 test images; the same in all tests."""
+    folder = Path(tempfile.mkdtemp(prefix="qan-gym-tests-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return made_npz(folder / "made.npz", n_train=225, n_test=20)
+
+
 def made_deep_game(folder: Path) -> Arrays:
-    """What the id for CIFAR-10 plays in tests: 80 made images, its small network, and a reference for that."""
+    """Arguments of the id for CIFAR-10 in tests: 80 made images, its small network, and a reference for that."""
     network = build_network("resnet-8", (3, 32, 32), 10)
     weights = {name: value[0].numpy() for name, value in network.initial_params(torch.tensor([99])).items()}
     save_arrays(folder / "reference.safetensors", weights, {})

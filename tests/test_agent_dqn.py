@@ -1,4 +1,4 @@
-"""Stable-Baselines3's DQN in a run: its hyperparameters, its episodes, its replay."""
+"""Stable-Baselines3's DQN as an agent: its hyperparameters, its features, its replay."""
 
 import math
 
@@ -6,20 +6,23 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from qan_agents.sb3.dqn import MISSING, SB3Learner, sb3_arguments
+from helpers import small_data
 from stable_baselines3.common.buffers import ReplayBuffer
 
+from qan_agents.agents import AgentSpec
+from qan_agents.agents.dqn import MISSING, SB3DQN, sb3_arguments
+from qan_agents.dqn import PRESETS, make_dqn_config
 from qan_agents.dqn.features import Filters, ScoreLine
-from qan_agents.dqn.presets import PRESETS, make_dqn_config
 from qan_agents.dqn.rmsprop import DeepMindRMSprop
-from qan_agents.sb3.replay import ScreenReplayBuffer, add_round
+from qan_agents.sb3.replay import FrameReplayBuffer, add_round
 
-SHORT = {"epochs": 1, "meta_momentum": None, "reference": None, "batches_per_action": 20}  # 20 actions
+# 20 actions of one mini-batch.
+SHORT = {"dataset": small_data(), "epochs": 1, "batches_per_action": 1, "meta_momentum": None, "reference": None}
 
 
-def make(preset: str, num_envs: int = 1, **kwargs: object) -> SB3Learner:
-    settings = {**SHORT, **kwargs}
-    return SB3Learner("QanLR-MNIST5k-v0", settings, num_envs, 0, lambda _: make_dqn_config(preset, 100, {}), 5)
+def make(preset: str, num_envs: int = 1, learns: bool = True, **kwargs: object) -> SB3DQN:
+    """An agent for 5 episodes of 20 actions."""
+    return SB3DQN(AgentSpec("QanLR-MNIST5k-v0", {**SHORT, **kwargs}, num_envs, 0, preset, {}, 5, learns))
 
 
 def test_the_paper_preset_is_the_papers():
@@ -34,19 +37,19 @@ def test_the_paper_preset_is_the_papers():
     assert settings["target_update_interval"] == 10_000
     assert (settings["exploration_initial_eps"], settings["exploration_final_eps"]) == (1.0, 0.1)
     assert settings["exploration_fraction"] * 2_200_000 == pytest.approx(1_000_000)
-    learner = make("paper")
-    assert learner.env.observation_space.shape == (4, 825)
-    convolution = next(module for module in learner.model.q_net.modules() if isinstance(module, torch.nn.Conv2d))
+    agent = make("paper")
+    assert agent.env.observation_space.shape == (4, 825)
+    convolution = next(module for module in agent.model.q_net.modules() if isinstance(module, torch.nn.Conv2d))
     assert (convolution.in_channels, convolution.out_channels) == (4, 32)
     assert (convolution.kernel_size, convolution.stride, convolution.padding) == ((8, 8), (4, 4), (1, 1))
-    layers = [module for module in learner.model.q_net.modules() if isinstance(module, torch.nn.Linear)]
+    layers = [module for module in agent.model.q_net.modules() if isinstance(module, torch.nn.Linear)]
     assert [layer.out_features for layer in layers] == [512, 3]
-    assert type(learner.model.policy.optimizer) is DeepMindRMSprop
+    assert type(agent.model.policy.optimizer) is DeepMindRMSprop
 
 
 def test_the_paper_network_sees_rows_and_columns_as_they_are():
     """A filter's row moves the convolution's window down, a column right."""
-    layers = Filters(history=4, rows=33, columns=25).layers
+    layers = Filters(history=4, rows=33, columns=25, score_line=7).layers
     screen = torch.zeros(1, 4, 33, 25)
     screen[0, 0, 12, 6] = 1.0
     out = layers[:2](screen.flatten(2))[0]  # (32, 7, 5)
@@ -57,14 +60,14 @@ def test_the_paper_network_sees_rows_and_columns_as_they_are():
 
 
 def test_the_score_line_is_what_quick_reads():
-    learner = make("quick")
-    observation, info = learner.env.reset(), learner.env.unwrapped.reset_infos[0]
-    game = learner.env.unwrapped.env.unwrapped
-    features = ScoreLine(1, *game.screen_shape)(torch.from_numpy(observation))[0]
+    agent = make("quick")
+    observation, info = agent.env.reset(), agent.bridge.reset_infos[0]
+    env = agent.bridge.env.unwrapped
+    features = ScoreLine(1, *env.screen_shape, score_line=7)(torch.from_numpy(observation))[0]
     assert features[0] == pytest.approx(np.log(info["learning_rate"]))
     assert features[1] == 0
     assert features[2] == pytest.approx(np.log(info["smoothed_loss"]), rel=1e-5)
-    filters = game.weights()["conv1.weight"][0]
+    filters = env.weights()["conv1.weight"][0]
     assert features[5] == pytest.approx(np.sqrt((filters**2).mean()), rel=1e-5)
     with pytest.raises(ValueError, match="score line"):
         make("quick", observation="filters")
@@ -76,12 +79,12 @@ OTHERS |= {"storage": "float16", "priority_exponent": 0.5, "importance_initial":
 
 @pytest.mark.parametrize("name", MISSING)
 def test_what_sb3_does_not_have_is_refused(name):
-    with pytest.raises(ValueError, match=f"{name}.*dqn-gpu"):
+    with pytest.raises(ValueError, match=f"{name}.*dqn-native"):
         sb3_arguments(make_dqn_config("quick", 100, {name: OTHERS[name]}), 100)
 
 
 def test_every_other_hyperparameter_reaches_sb3():
-    """Whatever is changed changes something, in the arguments or in the learner itself."""
+    """Whatever is changed changes something, in the arguments or in the agent itself."""
     changes = {
         **{"gamma": 0.5, "optimizer": "rmsprop", "learning_rate": 0.1, "optimizer_epsilon": 0.2, "max_grad_norm": 1.0},
         **{"hidden": (3,), "batch_size": 3, "gradient_steps": 3, "learning_starts": 3, "target_update_interval": 3},
@@ -95,17 +98,17 @@ def test_every_other_hyperparameter_reaches_sb3():
     assert changes.keys() | elsewhere | set(MISSING) == make_dqn_config("quick", 100, {}).__dict__.keys()
 
 
-@pytest.mark.parametrize(("preset", "num_envs", "target"), [("quick", 1, None), ("paper", 1, None), ("paper", 3, 1.9)])
-def test_rounds_put_back_into_the_replay_equal_those_played(preset, num_envs, target):
+@pytest.mark.parametrize(("preset", "num_envs", "target"), [("quick", 1, None), ("paper", 1, None), ("paper", 3, 2.29)])
+def test_the_refilled_replay_equals_that_of_the_played_rounds(preset, num_envs, target):
     """Also where the rows of a round end at different times, and wait for the last."""
-    learner, other = make(preset, num_envs, target_loss=target), make(preset, num_envs)
+    agent, other = make(preset, num_envs, target_loss=target, learning_rate=0.1), make(preset, num_envs)
     rounds = []
     for seeds in ([7, 8, 9], [17, 18, 19]):
-        episodes = learner.play_round(seeds[:num_envs], None, lambda progress: None)
+        episodes = agent.play_round(seeds[:num_envs], None, lambda _: None)
         rounds.append([episode.arrays() for episode in episodes])
-    other.put_back(rounds)
+    other.refill_replay(rounds)
     lengths = [[len(arrays["actions"]) for arrays in some] for some in rounds]
-    played, restored = learner.model.replay_buffer, other.model.replay_buffer
+    played, restored = agent.replay, other.replay
     assert played.pos == restored.pos == sum(map(max, lengths))
     np.testing.assert_array_equal(played.valid, restored.valid)
     assert played.valid.sum() == sum(map(sum, lengths))
@@ -124,7 +127,7 @@ def test_the_replay_stacks_what_sb3s_buffer_holds_stacked(size):
     """Against SB3's own buffer, full and not, with episodes shorter than the history."""
     history, width = 4, 3
     space = spaces.Box(-10, 10, (history, width), np.float32)
-    mine = ScreenReplayBuffer(size, space, spaces.Discrete(3), device="cpu")
+    mine = FrameReplayBuffer(size, space, spaces.Discrete(3), device="cpu")
     plain = ReplayBuffer(size, space, spaces.Discrete(3), device="cpu")
     rng = np.random.default_rng(0)
     for length in (1, 2, 5, 40, 3, 17):
@@ -145,23 +148,6 @@ def test_the_replay_stacks_what_sb3s_buffer_holds_stacked(size):
     assert set(drawn.tolist()) == set(plain.rewards[kept, 0].tolist())
 
 
-def test_a_played_round_teaches_nothing():
-    """Weights and replay stay as they are; epsilon 0 is greedy, epsilon 1 random, the same seed the same episode."""
-    learner = make("quick", num_envs=2)
-    model = learner.model
-    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
-    played = []
-    for epsilon in (0.0, 1.0, 1.0):
-        shown = []
-        episodes = learner.play_round([5, 6], epsilon, shown.append)
-        assert len(shown) == 20
-        assert all(episode.over and len(episode.actions) == 20 for episode in episodes)
-        played.append(np.array([episode.actions for episode in episodes]))
-    assert all(torch.equal(value, before[name]) for name, value in model.policy.state_dict().items())
-    assert model.replay_buffer.pos == 0
-    assert model.num_timesteps == 0
-    assert np.array_equal(played[1], played[2])
-    assert len(np.unique(played[1])) == 3
-    episodes = learner.play_round([5, 6], 0.0, lambda _: None)
-    frames = torch.from_numpy(np.stack(episodes[1].frames[:-1]))[:, None]  # (T, 1, D)
-    assert played[0][1].tolist() == learner.values(frames).argmax(dim=1).tolist()
+def test_an_agent_that_only_plays_reserves_no_replay():
+    assert make("quick", learns=False).replay.buffer_size == 1
+    assert make("quick").replay.buffer_size == 100

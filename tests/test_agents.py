@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
+from helpers import small_data
 
 from qan_agents.agents import (
     AGENTS,
@@ -33,8 +34,9 @@ from qan_agents.policies.rollout import Episode
 from qan_agents.seeds import UNSEEN_BELOW
 from qan_gym.utils.files import write_aside
 
-SHORT = {"epochs": 1, "meta_momentum": None, "reference": None, "batches_per_action": 20}  # 20 actions
-ENDING = {**SHORT, "batches_per_action": 2, "target_loss": 1.5}  # at different times
+# 20 actions of one mini-batch.
+SHORT = {"dataset": small_data(), "epochs": 1, "batches_per_action": 1, "meta_momentum": None, "reference": None}
+ENDING = {**SHORT, "learning_rate": 0.1, "target_loss": 2.29}  # at different times
 
 
 def run_config(agent: str, num_envs: int = 1, preset: str = "quick", **kwargs: object) -> RunConfig:
@@ -378,7 +380,7 @@ def test_an_agent_without_values_trains_resumes_and_is_evaluated(bandit, test_ex
     assert bandit in agent_names()
     config = RunConfig(
         "QanLR-MNIST5k-v0",
-        {**SHORT, "train_size": 400},
+        SHORT,
         bandit,
         "mean",
         episodes=8,

@@ -10,15 +10,30 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from helpers import SHORT, start_qan
+from typer.testing import CliRunner
 
 from qan_agents.bench import statistics
-from qan_agents.bench.report import _contest, _table, report
+from qan_agents.bench.controllers import PreparedController
+from qan_agents.bench.grid import Cell, cells_of, read_grid
+from qan_agents.bench.report import comparison_table, report, score_table
 from qan_agents.bench.results import Results, read_table
-from qan_agents.bench.runner import Cell, Failure, _guarded, _in_processes, bench, cells_of, read_grid, run_cell
+from qan_agents.bench.runner import (
+    Failure,
+    run_cell,
+    run_cell_or_fail,
+    run_cells,
+    run_in_processes,
+    transferred_env_kwargs,
+)
+from qan_agents.bench.tuned_schedules import ScheduleController
+from qan_agents.bench.tuning_task import TuningTask
+from qan_agents.cli.app import app
 
 LR = "QanLR-MNIST5k-v0"
-KWARGS = {**SHORT, "reference": None}  # 20 mini-batches
+KWARGS = {**SHORT, "reference": None, "validate_every": 5}  # 20 mini-batches
+AGENT = {"gradient_steps": 1}  # settings of an agent that learns little, and fast
 GRID = {
     "environments": [{"id": LR, "kwargs": KWARGS}],
     "controllers": ["constant", {"name": "linear", "label": "down"}],
@@ -43,7 +58,7 @@ def without_time(path: Path) -> list[dict]:
 
 
 def test_a_grid_has_every_combination_once():
-    cells = cells_of({**GRID, "runs": [4, 8], "controllers": ["constant", "linear", "dqn-gpu"]})
+    cells = cells_of({**GRID, "runs": [4, 8], "controllers": ["constant", "linear", "dqn-native"]})
     assert len(cells) == 1 + 2 * 2 * 3  # the constant is not prepared: once
     assert len({one.key for one in cells}) == len(cells)
     assert [one.runs for one in cells] == sorted(one.runs for one in cells)
@@ -54,13 +69,18 @@ def test_a_grid_has_every_combination_once():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"controllers": ["adam"]}, "unknown controller 'adam'"),
-        ({"controllers": []}, "needs controllers"),
-        ({"environments": ["CartPole-v1"]}, "unknown environment"),
+        ({"controllers": ["adam"]}, "name must be one of .*linear.*, not 'adam'"),
+        ({"controllers": []}, "controllers must be a list"),
+        ({"environments": ["CartPole-v1"]}, "CartPole-v1 is not an environment"),
+        ({"environments": ["no_such_module:X-v0"]}, "no_such_module"),
         ({"environments": [{"id": LR, "kwargs": {"epochs": 0}}]}, "epochs"),
         ({"environments": [{"id": LR, "kwarg": {}}]}, "kwarg"),
         ({"environments": [{"id": LR, "transfer": [{"id": "Qan"}]}]}, "unknown environment 'Qan'"),
         ({"environments": [{"id": LR, "transfer": {"id": LR}}]}, "transfer must be a list"),
+        ({"environments": [{"id": LR, "kwargs": 3}]}, "kwargs must be"),
+        ({"controllers": [{"name": "linear", "settings": "fast"}]}, "settings must be"),
+        ({"blocks": {}}, "blocks must be a list"),
+        ({"runs": [True]}, "runs must be a list"),
         ({"runs": 20}, "runs must be a list"),
         ({"seeds": [-1]}, "seeds must be"),
         ({"evaluation_seeds": 0}, "evaluation_seeds"),
@@ -87,7 +107,7 @@ def test_a_file_that_is_no_grid_is_refused(tmp_path):
 def test_all_controllers_are_judged_on_the_same_trainings():
     """Before the first action every validation loss is that of the seed, whoever plays and whatever was prepared."""
     first = {}
-    for one in (cell("constant", runs=0), cell(), cell(seed=7), cell("dqn-gpu")):
+    for one in (cell("constant", runs=0), cell(), cell(seed=7), cell("dqn-native", settings=AGENT)):
         for row in run_cell(one):
             first.setdefault(row["evaluation_seed"], set()).add(row["validation_curve"][0])
     assert sorted(first) == [0, 1]
@@ -105,12 +125,21 @@ def test_a_row_says_what_it_took():
 
 def test_a_policy_is_judged_elsewhere_too():
     there = {"id": LR, "kwargs": {**KWARGS, "train_size": 400}}
-    rows = run_cell(cell("dqn-gpu", transfer=[there]))
+    rows = run_cell(cell("dqn-native", settings=AGENT, transfer=[there]))
     assert [row["batches"] for row in rows] == [20, 20, 40, 40]
     assert [row["prepared_on_kwargs"] == row["environment_kwargs"] for row in rows] == [True, True, False, False]
-    alone = run_cell(cell("dqn-gpu"))
+    alone = run_cell(cell("dqn-native", settings=AGENT))
     assert [row["test_loss"] for row in rows[:2]] == [row["test_loss"] for row in alone]
     assert {row["config_hash"] for row in rows} != {row["config_hash"] for row in alone}
+
+
+def test_actions_remain_the_same_share_of_a_training_run_elsewhere():
+    here, there = TuningTask(LR, {}, 0, 0), TuningTask(LR, {"epochs": 10}, 0, 0)  # 2,000 and 4,000 mini-batches
+    arguments = {"batches_per_action": 40, "validate_every": 80, "schedule": "cooldown"}
+    prepared = PreparedController(ScheduleController("constant", [{"learning_rate": 0.1}]), arguments)
+    assert transferred_env_kwargs(prepared, here, here) == arguments
+    moved = {"batches_per_action": 80, "validate_every": 160, "schedule": "cooldown"}
+    assert transferred_env_kwargs(prepared, here, there) == moved
 
 
 # --- failures and kills ---------------------------------------------------------------------------------------------
@@ -119,7 +148,7 @@ def test_a_policy_is_judged_elsewhere_too():
 def test_a_failing_cell_is_written_down_and_the_grid_goes_on(tmp_path):
     broken = cell(env_kwargs={**KWARGS, "dataset": str(tmp_path / "no.npz")})
     results, seen = Results(tmp_path / "r.parquet"), []
-    bench([broken, cell()], results, 1, None, lambda one, status: seen.append((one, status)))
+    run_cells([broken, cell()], results, 1, None, lambda one, status: seen.append((one, status)))
     assert seen == [(broken, "failed"), (cell(), "done")]
     rows = {row["config_hash"]: row for row in read_table(tmp_path / "r.parquet").to_pylist()}
     assert "no.npz" in rows[broken.key]["error"]
@@ -130,11 +159,11 @@ def test_a_failing_cell_is_written_down_and_the_grid_goes_on(tmp_path):
 def die_or_run(one: Cell) -> object:
     if one == DIES:
         os._exit(9)  # as the kernel's killer, when memory runs out
-    return _guarded(one)
+    return run_cell_or_fail(one)
 
 
 def test_a_process_that_dies_is_a_failed_cell():
-    outcomes = {one.label: outcome for one, outcome in _in_processes([DIES, cell()], 1, die_or_run)}
+    outcomes = {one.label: outcome for one, outcome in run_in_processes([DIES, cell()], 1, die_or_run)}
     assert isinstance(outcomes["dies"], Failure)
     assert "died" in outcomes["dies"].reason
     assert len(outcomes["linear"]) == 2
@@ -142,8 +171,7 @@ def test_a_process_that_dies_is_a_failed_cell():
 
 @pytest.fixture(scope="module")
 def grid_file(tmp_path_factory) -> Path:
-    import yaml
-
+    """The file of a grid of four cells."""
     path = tmp_path_factory.mktemp("bench") / "grid.yaml"
     path.write_text(yaml.safe_dump(GRID))
     return path
@@ -151,10 +179,11 @@ def grid_file(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(grid_file) -> Path:
+    """The results of the whole grid, made in this process."""
     path = grid_file.parent / "whole.parquet"
-    process = start_qan("bench", grid_file, "--out", path, "--workers", 1)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+    results = Results(path)
+    for one in cells_of(read_grid(grid_file)):
+        results.append(one.key, run_cell(one))
     return path
 
 
@@ -172,16 +201,14 @@ def test_a_stopped_bench_goes_on_with_what_is_left(grid_file, whole, tmp_path, h
     assert process.returncode == (-9 if how == signal.SIGKILL else 130), output
     before = Results(path).finished()
     assert 2 <= len(before) < 4
-    process = start_qan("bench", grid_file, "--out", path, "--workers", 1)
-    output, _ = process.communicate(timeout=300)
-    assert f"{len(before)} finished" in output
-    assert output.count("done: ") == 4 - len(before)
+    done = CliRunner().invoke(app, ["bench", str(grid_file), "--out", str(path), "--workers", "1"])
+    assert done.exit_code == 0, done.output
+    assert f"{len(before)} finished" in done.output
+    assert done.output.count("done: ") == 4 - len(before)
     assert without_time(path) == without_time(whole)
 
 
 def test_the_processes_of_a_killed_bench_end_with_it(tmp_path):
-    import yaml
-
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump({**GRID, "runs": [4_000], "seeds": [0]}))
     process = start_qan("bench", tmp_path / "grid.yaml", "--out", tmp_path / "r.parquet", "--workers", 1)
     deadline = time.monotonic() + 200
@@ -207,6 +234,7 @@ def test_benches_that_write_to_one_file_keep_one_anothers_cells(tmp_path):
     assert len(read_table(path)) == 40
 
 
+@pytest.mark.slow  # Ray takes ten seconds to start
 def test_ray_runs_the_same_cells(whole, grid_file, tmp_path):
     pytest.importorskip("ray")
     process = start_qan("bench", grid_file, "--out", tmp_path / "r.parquet", "--ray", "local")
@@ -216,12 +244,11 @@ def test_ray_runs_the_same_cells(whole, grid_file, tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [("bench",), ("bench", "--controller", "adam"), ("report", "no.parquet")])
-def test_wrong_commands_are_explained(arguments, tmp_path):
-    process = start_qan(*arguments)
-    output, _ = process.communicate(timeout=100)
-    assert process.returncode == 2
-    assert output.startswith("qan: ")
-    assert "Traceback" not in output
+def test_wrong_commands_are_explained(arguments):
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 2
+    assert done.output.startswith("qan: ")
+    assert "Traceback" not in done.output
 
 
 def test_a_damaged_file_of_results_is_refused(tmp_path):
@@ -245,36 +272,50 @@ def test_the_report_is_one_page(whole, tmp_path):
 
 
 def test_learned_controllers_are_set_against_those_of_their_budget():
-    constant, low, high = judged("constant", [[2.0, 2.0]]), judged("linear", [[1.0, 1.0]]), judged("step", [[3.0, 3.0]])
-    best, agent = judged("best-constant", [[1.5, 1.5]]), judged("dqn-gpu", [[1.25, 1.25]])
+    constant, low, high = (
+        scores_of("constant", [[2.0, 2.0]]),
+        scores_of("linear", [[1.0, 1.0]]),
+        scores_of("step", [[3.0, 3.0]]),
+    )
+    best, agent = scores_of("best-constant", [[1.5, 1.5]]), scores_of("dqn-native", [[1.25, 1.25]])
     everyone = [replace(one, runs=20) for one in (low, agent, best, high)] + [constant]
-    text = _contest(everyone, constant)
-    line = next(line for line in text.splitlines() if line.startswith("| dqn-gpu"))
+    text = comparison_table(everyone, constant)
+    line = next(line for line in text.splitlines() if line.startswith("| dqn-native"))
     found = [cell.strip() for cell in line.strip("|").split("|")]
-    wanted = ["dqn-gpu (20)", "-0.7500 (-0.7500", "-0.2500 (-0.2500", "+0.2500 (+0.2500", "linear (20)"]
+    wanted = ["dqn-native (20)", "-0.7500 (-0.7500", "-0.2500 (-0.2500", "+0.2500 (+0.2500", "linear (20)"]
     assert [cell.startswith(start) for cell, start in zip(found, wanted, strict=True)] == [True] * 5, found
-    others = [replace(one, runs=100 if one.label == "dqn-gpu" else one.runs) for one in everyone]
-    assert _contest(others, constant) == ""  # nobody was tuned on as many
+    others = [replace(one, runs=100 if one.label == "dqn-native" else one.runs) for one in everyone]
+    assert comparison_table(others, constant) == ""  # nobody was tuned on as many
+
+
+def test_results_of_an_agent_that_has_another_name_now_are_still_those_of_a_learned_controller():
+    constant, tuned = scores_of("constant", [[2.0]]), replace(scores_of("linear", [[1.5]]), runs=20)
+    agent = replace(scores_of("dqn-gpu", [[1.25]]), runs=20)
+    assert "| dqn-gpu (20) | -0.7500" in comparison_table([agent, tuned, constant], constant)
+    other_tuned = [replace(scores_of(name, [[1.25]]), runs=20) for name in ("plateau", "schedule-free-sgd")]
+    assert comparison_table([*other_tuned, tuned, constant], constant) == ""  # these are not learned
 
 
 def test_the_target_is_the_constant_of_the_same_budget():
     curve = [4.0, 2.0, 1.0]
-    few, many = (replace(judged("best-constant", [[loss]], curve), runs=runs) for loss, runs in ((2.0, 20), (1.0, 100)))
-    agents = [replace(judged("dqn-gpu", [[1.0]], curve), runs=runs) for runs in (20, 100)]
-    constant = judged("constant", [[1.0]], curve)  # prepared on nothing: set against the smallest budget
-    text = _table([few, many, *agents, constant], constant, [few, many])
+    few, many = (
+        replace(scores_of("best-constant", [[loss]], curve), runs=runs) for loss, runs in ((2.0, 20), (1.0, 100))
+    )
+    agents = [replace(scores_of("dqn-native", [[1.0]], curve), runs=runs) for runs in (20, 100)]
+    constant = scores_of("constant", [[1.0]], curve)  # prepared on nothing: set against the smallest budget
+    text = score_table([few, many, *agents, constant], constant, [few, many])
     shares = {line.split("|")[1].strip(): line.split("|")[-4].strip() for line in text.splitlines()[2:]}
-    assert {name: shares[name] for name in ("dqn-gpu (20)", "dqn-gpu (100)", "constant")} == {
-        "dqn-gpu (20)": "50%",
-        "dqn-gpu (100)": "100%",
+    assert {name: shares[name] for name in ("dqn-native (20)", "dqn-native (100)", "constant")} == {
+        "dqn-native (20)": "50%",
+        "dqn-native (100)": "100%",
         "constant": "50%",
     }
 
 
-def judged(label: str, losses: list[list[float]], curve: list[float] | None = None) -> statistics.Judged:
+def scores_of(label: str, losses: list[list[float]], curve: list[float] | None = None) -> statistics.ControllerScores:
     loss = np.array(losses)
     curves = np.broadcast_to(np.array(curve or [2.0, 1.0]), (*loss.shape, len(curve or [2, 1])))
-    return statistics.Judged(
+    return statistics.ControllerScores(
         label,
         label,
         0,
@@ -288,25 +329,24 @@ def judged(label: str, losses: list[list[float]], curve: list[float] | None = No
         loss * 0,
         curves,
         curves,
-        [],
     )
 
 
 def test_statistics_against_what_can_be_worked_out():
-    one = judged("one", [[1.0, 2.0, 3.0], [2.0, 3.0, 4.0]], curve=[4.0, 2.0, 1.0])
-    other = judged("other", [[2.0, 3.0, 4.0]])
+    one = scores_of("one", [[1.0, 2.0, 3.0], [2.0, 3.0, 4.0]], curve=[4.0, 2.0, 1.0])
+    other = scores_of("other", [[2.0, 3.0, 4.0]])
     found = statistics.difference(one.test_loss, other.test_loss)
     assert found.value == pytest.approx(-0.5)
     # Seeds shift both alike; what varies is the preparation: -1 or 0.
     assert (found.low, found.high) == pytest.approx((-1, 0))
     same = statistics.difference(one.test_loss, one.test_loss - 1)
     assert (same.low, same.value, same.high) == pytest.approx((1, 1, 1))
-    assert statistics.scores(one, other).tolist() == pytest.approx(np.log([2, 1.5, 4 / 3, 1, 1, 1]).tolist())
+    assert statistics.relative_scores(one, other).tolist() == pytest.approx(np.log([2, 1.5, 4 / 3, 1, 1, 1]).tolist())
     assert statistics.mean_ranks([one, other]) == {"one": 1.0, "other": 2.0}
-    shares = statistics.steps_to(one, judged("target", [[2.0, 1.5, 0.5]]))
+    shares = statistics.share_until(one, scores_of("target", [[2.0, 1.5, 0.5]]))
     assert shares.tolist() == [[0.5, 1.0, math.inf]] * 2
     area = (math.log(4) + 2 * math.log(2) + math.log(1)) / 4
-    assert statistics.area(one).ravel().tolist() == pytest.approx([area] * 6)
+    assert statistics.mean_log_loss(one).ravel().tolist() == pytest.approx([area] * 6)
     better = statistics.probability_of_improvement(np.array([[3.0], [3.0]]), np.array([[1.0], [4.0]]))
     assert better.value == pytest.approx(0.5)
     means = statistics.interquartile_means({"x": np.arange(8.0)[:, None]})
@@ -320,7 +360,7 @@ def test_intervals_are_the_same_each_time():
     found, drawn = [], []
     for seed in (1, 2):
         np.random.seed(seed)  # noqa: NPY002
-        bands = statistics.profiles({"mine": mine}, np.linspace(-1, 1, 5))[1]["mine"].tolist()
+        bands = statistics.performance_profiles({"mine": mine}, np.linspace(-1, 1, 5))[1]["mine"].tolist()
         means = statistics.interquartile_means({"mine": mine, "other": other})
         found.append((bands, means, statistics.probability_of_improvement(mine, other)))
         drawn.append(np.random.uniform())  # noqa: NPY002
@@ -331,6 +371,6 @@ def test_intervals_are_the_same_each_time():
 
 def test_cells_judged_on_different_seeds_are_not_thrown_together(whole):
     rows = [row for row in read_table(whole).to_pylist() if row["label"] == "down"]
-    assert len(statistics.judged(rows)[0].seeds) == 3
+    assert len(statistics.controller_scores(rows)[0].seeds) == 3
     with pytest.raises(ValueError, match="different seeds"):
-        statistics.judged(rows[:-1])
+        statistics.controller_scores(rows[:-1])

@@ -22,6 +22,7 @@ from qan_agents.analysis.action_effect import Certificate, certify, examine, ext
 from qan_agents.cli.app import app
 from qan_gym.config import TaskConfig
 from qan_gym.core.run_state import RunState
+from qan_gym.data.datasets import ASSETS
 from qan_gym.env import LearningRateEnv
 from qan_gym.games import GAMES, Game
 from qan_gym.optimizee.network import Params
@@ -29,13 +30,14 @@ from qan_gym.optimizee.optimizers import SGD, Hyperparameters
 from qan_gym.vector_env import QanVectorEnv
 
 LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
+ALONE = {"meta_momentum": None, "reference": None}
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """An episode of 10 actions, a mini-batch of 10 made images for each; a raise changes the learning rate by 0.1."""
     data = made_npz(tmp_path_factory.mktemp("data") / "made.npz", n_train=113)
-    common = {"dataset": data, "epochs": 1, "batch_size": 10, "meta_momentum": None, "reference": None}
+    common = {"dataset": data, "epochs": 1, "batch_size": 10, **ALONE}
     return {**common, "batches_per_action": 1, "learning_rate": 0.1, "learning_rate_step": 0.1}
 
 
@@ -245,9 +247,11 @@ def test_custom_ids(small, registered, monkeypatch) -> None:
 
 
 def test_the_minibatch_game_is_certified(tmp_path: Path) -> None:
-    """With more images of each class than are drawn: otherwise every image is soon seen, whatever the classes."""
-    data = made_npz(tmp_path / "made.npz", n_train=1350, n_test=10)  # 120 of each class, and 150 for validation
-    task = {"dataset": data, "batch_size": 10, "learning_rate": 0.2, "meta_momentum": None, "reference": None}
+    """On bundled images, more of each class than are drawn: else all images are soon seen, whatever the classes."""
+    with np.load(ASSETS / "mnist5k.npz") as bundled:
+        arrays = {name: values[: 1800 if name.endswith("train") else 10] for name, values in bundled.items()}
+    np.savez(tmp_path / "digits.npz", **arrays)  # after validation, about 160 of each class
+    task = {"dataset": str(tmp_path / "digits.npz"), "batch_size": 10, "learning_rate": 0.2, **ALONE}
     found = ask(MINIBATCH, task, steps=12)
     assert len(found.sequences) == 11
     assert found.certified, found.verdict
@@ -326,25 +330,26 @@ GAME = """
 from gymnasium.envs.registration import register
 from gymnasium.envs.classic_control import CartPoleEnv
 
-class Deaf(CartPoleEnv):
+class IgnoresActions(CartPoleEnv):
     def step(self, action):
         return super().step(0)
 
-register("Deaf-v0", entry_point=Deaf, max_episode_steps=50)
+register("IgnoresActions-v0", entry_point=IgnoresActions, max_episode_steps=50)
 """
 
 
 def test_the_command(small, registered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit status 0 where it certifies, 1 where it does not; an id that another module registers; the last line."""
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "deaf_game.py").write_text(GAME)
-    output = invoke("deaf_game:Deaf-v0", "--seeds", 5, status=1)
-    assert output.splitlines()[-1].startswith("not certified: the actions of deaf_game:Deaf-v0 change nothing")
+    (tmp_path / "ignoring_module.py").write_text(GAME)
+    output = invoke("ignoring_module:IgnoresActions-v0", "--seeds", 5, status=1)
+    said = "not certified: the actions of ignoring_module:IgnoresActions-v0 change nothing"
+    assert output.splitlines()[-1].startswith(said)
     settings = [part for name, value in small.items() for part in ("--set", f"{name}={to_text(value)}")]
     output = invoke(f"qan_gym:{LR}", "--seeds", 5, "--steps", 8, *settings, status=0)
     assert output.splitlines()[-1] == f"certified: the actions of qan_gym:{LR} matter beyond seed noise"
     assert "in turn: 0, 1, 2" in output
-    sys.modules.pop("deaf_game")
+    sys.modules.pop("ignoring_module")
 
 
 def to_text(value: Any) -> str:

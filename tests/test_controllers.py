@@ -1,69 +1,210 @@
 """The controllers of a bench: what they play, what preparing them consumes, and on which seeds."""
 
 import math
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from helpers import SHORT
-from torch import nn, optim
+from torch import optim
 from torch.optim import lr_scheduler
 
-from qan_agents.bench.controllers import (
-    ABSOLUTE,
-    CONTROLLERS,
-    FAMILIES,
-    FIXED,
-    TUNED,
-    Problem,
-    Scheduled,
-    batches_of,
-    make_env,
-    play,
-    prepare,
+from qan_agents.bench import tuned_schedules, tuning_task
+from qan_agents.bench.controllers import CONTROLLERS, Controller, Preparation, PreparedController, register_controller
+from qan_agents.bench.grid import cells_of
+from qan_agents.bench.preparation import controllers, prepare
+from qan_agents.bench.rollout import Rollout, play_episodes
+from qan_agents.bench.tuned_schedules import (
+    ABSOLUTE_ACTIONS,
+    LEAST_RATE,
+    PlateauController,
+    ScheduleController,
+    absolute_actions,
+    scheduled_rates,
 )
+from qan_agents.bench.tuning_task import TuningTask, make_env
+from qan_agents.policies.fixed import make_policy
+from qan_agents.policies.rollout import EpisodeRecorder, play_episode
 from qan_agents.seeds import UNSEEN_BELOW
-from qan_gym.games.learning_rate import PEAK, RISE, START
+from qan_gym.games.learning_rate import KEEP
 from qan_gym.optimizee.network import evaluate
-from qan_gym.optimizee.optimizers import build_optimizer
+from qan_gym.optimizee.optimizers import Hyperparameters, build_optimizer
+from qan_gym.schedules import SCHEDULES, Schedule, register_schedule
 from qan_gym.tasks import make_task_config
 
 LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
 KWARGS = {**SHORT, "reference": None}  # 20 mini-batches
-MINI = {"train_size": 500, "batch_size": 20, "epochs": 1, "meta_momentum": None, "reference": None}
-IN_MINIBATCH = ("random", "shuffled", "class-balanced", "loss-proportional", "dqn-gpu", "dqn", "ppo")
+MINI = {"train_size": 500, "batch_size": 20, "epochs": 1, "meta_momentum": None, "reference": None}  # 25
+OFF_POLICY = ("dqn-native", "dqn", "qr-dqn", "sac", "td3")
+FEW_UPDATES = {"gradient_steps": 1}  # of those
 
 
-def rates_of(family: str, chosen: dict, seeds: list[int] = [3]) -> np.ndarray:  # noqa: B006
-    """The learning rate of every mini-batch but the first, (N, 20)."""
-    env = make_env(Problem(LR, KWARGS, 0, 0), len(seeds), {**ABSOLUTE, "validate_every": 1})
-    return play(env, Scheduled(FAMILIES[family], [chosen]), seeds).rates[1:].T
+@pytest.fixture(autouse=True)
+def few_validations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four measurements in an episode of 20 mini-batches instead of one after each."""
+    monkeypatch.setattr(tuning_task, "VALIDATIONS", 4)
 
 
-@pytest.mark.parametrize("family", ["constant", "step", "linear", "cosine", "one-cycle", "one-cycle-wide", "cooldown"])
-def test_schedules_are_torchs(family):
-    rate, steps = 0.3, 20
-    chosen = {"learning_rate": rate, "factor": 0.25, "at": 0.5, "start": 0.3, "length": 0.5}
-    if family == "one-cycle-wide":
-        chosen["rise"] = 60
-    optimizer = optim.SGD(nn.Linear(1, 1).parameters(), lr=rate)
-    scheduler = {
-        "constant": lambda: lr_scheduler.LambdaLR(optimizer, lambda _: 1.0),
-        "step": lambda: lr_scheduler.StepLR(optimizer, 10, 0.25),
-        "linear": lambda: lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps),
-        "cosine": lambda: lr_scheduler.CosineAnnealingLR(optimizer, steps),
-        "cooldown": lambda: lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (steps - step) / 10)),
-        "one-cycle": lambda: lr_scheduler.OneCycleLR(optimizer, rate, steps + 1, pct_start=0.3, cycle_momentum=False),
-        "one-cycle-wide": lambda: lr_scheduler.OneCycleLR(
-            optimizer, rate, steps + 1, pct_start=0.3, div_factor=60, cycle_momentum=False
+@pytest.fixture
+def own_controllers() -> Iterator[None]:
+    """The controllers that a test registers are forgotten after it."""
+    before = dict(CONTROLLERS)
+    yield
+    CONTROLLERS.clear()
+    CONTROLLERS.update(before)
+
+
+def rates_of(controller: Controller, num_envs: int = 1, **env_kwargs: Any) -> np.ndarray:
+    """The learning rate of every mini-batch, (num_envs, 20)."""
+    env = make_env(TuningTask(LR, KWARGS, 0, 0), num_envs, {**ABSOLUTE_ACTIONS, "validate_every": 1, **env_kwargs})
+    return play_episodes(env, controller, [3] * num_envs).learning_rate[1:].T
+
+
+# --- schedules ------------------------------------------------------------------------------------------------------
+
+
+def torch_rates(make: Callable[[optim.Optimizer], lr_scheduler.LRScheduler], rate: float, length: int) -> np.ndarray:
+    """The learning rates of one of torch's schedulers, at the first `length` steps."""
+    optimizer = optim.SGD([torch.zeros(1)], lr=rate)
+    scheduler, rates = make(optimizer), []
+    for _ in range(length):
+        rates.append(optimizer.param_groups[0]["lr"])
+        with warnings.catch_warnings():  # OneCycleLR is done after its last step
+            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+            scheduler.step()
+    return np.array(rates)
+
+
+def torch_scheduler(
+    name: str, chosen: dict[str, float], length: int
+) -> Callable[[optim.Optimizer], lr_scheduler.LRScheduler]:
+    """The scheduler of torch's that a tuned schedule is to follow over `length` actions."""
+
+    def cooldown(optimizer: optim.Optimizer) -> lr_scheduler.LRScheduler:
+        last = max(1, round(chosen["length"] * length))
+        return lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (length - step) / last))
+
+    makers: dict[str, Callable[[optim.Optimizer], lr_scheduler.LRScheduler]] = {
+        "constant": lambda optimizer: lr_scheduler.ConstantLR(optimizer, factor=1.0),
+        "linear": lambda optimizer: lr_scheduler.LinearLR(optimizer, 1.0, 0.0, length),
+        "cosine": lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, length),
+        "step": lambda optimizer: lr_scheduler.MultiStepLR(
+            optimizer, [max(1, round(chosen["at"] * length))], chosen["factor"]
         ),
-    }[family]()
-    wanted = []
-    for _ in range(steps):
-        wanted.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    assert rates_of(family, chosen)[0] == pytest.approx(wanted, rel=1e-4)
+        "cooldown": cooldown,
+        "one-cycle": lambda optimizer: lr_scheduler.OneCycleLR(
+            optimizer,
+            chosen["learning_rate"],
+            total_steps=length + 1,
+            pct_start=chosen["start"],
+            div_factor=chosen.get("rise", 25.0),
+            cycle_momentum=False,
+        ),
+    }
+    return makers[name]
+
+
+@pytest.mark.parametrize("length", [20, 200])
+@pytest.mark.parametrize(
+    ("name", "chosen"),
+    [
+        ("constant", {}),
+        ("linear", {}),
+        ("cosine", {}),
+        *(("step", {"factor": factor, "at": at}) for factor, at in ((0.25, 0.5), (0.0123, 0.3), (0.5, 0.8765))),
+        *(("cooldown", {"length": share}) for share in (0.5, 0.05, 0.1234)),
+        *(("one-cycle", {"start": start}) for start in (0.3, 0.05, 0.4567)),
+        *(("one-cycle", {"start": start, "rise": rise}) for start, rise in ((0.3, 60.0), (0.85, 1.0), (0.7123, 4.2))),
+    ],
+)
+def test_tuned_schedules_are_torchs(name, chosen, length):
+    """The float32 actions are the same; the peak of OneCycleLR, its beginning (by default) and its end are torch's."""
+    config = make_task_config(LR, ABSOLUTE_ACTIONS)
+    for rate in (0.3, 0.0123456789):
+        settings = {"learning_rate": rate, **chosen}
+        wanted = torch_rates(torch_scheduler(name, settings, length), rate, length)
+        found = scheduled_rates(name, settings, length)
+        np.testing.assert_allclose(found, wanted, rtol=1e-10)
+        np.testing.assert_array_equal(absolute_actions(found, config), absolute_actions(wanted, config))
+        # The same actions as the formula of the actions has for torch's learning rates.
+        share = np.log(np.maximum(wanted, LEAST_RATE) / LEAST_RATE) / np.log(10 / LEAST_RATE)
+        np.testing.assert_allclose(absolute_actions(found, config)[:, 0], 2 * share - 1, atol=1e-6)
+
+
+def test_every_row_follows_its_own_schedule():
+    """What the environment trains with is what the schedules say, in each row by its own settings."""
+    chosen = [{"learning_rate": 0.3, "factor": 0.25, "at": 0.5}, {"learning_rate": 0.1, "factor": 0.5, "at": 0.3}]
+    rates = rates_of(ScheduleController("step", chosen), num_envs=2)
+    for row, settings in enumerate(chosen):
+        assert rates[row] == pytest.approx(scheduled_rates("step", settings, 20), rel=1e-4)
+
+
+def test_schedules_need_actions_that_are_learning_rates():
+    env = make_env(TuningTask(LR, KWARGS, 0, 0), 1, {})
+    with pytest.raises(ValueError, match="absolute"):
+        ScheduleController("linear", [{"learning_rate": 0.1}]).start(env)
+
+
+def test_a_registered_schedule_serves_all_three_users(registries):
+    """One call makes it a base schedule, a fixed policy, and a tuned controller that a grid accepts."""
+    register_schedule("power", Schedule(lambda share, power: (1 - share) ** power, {"power": 2}, {"power": (0.5, 3.0)}))
+    share = np.arange(20) / 20
+
+    env = gym.make_vec(LR, num_envs=1, **KWARGS, schedule="power")
+    env.reset(seed=0)
+    under_actions = [env.step(np.array([KEEP]))[4]["learning_rate"][0] for _ in range(20)]
+    assert under_actions == pytest.approx(0.05 * (1 - share) ** 2, rel=1e-4)
+
+    wide = {"learning_rate_min": 1e-4, "continuous": True}
+    single = EpisodeRecorder(gym.make(LR, **KWARGS, **wide))
+    fixed = [row["learning_rate"] for row in play_episode(single, make_policy("power"), seed=0).steps]
+    assert fixed[:18] == pytest.approx((0.05 * (1 - share) ** 2)[:18], rel=1e-4)  # then it falls by more than a half
+
+    assert [cell.controller for cell in cells_of({"environments": [LR], "controllers": ["power"]})] == ["power"]
+    prepared = prepare("power", TuningTask(LR, KWARGS, runs=2, seed=0), {})
+    assert set(prepared.chosen) == {"learning_rate", "power"}
+    assert 0.5 <= prepared.chosen["power"] <= 3.0
+    wanted = prepared.chosen["learning_rate"] * (1 - share) ** prepared.chosen["power"]
+    assert rates_of(prepared.controller)[0] == pytest.approx(wanted, rel=1e-4)
+
+    with pytest.raises(ValueError, match="taken"):
+        register_schedule("power", SCHEDULES["linear"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "schedule", "chosen"),
+    [
+        ({}, "cooldown", {"learning_rate": 0.05, "length": 0.25}),
+        # The search counts as torch does: its peak of 20 steps is at (start * 21 - 1) / 20 of them.
+        ({"env": {"schedule": "one-cycle"}}, "one-cycle", {"start": (20 * 0.5 + 1) / 21, "rise": 20, "fall": math.inf}),
+    ],
+)
+def test_base_is_the_schedule_under_the_actions(settings, schedule, chosen):
+    task = TuningTask(LR, KWARGS, 0, 0)
+    prepared = prepare("base", task, settings)
+    env = make_env(task, 1, {**prepared.env_kwargs, "validate_every": 1})
+    rates = play_episodes(env, prepared.controller, [0]).learning_rate[1:, 0]
+    wanted = {"learning_rate": 0.05 * SCHEDULES[schedule].peak, **chosen}
+    assert rates == pytest.approx(rates_of(ScheduleController(schedule, [wanted]))[0], rel=1e-4)
+
+
+def test_plateau_lowers_the_rate_of_the_row_that_does_not_improve():
+    """Of rates that are far too high it is lowered, of a reasonable one not; each row by itself."""
+    chosen = [
+        {"learning_rate": 0.05, "factor": 0.5, "patience": 1},
+        {"learning_rate": 1.5, "factor": 0.5, "patience": 1},
+    ]
+    env = make_env(TuningTask(LR, KWARGS, 0, 0), 2, {**ABSOLUTE_ACTIONS, "validate_every": 1})
+    rates = play_episodes(env, PlateauController(chosen), [0, 0]).learning_rate
+    assert rates[-1, 0] == pytest.approx(0.05, rel=1e-4)
+    assert rates[-1, 1] < 0.8
+
+
+# --- schedule-free optimizers ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["schedule-free-sgd", "schedule-free-adamw"])
@@ -74,12 +215,13 @@ def test_schedule_free_is_the_packages(name):
     import qan_agents.bench.schedule_free  # noqa: F401 (registers them)
 
     config = make_task_config(LR, {"optimizer": name, "momentum": 0.9, "weight_decay": 0.1})
-    mine = build_optimizer(config)
+    mine = build_optimizer(config, ())
     draw = torch.Generator().manual_seed(0)
     params = {"w": torch.randn(2, 3, 4, generator=draw), "b": torch.randn(2, 3, generator=draw)}
     slots = {slot: {key: torch.zeros_like(value) for key, value in params.items()} for slot in mine.slots}
     assert all((mine.averaged(params, slots)[key] == params[key]).all() for key in params)  # before the first update
     rates, theirs = torch.tensor([0.05, 0.2]), []
+    hyper = Hyperparameters(rates.double(), torch.full((2,), 0.9).double(), torch.full((2,), 0.1).double())
     for row, rate in enumerate(rates.tolist()):
         own = [value[row].clone() for value in params.values()]
         if name == "schedule-free-sgd":
@@ -93,7 +235,7 @@ def test_schedule_free_is_the_packages(name):
             for parameter, gradient in zip(optimizer.param_groups[0]["params"], gradients.values(), strict=True):
                 parameter.grad = gradient[row].clone()
             optimizer.step()
-        mine.update(params, gradients, slots, rates, torch.tensor([number, number]))
+        mine.update(params, gradients, slots, hyper, torch.tensor([number, number]))
     averaged = mine.averaged(params, slots)
     for row, optimizer in enumerate(theirs):
         weights = optimizer.param_groups[0]["params"]
@@ -109,79 +251,87 @@ def test_what_is_measured_is_the_average():
     """With schedule-free optimizers validation and test are those of x, not of the weights in training."""
     import qan_agents.bench.schedule_free  # noqa: F401
 
-    problem = Problem(LR, KWARGS, 0, 0)
-    env = make_env(problem, 2, {**ABSOLUTE, "optimizer": "schedule-free-sgd", "momentum": 0.9})
-    course = play(env, Scheduled(FAMILIES["schedule-free-sgd"], [{"learning_rate": 0.05}]), [0, 1])
-    training = env.unwrapped.training
+    task = TuningTask(LR, KWARGS, 0, 0)
+    env = make_env(task, 2, {**ABSOLUTE_ACTIONS, "optimizer": "schedule-free-sgd", "momentum": 0.9})
+    rollout = play_episodes(env, ScheduleController("constant", [{"learning_rate": 0.05}]), [0, 1])
+    training = env.training
     data = training.data.batches("test", 20)
-    x = training.optimizer.averaged(training.run.params, training.run.slots)
-    assert evaluate(training.network, x, data)[0].numpy() == pytest.approx(course.final["test_loss"], rel=1e-4)
+    x = training.parts.optimizer.averaged(training.run.params, training.run.slots)
+    assert evaluate(training.network, x, data)[0].numpy() == pytest.approx(rollout.final["test_loss"], rel=1e-4)
     y = evaluate(training.network, training.run.params, data)[0].numpy()
-    assert not np.allclose(y, course.final["test_loss"], rtol=1e-2)
+    assert not np.allclose(y, rollout.final["test_loss"], rtol=1e-2)
 
 
-def test_plateau_lowers_the_rate_of_the_row_that_does_not_improve():
-    """Of rates that are far too high it is lowered, of a reasonable one not; each row by itself."""
-    env = make_env(Problem(LR, KWARGS, 0, 0), 2, {**ABSOLUTE, "validate_every": 1})
-    chosen = [
-        {"learning_rate": 0.05, "factor": 0.5, "patience": 1},
-        {"learning_rate": 1.5, "factor": 0.5, "patience": 1},
-    ]
-    rates = play(env, Scheduled(FAMILIES["plateau"], chosen), [0, 0]).rates
-    assert rates[-1, 0] == pytest.approx(0.05, rel=1e-4)
-    assert rates[-1, 1] < 0.8
+# --- rollouts -------------------------------------------------------------------------------------------------------
 
 
-def test_a_course_is_what_the_environment_reports():
-    problem = Problem(LR, KWARGS, 0, 0)
-    course = play(make_env(problem, 3, {"validate_every": 5}), prepare("random", problem, {}).player, [0, 1, 2])
-    assert course.validation.shape == course.rates.shape == (5, 3)  # before, and after 5, 10, 15 and 20
-    np.testing.assert_array_equal(course.validation[-1], course.final["validation_loss"])
-    assert course.batches.tolist() == [20, 20, 20]
-    assert (course.final["test_accuracy"] > 0).all()
+def test_a_rollout_is_what_the_environment_reports():
+    task = TuningTask(LR, KWARGS, 0, 0)
+    env, controller = make_env(task, 3, {"validate_every": 5}), prepare("random", task, {}).controller
+    rollout = play_episodes(env, controller, [0, 1, 2])
+    assert rollout.validation_loss.shape == rollout.learning_rate.shape == (5, 3)  # before, after 5, 10, 15 and 20
+    np.testing.assert_array_equal(rollout.validation_loss[-1], rollout.final["validation_loss"])
+    assert rollout.batches.tolist() == [20, 20, 20]
+    assert (rollout.final["test_accuracy"] > 0).all()
 
 
 def test_rows_that_diverge_wait_for_the_others():
-    env = make_env(Problem(LR, KWARGS, 0, 0), 2, {**ABSOLUTE, "learning_rate_max": 3e38})
-    course = play(env, Scheduled(FAMILIES["constant"], [{"learning_rate": 3e38}, {"learning_rate": 0.05}]), [0, 0])
-    assert course.final["diverged"].tolist() == [True, False]
-    assert course.batches[0] < 20
-    assert course.batches[1] == 20
-    assert course.final["validation_loss"][0] > 1e3 > course.final["validation_loss"][1]
-    alone = play(
-        make_env(Problem(LR, KWARGS, 0, 0), 1, ABSOLUTE),
-        Scheduled(FAMILIES["constant"], [{"learning_rate": 0.05}]),
-        [0],
-    )
-    assert course.final["test_loss"][1] == pytest.approx(alone.final["test_loss"][0], rel=1e-4)
+    task, reasonable = TuningTask(LR, KWARGS, 0, 0), {"learning_rate": 0.05}
+    env = make_env(task, 2, {**ABSOLUTE_ACTIONS, "learning_rate_max": 3e38})
+    rollout = play_episodes(env, ScheduleController("constant", [{"learning_rate": 3e38}, reasonable]), [0, 0])
+    assert rollout.final["diverged"].tolist() == [True, False]
+    assert rollout.batches[0] < 20
+    assert rollout.batches[1] == 20
+    assert rollout.final["validation_loss"][0] > 1e3 > rollout.final["validation_loss"][1]
+    alone = play_episodes(make_env(task, 1, ABSOLUTE_ACTIONS), ScheduleController("constant", [reasonable]), [0])
+    assert rollout.final["test_loss"][1] == pytest.approx(alone.final["test_loss"][0], rel=1e-4)
 
 
-@pytest.mark.parametrize("name", CONTROLLERS)
+# --- preparation ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", controllers())
 def test_every_controller_is_prepared_and_plays(name):
-    in_lr = name in TUNED or name in ("constant", "base", "sac", "td3", "qr-dqn")
+    preparation = controllers()[name].preparation
+    in_lr = preparation == Preparation.TUNING or name in ("constant", "base", "sac", "td3", "qr-dqn")
     env, kwargs = (LR, KWARGS) if in_lr else (MINIBATCH, MINI)
-    problem = Problem(env, kwargs, runs=2, seed=1, at_once=2)
-    prepared = prepare(name, problem, {})
-    course = play(make_env(problem, 2, prepared.env_kwargs), prepared.player, [0, 1])
-    assert np.isfinite(course.final["test_loss"]).all()
-    unprepared = name in FIXED
+    task = TuningTask(env, kwargs, runs=2, seed=1, num_envs=2)
+    prepared = prepare(name, task, FEW_UPDATES if name in OFF_POLICY else {})
+    rollout = play_episodes(make_env(task, 2, prepared.env_kwargs), prepared.controller, [0, 1])
+    assert np.isfinite(rollout.final["test_loss"]).all()
+    unprepared = preparation == Preparation.NONE
     assert prepared.runs == (0 if unprepared else 2)
-    assert prepared.batches == (0 if unprepared else 2 * batches_of(problem))
+    assert prepared.batches == (0 if unprepared else 2 * task.batches)
+
+
+def test_a_registered_controller_is_prepared_and_a_grid_accepts_it(own_controllers):
+    def lower_once(task: TuningTask, settings: dict[str, Any]) -> PreparedController:
+        chosen = {"learning_rate": settings["learning_rate"], "factor": 0.5, "at": 0.5}
+        return PreparedController(ScheduleController("step", [chosen]), ABSOLUTE_ACTIONS, chosen=chosen)
+
+    register_controller("lower-once", lower_once, Preparation.NONE)
+    (cell,) = cells_of({"environments": [LR], "controllers": ["lower-once"], "runs": [20], "seeds": [1, 2]})
+    assert (cell.controller, cell.runs, cell.seed) == ("lower-once", 0, 0)  # it is not prepared: once
+    prepared = prepare("lower-once", TuningTask(LR, KWARGS, 0, 0), {"learning_rate": 0.1})
+    assert rates_of(prepared.controller)[0] == pytest.approx([0.1] * 10 + [0.05] * 10, rel=1e-4)
+    with pytest.raises(ValueError, match="taken"):
+        register_controller("lower-once", lower_once, Preparation.NONE)
 
 
 def test_training_an_agent_leaves_no_folder_of_logs(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    prepare("ppo", Problem(LR, KWARGS, 2, 0), {})
+    prepare("ppo", TuningTask(LR, KWARGS, 2, 0), {})
     assert list(tmp_path.glob("SB3*")) == []
 
 
-@pytest.mark.parametrize("name", ["linear", "dqn-gpu", "ppo"])
+@pytest.mark.parametrize("name", ["linear", "dqn-native", "ppo"])
 def test_the_same_seed_prepares_the_same(name):
-    problem = Problem(LR, KWARGS, runs=2, seed=5, at_once=2)
+    task = TuningTask(LR, KWARGS, runs=2, seed=5, num_envs=2)
     losses = []
     for _ in range(2):
-        prepared = prepare(name, problem, {})
-        losses.append(play(make_env(problem, 2, prepared.env_kwargs), prepared.player, [0, 1]).final["test_loss"])
+        prepared = prepare(name, task, FEW_UPDATES if name in OFF_POLICY else {})
+        rollout = play_episodes(make_env(task, 2, prepared.env_kwargs), prepared.controller, [0, 1])
+        losses.append(rollout.final["test_loss"])
     np.testing.assert_array_equal(*losses)
 
 
@@ -189,14 +339,14 @@ def test_tuning_finds_what_trained_best(monkeypatch):
     """Of the trainings of a budget, the settings with the lowest validation loss; their seeds are all different."""
     played = []
 
-    def note(env, player, seeds):
-        course = play(env, player, seeds)
+    def note(env: Any, controller: ScheduleController, seeds: list[int]) -> Rollout:
+        rollout = play_episodes(env, controller, seeds)
         for row, seed in enumerate(seeds):
-            played.append((course.final["validation_loss"][row], player.chosen[row]["learning_rate"], seed))
-        return course
+            played.append((rollout.final["validation_loss"][row], controller.chosen[row]["learning_rate"], seed))
+        return rollout
 
-    monkeypatch.setattr("qan_agents.bench.controllers.play", note)
-    prepared = prepare("linear", Problem(LR, KWARGS, runs=6, seed=0), {})
+    monkeypatch.setattr(tuned_schedules, "play_episodes", note)
+    prepared = prepare("linear", TuningTask(LR, KWARGS, runs=6, seed=0), {})
     assert len(played) == 6  # a wave of four and one of two
     assert prepared.chosen["learning_rate"] == min(played)[1]
     seeds = [seed for _, _, seed in played]
@@ -204,64 +354,45 @@ def test_tuning_finds_what_trained_best(monkeypatch):
     assert min(seeds) >= UNSEEN_BELOW
 
 
-@pytest.mark.parametrize(
-    ("settings", "family", "chosen"),
-    [
-        ({}, "cooldown", {"learning_rate": 0.05, "length": 0.25}),
-        # torch's peak of 20 steps is at (share * 21 - 1) / 20 of them
-        (
-            {"env": {"schedule": "one-cycle"}},
-            "one-cycle-wide",
-            {"learning_rate": 0.05 * PEAK, "start": (20 * START + 1) / 21, "rise": RISE},
-        ),
-    ],
-)
-def test_base_is_the_schedule_under_the_actions(settings, family, chosen):
-    problem = Problem(LR, KWARGS, 0, 0)
-    prepared = prepare("base", problem, settings)
-    rates = play(make_env(problem, 1, {**prepared.env_kwargs, "validate_every": 1}), prepared.player, [0]).rates[1:, 0]
-    end = 0.05 * PEAK / RISE * 1e-4  # torch's one-cycle ends at a ten thousandth of its start, not at 0
-    assert rates == pytest.approx(rates_of(family, chosen)[0], rel=1e-4, abs=end)
-
-
-def test_everyone_is_pulled_alike_towards_the_same_weights():
+def test_everyone_is_pulled_alike_towards_the_same_weights(tmp_path, monkeypatch):
     """Schedule-free optimizers too, whose own baseline would be another reference: z is pulled as the weights are."""
-    problem = Problem(LR, {**KWARGS, "meta_momentum": 1.0, "reference": "pretrained"}, runs=1, seed=0)
+    monkeypatch.setenv("QAN_GYM_DATA", str(tmp_path))  # the reference is trained, and kept there
+    task = TuningTask(LR, {**KWARGS, "meta_momentum": 1.0, "reference": "pretrained"}, runs=1, seed=0)
     finals = {}
     for name in ("constant", "schedule-free-sgd"):
-        prepared = prepare(name, problem, {})
-        env = make_env(problem, 1, prepared.env_kwargs)
-        finals[name] = play(env, prepared.player, [0]).final["test_loss"][0]
-        training = env.unwrapped.training
+        prepared = prepare(name, task, {})
+        env = make_env(task, 1, prepared.env_kwargs)
+        finals[name] = play_episodes(env, prepared.controller, [0]).final["test_loss"][0]
+        training = env.training
     # Pulled all the way the network is the reference, but for the biases, which are not pulled.
     for copy in (training.run.params, training.run.slots["z"]):
-        assert all(torch.equal(copy[key], training.reference[key]) for key in training.pulled)
+        assert all(torch.equal(copy[key], training.reference[key]) for key in training.pull.names)
     assert finals["schedule-free-sgd"] == pytest.approx(finals["constant"], rel=0.5)
 
 
 def test_balanced_batches_hold_all_classes_alike():
-    problem = Problem(MINIBATCH, {**MINI, "train_size": None}, 0, 0)
-    env = make_env(problem, 1, {})
-    player = prepare("class-balanced", problem, {}).player
-    player.start(env)
+    task = TuningTask(MINIBATCH, {**MINI, "train_size": None}, 0, 0)
+    env = make_env(task, 1, {})
+    controller = prepare("class-balanced", task, {}).controller
+    controller.start(env)
     observations, infos = env.reset(seed=0)
     for _ in range(12):
-        env.step(player.act(observations, infos))
-    labels = env.unwrapped.training.data.labels["train"][env.unwrapped.training.run.batch_indices[0, -1]]
+        env.step(controller.act(observations, infos))
+    labels = env.training.data.labels["train"][env.training.run.batch_indices[0, -1]]
     assert labels.bincount(minlength=10).tolist() == [2] * 10
 
 
 def test_loss_proportional_prefers_what_is_learned_worst():
-    problem = Problem(MINIBATCH, {**MINI, "train_size": None}, 0, 0)
-    env = make_env(problem, 1, {})
-    player = prepare("loss-proportional", problem, {}).player
-    player.start(env)
+    task = TuningTask(MINIBATCH, {**MINI, "train_size": None}, 0, 0)
+    env = make_env(task, 1, {})
+    controller = prepare("loss-proportional", task, {}).controller
+    controller.start(env)
     _, infos = env.reset(seed=0)
     for _ in range(15):  # only class 3 is trained on
         env.step(np.array([3]))
-    player.act(None, infos)
-    assert player.shares[0].argmin() == 3
-    assert player.shares.sum() == pytest.approx(1)
+    controller.act(None, infos)
+    assert controller.shares[0].argmin() == 3
+    assert controller.shares.sum() == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -269,21 +400,21 @@ def test_loss_proportional_prefers_what_is_learned_worst():
     [
         ("gradient-free", LR, {}, 4, "unknown controller"),
         ("linear", MINIBATCH, {}, 4, "continuous"),
-        ("dqn-gpu", LR, {"depth": 3}, 4, "depth"),
+        ("dqn-native", LR, {"depth": 3}, 4, "depth"),
         ("ppo", LR, {"depth": 3}, 4, "depth"),
-        ("dqn-gpu", LR, {"history": 2}, 4, "history"),
-        ("dqn-gpu", LR, {}, 6, "waves"),
-        ("dqn-gpu", LR, {}, 0, "waves"),
-        ("base", MINIBATCH, {}, 0, "learning-rate game"),
+        ("dqn-native", LR, {"history": 2}, 4, "history"),
+        ("dqn-native", LR, {}, 6, "waves"),
+        ("dqn-native", LR, {}, 0, "waves"),
+        ("base", MINIBATCH, {}, 0, "leaves things as they are"),
     ],
 )
 def test_wrong_settings_are_refused(name, env, settings, runs, message):
     with pytest.raises(ValueError, match=message):
-        prepare(name, Problem(env, KWARGS if env == LR else MINI, runs, 0), settings)
+        prepare(name, TuningTask(env, KWARGS if env == LR else MINI, runs, 0), settings)
 
 
 def test_tuning_seeds_are_never_judged_on():
-    seeds = {Problem(LR, {}, 20, seed).tuning_seed(number) for seed in range(20) for number in range(20)}
+    seeds = {TuningTask(LR, {}, 20, seed).tuning_seed(number) for seed in range(20) for number in range(20)}
     assert len(seeds) == 400
     assert all(UNSEEN_BELOW <= seed < 2**32 for seed in seeds)
     assert math.isclose(UNSEEN_BELOW, 2**31)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
+from helpers import small_data
 
 import qan_agents.dqn.agent
 from qan_agents.dqn import DQN, DQNConfig, EnvInterface, TensorVectorEnv, train
@@ -235,7 +236,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 # --- CUDA -------------------------------------------------------------------------------------------------------------
 
-QAN = {"train_size": 200, "epochs": 1, "batches_per_action": 4, "meta_momentum": None, "reference": None}
+QAN = {"dataset": small_data(), "epochs": 1, "batches_per_action": 4, "meta_momentum": None, "reference": None}
 
 
 @pytest.mark.cuda

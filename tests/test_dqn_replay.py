@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from helpers import small_data
 
 from qan_agents.dqn import DQN, DQNConfig, EnvInterface, TensorVectorEnv, train
 from qan_agents.dqn.replay import Batch, Replay
 
 GAMMA = 0.9
-QAN = {"train_size": 200, "epochs": 1, "batches_per_action": 4, "meta_momentum": None, "reference": None}
+QAN = {"dataset": small_data(), "epochs": 1, "batches_per_action": 4, "meta_momentum": None, "reference": None}
 
 
 def make_replay(slots: int, num_envs: int, **settings: object) -> Replay:
@@ -261,42 +262,50 @@ def test_both_ways_of_resetting_fill_the_replay_alike():
     assert contents[0] < contents[1]
 
 
-@pytest.mark.parametrize("output", ["numpy", "torch"])
-@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
-def test_the_environments_of_qan_gym(output, mode):
-    """With a target loss rows end at different times, by termination; without, all at once, by truncation."""
-    for settings in ({**QAN, "learning_rate": 0.1, "target_loss": 2.0}, QAN):
-        arguments = {"num_envs": 3, "autoreset_mode": mode, **settings}
-        env = gym.make_vec("QanLR-MNIST5k-v0", output=output, **arguments)
-        agent = DQN(DQNConfig(learning_starts=10_000), EnvInterface.of(env))
-        train(agent, env, 45, seed=4)
-        replay = agent.replay
-        plain = gym.make_vec("QanLR-MNIST5k-v0", output="numpy", **arguments)
-        frames, _ = plain.reset(seed=4)
-        ends = 0
-        numbers = [0, 0, 0]
-        over = np.zeros(3, bool)
-        agent2 = DQN(DQNConfig(learning_starts=10_000), EnvInterface.of(env))
-        agent2.begin(torch.from_numpy(frames))
-        for _ in range(15):
-            actions = agent2.act().numpy().copy()  # the same exploration
-            seen, rewards, terminated, truncated, infos = plain.step(actions)
-            for row in range(3):
-                if over[row] and mode == AutoresetMode.NEXT_STEP:
-                    continue
-                done = bool(terminated[row] | truncated[row])
-                following = infos["final_obs"][row] if done and mode == AutoresetMode.SAME_STEP else seen[row]
-                place = numbers[row] * 3 + row
-                np.testing.assert_array_equal(replay.frames[place].numpy(), frames[row])
-                np.testing.assert_array_equal(replay.next_frames[place].numpy(), following)
-                assert float(replay.rewards[place]) == pytest.approx(float(rewards[row]), rel=1e-6)
-                assert (bool(replay.terminated[place]), bool(replay.ended[place])) == (bool(terminated[row]), done)
-                numbers[row] += 1
-                ends += done
-            over = terminated | truncated
-            frames = seen
-        assert replay.size.tolist() == numbers
-        assert ends > 0
+ENDING = {"learning_rate": 0.1, "target_loss": 2.3}  # rows end at different times, by termination
+
+
+@pytest.mark.parametrize(
+    ("output", "mode", "ending"),
+    [
+        ("numpy", AutoresetMode.NEXT_STEP, ENDING),
+        ("torch", AutoresetMode.NEXT_STEP, {}),  # all at once, by truncation
+        ("numpy", AutoresetMode.SAME_STEP, {}),
+        ("torch", AutoresetMode.SAME_STEP, ENDING),
+    ],
+)
+def test_the_environments_of_qan_gym(output, mode, ending):
+    """The replay holds the transitions that the plain environment gives for the same actions."""
+    arguments = {"num_envs": 3, "autoreset_mode": mode, **QAN, **ending}
+    env = gym.make_vec("QanLR-MNIST5k-v0", output=output, **arguments)
+    agent = DQN(DQNConfig(learning_starts=10_000), EnvInterface.of(env))
+    train(agent, env, 24, seed=4)
+    replay = agent.replay
+    plain = gym.make_vec("QanLR-MNIST5k-v0", output="numpy", **arguments)
+    frames, _ = plain.reset(seed=4)
+    ends, numbers, over = [], [0, 0, 0], np.zeros(3, bool)
+    other = DQN(DQNConfig(learning_starts=10_000), EnvInterface.of(env))
+    other.begin(torch.from_numpy(frames))
+    for _ in range(8):  # episodes have 5 actions
+        actions = other.act().numpy().copy()  # the same exploration
+        observations, rewards, terminated, truncated, infos = plain.step(actions)
+        done = terminated | truncated
+        for row in range(3):
+            if over[row] and mode == AutoresetMode.NEXT_STEP:
+                continue
+            final = done[row] and mode == AutoresetMode.SAME_STEP
+            place = numbers[row] * 3 + row
+            np.testing.assert_array_equal(replay.frames[place].numpy(), frames[row])
+            next_frame = infos["final_obs"][row] if final else observations[row]
+            np.testing.assert_array_equal(replay.next_frames[place].numpy(), next_frame)
+            assert float(replay.rewards[place]) == pytest.approx(float(rewards[row]), rel=1e-6)
+            assert (bool(replay.terminated[place]), bool(replay.ended[place])) == (terminated[row], done[row])
+            numbers[row] += 1
+        ends.append(done)
+        over, frames = done, observations
+    assert replay.size.tolist() == numbers
+    assert np.any(ends)
+    assert any(0 < done.sum() < 3 for done in ends) == bool(ending), "rows end at different times with a target loss"
 
 
 def test_what_cannot_be_played_is_refused():

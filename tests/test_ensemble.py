@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
-from helpers import SHORT
+from helpers import small_data
 from test_dqn_learns import SMALL, Identity
 
 from qan_agents.bench.preparation import prepare
@@ -15,6 +15,8 @@ from qan_agents.dqn import Ensemble, EnvInterface, train
 from qan_gym.games.learning_rate import KEEP
 
 LR = "QanLR-MNIST5k-v0"
+# 20 actions of one mini-batch.
+SHORT = {"dataset": small_data(), "epochs": 1, "batches_per_action": 1, "meta_momentum": None, "reference": None}
 
 
 def identity_ensemble(seed: int = 0) -> Ensemble:
@@ -76,9 +78,7 @@ def test_it_plays_as_many_environments_as_it_has_members():
 
 
 def test_the_budgets_end_ends_the_return():
-    env = BudgetEndTerminates(
-        gym.make_vec(LR, num_envs=2, autoreset_mode=AutoresetMode.SAME_STEP, **{**SHORT, "reference": None})
-    )
+    env = BudgetEndTerminates(gym.make_vec(LR, num_envs=2, autoreset_mode=AutoresetMode.SAME_STEP, **SHORT))
     env.reset(seed=0)
     for _ in range(19):
         *_, terminated, truncated, _ = env.step(np.full(2, KEEP))
@@ -99,7 +99,7 @@ def test_no_agent_of_a_bench_expects_anything_after_the_budget(monkeypatch):
     monkeypatch.setattr(
         Ensemble, "remember", lambda self, new: (kept.append((new.terminated, new.ended)), remember(self, new))
     )
-    task = TuningTask(LR, {**SHORT, "reference": None}, runs=2, seed=0, num_envs=2)
+    task = TuningTask(LR, SHORT, runs=2, seed=0, num_envs=2)
     prepare("dqn-native", task, {"gradient_steps": 1})
     assert torch.stack([ended for _, ended in kept]).sum() == 2
     assert all(torch.equal(terminated, ended) for terminated, ended in kept)

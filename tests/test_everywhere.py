@@ -1,6 +1,7 @@
-"""The games at home elsewhere: the examples of other people's libraries run, and play whole episodes."""
+"""Other libraries: the examples in CleanRL's manner, for RLlib, Tianshou, TorchRL and the zoo play whole episodes."""
 
 import re
+import runpy
 import subprocess
 import sys
 from importlib.resources import files
@@ -26,26 +27,43 @@ def require(module: str, extra: str) -> None:
 
 
 def run(*command: object, **kwargs: object) -> str:
-    """What it printed."""
+    """Run Python with arguments; returns what it printed."""
     done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, timeout=300, **kwargs)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def returns_of(name: str, *arguments: object) -> list[float]:
-    """The returns that an example printed, all of them what an episode can have."""
-    returns = [float(score) for score in RETURN.findall(run(EXAMPLES / f"{name}.py", *arguments))]
+    """The returns that an example printed in a process of its own."""
+    return returns_in(run(EXAMPLES / f"{name}.py", *arguments))
+
+
+def returns_in(printed: str) -> list[float]:
+    """The returns in the output of an example, each in the range of the returns of an episode."""
+    returns = [float(score) for score in RETURN.findall(printed)]
     assert all(LEAST < score < MOST for score in returns), returns
     return returns
 
 
-def test_dqn_in_the_manner_of_cleanrl():
-    assert len(returns_of("cleanrl_dqn", "--steps", 100)) == 2  # 80 steps, and 20 of the third episode
+@pytest.fixture
+def run_here(monkeypatch, capsys):
+    """A function that runs an example as a script, in this process: (name, arguments) -> the returns it printed."""
+
+    def run_script(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+        return returns_in(capsys.readouterr().out)
+
+    return run_script
 
 
-def test_ppo_in_the_manner_of_cleanrl():
+def test_dqn_in_the_manner_of_cleanrl(run_here):
+    assert len(run_here("cleanrl_dqn", "--steps", 85)) == 2  # 80 steps, and five of the third episode, with updates
+
+
+def test_ppo_in_the_manner_of_cleanrl(run_here):
     # Episodes of 40 actions; the step between two is a reset. The second ends with the first step of a third rollout.
-    assert len(returns_of("cleanrl_ppo", "--num-envs", 1, "--steps", 3 * 40)) == 2
+    assert len(run_here("cleanrl_ppo", "--num-envs", 1, "--steps", 3 * 40)) == 2
 
 
 def test_its_advantages_know_where_an_episode_ends():
@@ -64,6 +82,7 @@ def test_its_advantages_know_where_an_episode_ends():
     torch.testing.assert_close(out[0], 1 + gamma * 20 - 10 + decay * out[1])
 
 
+@pytest.mark.slow
 def test_spawned_processes():
     assert len(returns_of("async_vector_env", "--num-envs", 2)) == 2
 
@@ -73,6 +92,8 @@ def test_sb3_contrib(name):
     require("sb3_contrib", "sb3-contrib")
     example = load_example("sb3_algorithms")
     model = example.make(name, "QanLR-MNIST5k-v0", **SHORT)
+    if name == "RecurrentPPO":
+        model.n_epochs = 1  # for a shorter test
     before = {key: value.clone() for key, value in model.policy.state_dict().items()}
     model.learn(80)
     assert any(not torch.equal(before[key], value) for key, value in model.policy.state_dict().items())
@@ -118,7 +139,7 @@ def test_the_wrapper_of_the_zoo_shows_the_score_line():
 def test_the_zoo_plays_dqn_with_the_preset(env_id):
     require("stable_baselines3", "agents")
     yaml = pytest.importorskip("yaml", reason="needs pyyaml: pip install 'qan-gym[bench]'")
-    from qan_agents.sb3.dqn import sb3_arguments
+    from qan_agents.agents.dqn import sb3_arguments
 
     shipped = yaml.safe_load((ZOO / "dqn.yml").read_text())[env_id]
     steps = shipped.pop("n_timesteps")

@@ -113,8 +113,9 @@ def test_features_of_the_minibatch_game(arguments):
 # --- as the observation ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("names", [["log_loss"], ["budget_used", "last_action"], ALL], ids=len)
-@pytest.mark.parametrize("env_id", [LR, MINIBATCH])
+@pytest.mark.parametrize(
+    ("env_id", "names"), [(LR, ["log_loss"]), (MINIBATCH, ["budget_used", "last_action"]), (LR, ALL)]
+)
 def test_a_list_of_features_is_a_flat_observation(env_id, names, arguments):
     """A number per name, in the order of the list; a tuple is as good."""
     env = gym.make(env_id, observation=names, **arguments)

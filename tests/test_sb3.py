@@ -3,15 +3,19 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import FrameStackObservation
+from helpers import small_data
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
-from qan_agents.sb3.bridge import GymnasiumVecEnv, RoundRecorder, StackHistory, vec_env
+from qan_agents.sb3 import GymnasiumVecEnv, vec_env
+from qan_agents.sb3.wrappers import RoundRecorder, StackHistory
+from qan_gym.games import Game, register_game
 
-SHORT = {"train_size": 400, "epochs": 1, "meta_momentum": None, "reference": None}
-GAMES = {"QanLR-MNIST5k-v0": {**SHORT, "batches_per_action": 4}, "QanMinibatch-MNIST5k-v0": SHORT}
+SHORT = {"dataset": small_data(), "epochs": 1, "meta_momentum": None, "reference": None, "batches_per_action": 2}
+GAMES = {"QanLR-MNIST5k-v0": SHORT, "QanMinibatch-MNIST5k-v0": {**SHORT, "batch_size": 10}}  # 10 actions
 N = 3
 
 
@@ -58,7 +62,7 @@ def test_the_bridge_gives_what_sb3s_own_vectorisation_gives(env_id):
 
 def test_rows_that_end_early_and_by_their_own_doing():
     """With a target loss rows end at different steps, terminated and not truncated."""
-    settings = {**GAMES["QanLR-MNIST5k-v0"], "target_loss": 2.2, "learning_rate": 0.1}
+    settings = {**GAMES["QanLR-MNIST5k-v0"], "target_loss": 2.29, "learning_rate": 0.1}
     mine = vec_env("QanLR-MNIST5k-v0", N, **settings)
     theirs = DummyVecEnv([lambda: gym.make("QanLR-MNIST5k-v0", **settings) for _ in range(N)])
     assert compare(mine, theirs, [np.zeros(N, np.int64)] * 20) > 0
@@ -74,7 +78,7 @@ def test_histories_are_stacked_as_gymnasium_stacks_them():
 
 def test_a_round_is_one_episode_of_every_row():
     """What a row plays after its end is not recorded, and is marked."""
-    settings = {**GAMES["QanLR-MNIST5k-v0"], "target_loss": 2.2, "learning_rate": 0.1}
+    settings = {**GAMES["QanLR-MNIST5k-v0"], "target_loss": 2.29, "learning_rate": 0.1}
     env = RoundRecorder(vec_env("QanLR-MNIST5k-v0", N, **settings))
     env.seed_rows([3, 30, 300])
     env.reset()
@@ -109,10 +113,42 @@ def test_algorithms_of_sb3_train_on_it():
     assert any(not value.equal(before[name]) for name, value in dqn.q_net.state_dict().items())
 
 
+class TwoAtOnce(Game):
+    """Changes learning rate and momentum with one action, of the space that it is made with."""
+
+    controlled = "learning rate and momentum"
+    hyperparameters = ("learning_rate", "momentum")
+
+    def __init__(self, space: spaces.Space) -> None:
+        self.space = space
+
+    def action_space(self, config, n_classes):
+        return self.space
+
+    def apply(self, run, actions, config):
+        up = actions.double() - actions.double().new_tensor([1.0, 1.0]) * (not isinstance(self.space, spaces.Box))
+        run.chosen_learning_rate.mul_(1.2 ** up[:, 0]).clamp_(0.005, 1.0)
+        run.momentum.copy_((run.momentum + 0.05 * up[:, 1]).clamp(0, 0.9))
+
+
+@pytest.mark.parametrize("space", [spaces.MultiDiscrete([3, 3]), spaces.Box(-1, 1, (2,), np.float32)])
+def test_actions_of_several_numbers_go_through_the_bridge(space, registries):
+    """As SB3's own vectorisation gives them; PPO trains on them."""
+    register_game("two-at-once", TwoAtOnce(space))
+    settings = {**GAMES["QanLR-MNIST5k-v0"], "game": "two-at-once"}
+    mine = vec_env("QanLR-MNIST5k-v0", 2, **settings)
+    theirs = DummyVecEnv([lambda: gym.make("QanLR-MNIST5k-v0", **settings) for _ in range(2)])
+    mine.action_space.seed(0)
+    actions = [np.stack([mine.action_space.sample() for _ in range(2)]) for _ in range(12)]
+    assert compare(mine, theirs, actions) == 2
+    ppo = PPO("MlpPolicy", mine, n_steps=6, batch_size=12, n_epochs=1, seed=0, device="cpu").learn(12)
+    assert ppo.predict(mine.reset())[0].shape == (2, 2)
+
+
 def test_what_the_bridge_cannot_do_it_says():
     with pytest.raises(ValueError, match="SAME_STEP"):
         GymnasiumVecEnv(gym.make_vec("QanLR-MNIST5k-v0", num_envs=2, **GAMES["QanLR-MNIST5k-v0"]))
-    env = vec_env("QanMinibatch-MNIST5k-v0", 2, **SHORT)
+    env = vec_env("QanMinibatch-MNIST5k-v0", 2, **GAMES["QanMinibatch-MNIST5k-v0"])
     assert env.get_attr("num_envs", indices=[1]) == [2]
     assert env.env_is_wrapped(gym.Wrapper) == [False, False]
     assert env.unwrapped.env.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP

@@ -91,7 +91,11 @@ def make_reference(config: TaskConfig, folder: Path | None = None, device: str =
 
 
 def train_reference(baseline: Components, folder: Path | None) -> Params:
-    """As `make_reference`, from the parts of the baseline run."""
+    """As `make_reference`, from the parts of the baseline run.
+
+    Raises:
+        ValueError: the baseline run diverged.
+    """
     config = baseline.config
     path = (folder or data_root() / "references") / reference_name(config)
     require_writable(path.parent)

@@ -54,8 +54,8 @@ def draw_tasks(folder: Path) -> list[TuningTask]:
     evaluation, tasks = part(0, EVALUATION), []
     for number in range(DRAWS):
         train, path = part(EVALUATION + number * TRAIN, TRAIN), folder / f"{number}.npz"
-        test = {"x_test": images[evaluation], "y_test": labels[evaluation]}
-        np.savez(path, x_train=images[train], y_train=labels[train], **test)
+        x_test, y_test = images[evaluation], labels[evaluation]
+        np.savez(path, x_train=images[train], y_train=labels[train], x_test=x_test, y_test=y_test)
         task = TuningTask(ENV, {"dataset": str(path)}, runs=0, seed=0)
         make_reference(task.config, folder)
         reference = str(folder / reference_name(task.config))

@@ -77,7 +77,7 @@ def triangle(peak: float, warm_up: float) -> Floats:
 def losses(env: QanVectorEnv, knots: Floats, seeds: Sequence[int], question: Question) -> Floats:
     """The losses (schedules, seeds) of ln learning rates (schedules, knots): the lowest one, or the one at the end."""
     steps, rows = env.episode_length, np.repeat(knots, len(seeds), axis=0)
-    env.reset(seed=list(seeds) * len(knots))
+    env.reset(seed=[*seeds] * len(knots))
     best, diverged = np.full(len(rows), np.inf), np.zeros(len(rows), np.bool_)
     for step in range(round(question.share * steps)):
         logs = np.array([np.interp(step / steps / question.share, PLACES, row) for row in rows])

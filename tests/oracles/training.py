@@ -1,4 +1,4 @@
-"""The two games written a second time: slowly, plainly, and from DESIGN.md alone.
+"""A training run of the two games for MNIST, written a second time: slowly, plainly, and from DESIGN.md alone.
 
 Nothing here is imported from qan_gym. One network, `torch.optim.SGD`, Python lists and floats; every rule stands as
 the sentence of the design says it. The order of the images inside a class is random, so the indices of the batches
@@ -76,7 +76,7 @@ class SlowRoulette:
         self.remembered.append(action)
 
     def next_batch(self) -> list[int]:
-        """How many images of each class the next batch holds; takes them from what is left."""
+        """The number of images of each class in the next batch, which are taken from those that are left."""
         share = self.batch_size // 10
         shares = [share] * 9 + [self.batch_size - 9 * share]
         batch = []
@@ -92,7 +92,7 @@ class SlowRoulette:
 
 @dataclass
 class SlowStep:
-    """What one action did."""
+    """The results of one action."""
 
     losses: list[float]  # one per mini-batch, before its update
     class_counts: list[list[int]] | None  # one per mini-batch, what the roulette asks for; None: no roulette
@@ -229,8 +229,8 @@ class SlowTraining:
 
     def pay(self, smoothed_before: float, losses: list[float], ended: bool) -> float:
         if self.reward == "log-loss":
-            level = self.validation_loss if ended else self.smoothed_loss
-            return math.log(smoothed_before) - math.log(level)
+            loss = self.validation_loss if ended else self.smoothed_loss
+            return math.log(smoothed_before) - math.log(loss)
         if self.reward == "inverse-loss":
             return 1 / abs(sum(losses) / len(losses) - 1e-4)
         return self.validation_accuracy if ended else 0.0

@@ -1,4 +1,4 @@
-"""What the original did and this project does not, to measure what it costs. Importing this registers it."""
+"""The reward of the original (arXiv:1606.01467), to measure what it costs; importing this registers it."""
 
 from torch import Tensor
 
@@ -8,7 +8,7 @@ from qan_gym.core.run_state import RunState
 
 
 def clipped_inverse_loss(run: RunState) -> Tensor:
-    """The original's reward: 1 / loss, at most 1, so that all losses below about 1 pay the same."""
+    """(N,): 1 / loss, at most 1, so that all losses below about 1 have the same reward."""
     return inverse_loss(run).clamp(max=1.0)
 
 

@@ -81,7 +81,8 @@ def register_controller(name: str, prepare: Prepare, preparation: Preparation) -
 
     Args:
         name: of the kind.
-        prepare, preparation: see `ControllerKind`.
+        prepare: see `ControllerKind`.
+        preparation: see `ControllerKind`.
 
     Raises:
         ValueError: the name is taken.

@@ -111,7 +111,11 @@ class TargetEntry:
     kwargs: Mapping[str, Any] | None = setting(None, optional(MAPPING), "keyword arguments of the environment")
 
     def __post_init__(self) -> None:
-        """Check every field, and what the environment makes of its arguments."""
+        """Check every field, and the arguments of the environment.
+
+        Raises:
+            ValueError: the id or an argument is wrong.
+        """
         check_settings(self)
         try:
             task_config(self.id, dict(self.kwargs or {}))

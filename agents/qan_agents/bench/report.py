@@ -114,6 +114,7 @@ HEAD = (
 def score_table(
     everyone: Sequence[ControllerScores], baseline: ControllerScores, targets: Sequence[ControllerScores]
 ) -> str:
+    """All controllers in a Markdown table, from the lowest test loss to the highest."""
     scores = {one.name: statistics.relative_scores(one, baseline)[:, None] for one in everyone}
     means, ranks = statistics.interquartile_means(scores), statistics.mean_ranks(everyone)
     against = statistics.relative_scores(baseline, baseline)[:, None]

@@ -1,4 +1,4 @@
-"""The results of a bench: one Parquet file, whole at any time."""
+"""The results of a bench: one Parquet file, never half-written."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,14 +18,14 @@ TEXT, WHOLE, NUMBER, CURVE = pa.string(), pa.int64(), pa.float64(), pa.list_(pa.
 SCHEMA = pa.schema(
     [
         ("config_hash", TEXT),  # of all settings of the cell
-        ("environment", TEXT),  # judged on
+        ("environment", TEXT),  # of the evaluation
         ("environment_kwargs", TEXT),  # JSON
         ("prepared_on", TEXT),
         ("prepared_on_kwargs", TEXT),  # JSON
         ("controller", TEXT),
         ("label", TEXT),
         ("settings", TEXT),  # JSON
-        ("runs", WHOLE),  # the budget, in trainings
+        ("runs", WHOLE),  # the budget, in training runs
         ("seed", WHOLE),  # of the preparation
         ("versions", TEXT),  # JSON
         ("status", TEXT),  # done or failed
@@ -36,12 +36,12 @@ SCHEMA = pa.schema(
         ("validation_loss", NUMBER),
         ("validation_accuracy", NUMBER),
         ("diverged", pa.bool_()),
-        ("batches", WHOLE),  # of this training
-        ("validation_curve", CURVE),  # at equal distances, before the first mini-batch to after the last
-        ("rate_curve", CURVE),  # the learning rate then
-        ("consumed_runs", WHOLE),  # trainings that the preparation took
+        ("batches", WHOLE),  # of this training run
+        ("validation_curve", CURVE),  # at equal distances, from before the first mini-batch to after the last
+        ("rate_curve", CURVE),  # the learning rate at the same times
+        ("consumed_runs", WHOLE),  # training runs that the preparation consumed
         ("consumed_batches", WHOLE),  # and their mini-batches
-        ("chosen", TEXT),  # JSON: what was found
+        ("chosen", TEXT),  # JSON: the settings that the preparation found
         ("data_fingerprint", TEXT),
         ("seconds", NUMBER),  # of the cell
     ]
@@ -49,9 +49,10 @@ SCHEMA = pa.schema(
 
 
 class Results:
-    """A Parquet file that grows by cells: rewritten aside and renamed each time, so a kill never tears it.
+    """A Parquet file that grows by cells.
 
-    Several benches may write to one file at once: each adds its cells to what is there by then.
+    Each time it is written under another name and renamed, so that a kill does not damage it. Several benches may write
+    to one file at once.
     """
 
     def __init__(self, path: Path) -> None:
@@ -63,7 +64,7 @@ class Results:
         require_writable(path.parent)
         self.path = path
         self.lock = FileLock(path.with_name(f".{path.name}.lock"))
-        self._table()  # a damaged file is found out before any work
+        self._table()  # a damaged file is refused before any work
 
     def finished(self) -> set[str]:
         """The keys of the cells that are done; failed ones are tried again."""
@@ -71,7 +72,7 @@ class Results:
         return {row["config_hash"] for row in rows if row["status"] == "done"}
 
     def append(self, key: str, rows: Sequence[Row]) -> None:
-        """Add the rows of a cell in the place of those it may have had."""
+        """Add the rows of a cell; those that it had before are removed."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.lock:
             there = self._table()
@@ -91,7 +92,7 @@ def read_table(path: Path) -> pa.Table:
         ValueError: it is missing, damaged or of something else.
     """
     try:
-        # All at once: read piece by piece, it might be another file halfway.
+        # Read in one piece: the file may be replaced at any time.
         return pq.read_table(pa.BufferReader(path.read_bytes())).select(SCHEMA.names).cast(SCHEMA)
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise ValueError(f"{path}: missing, damaged, or not the results of a bench ({error})") from error

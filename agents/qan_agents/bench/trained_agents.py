@@ -147,7 +147,11 @@ class SB3Algorithm:
     defaults: Callable[[int, int, int], Settings]
 
     def train(self, task: TuningTask, env_kwargs: Settings, hyperparameters: Settings, rows: int) -> PreparedController:
-        """See `Train`."""
+        """See `Train`.
+
+        Raises:
+            ValueError: a setting is wrong.
+        """
         from stable_baselines3.common.logger import Logger
 
         from qan_agents.sb3 import GymnasiumVecEnv

@@ -1,4 +1,4 @@
-"""What the commands share: the console, settings given as NAME=VALUE, and errors said in one line."""
+"""Shared by the commands: the console, settings given as NAME=VALUE, and errors printed in one line."""
 
 import json
 from collections.abc import Iterator

@@ -224,6 +224,9 @@ class Agent(ABC):
 
         Args:
             rounds: those that were learned from, each with one episode per environment.
+
+        Raises:
+            NotImplementedError: the agent does not learn from a replay.
         """
         raise NotImplementedError("only agents that learn from a replay are given rounds to refill it with")
 

@@ -33,7 +33,7 @@ ACCURACY, MAX_Q, ACTIONS, EPISODE = "accuracy.png", "max_q.png", "actions.png", 
 
 @dataclass(frozen=True)
 class PlayedTask:
-    """What the pictures need to know of the task of a run.
+    """The task of a run, as far as pictures need it.
 
     Attributes:
         config: of the task.

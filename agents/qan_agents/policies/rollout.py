@@ -78,7 +78,7 @@ class Episode:
             self.actions.append(action)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """What a replay needs of an episode of T steps.
+        """The arrays of an episode of T steps, for a replay.
 
         Returns:
             frames (T + 1, D), single ones, not stacked; actions, (T,) int64, or (T, *shape) of what is not Discrete;

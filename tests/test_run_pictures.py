@@ -1,0 +1,173 @@
+"""Pictures, pages and videos of runs whose games control something else, by actions of several numbers."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from helpers import made_npz
+from torch import Tensor
+
+from qan_agents.agents import Agent, AgentSpec, EnvFacts, Progress, SavedProgress
+from qan_agents.experiments.agent import AGENTS
+from qan_agents.experiments.evaluation import evaluate, scores_by_policy, table_of
+from qan_agents.experiments.plots import PlayedTask, action_ticks, plot_run
+from qan_agents.experiments.run_folder import Run, RunConfig, read_rows
+from qan_agents.experiments.run_page import write_page
+from qan_agents.experiments.train import start_run, train
+from qan_agents.experiments.watch import watch_agent
+from qan_agents.policies.fixed import Policy, RandomPolicy
+from qan_agents.policies.rollout import Episode, EpisodeRecorder, play_episode, recorded_names
+from qan_gym.config import TaskConfig
+from qan_gym.core.run_state import RunState
+from qan_gym.games import GAMES, Game
+
+LR = "QanLR-MNIST5k-v0"
+
+
+class MomentumAndRate(Game):
+    """Two numbers, for the learning rate and the momentum: a Box, or 3 x 3 choices."""
+
+    controlled = "learning rate and momentum"
+    hyperparameters = ("learning_rate", "momentum")
+    baselines = ("constant", "random")
+    curve = "momentum"
+    curve_is_logarithmic = False
+    without_acting = "learning rate and momentum stay as they are"
+
+    def __init__(self, space: spaces.Space[Any]) -> None:
+        self.space = space
+
+    def action_space(self, config: TaskConfig, n_classes: int) -> spaces.Space[Any]:
+        return self.space
+
+    def no_op(self, config: TaskConfig) -> Any:
+        return np.zeros(2, np.float32) if isinstance(self.space, spaces.Box) else np.ones(2, np.int64)
+
+    def curve_limits(self, config: TaskConfig) -> tuple[float, float]:
+        return 0.0, 1.0
+
+    def apply(self, run: RunState, actions: Tensor, config: TaskConfig) -> None:
+        change = actions.double() if isinstance(self.space, spaces.Box) else actions.double() - 1  # (N, 2)
+        run.chosen_learning_rate.mul_(2.0 ** change[:, 0].clamp(-1, 1)).clamp_(0.01, 0.5)
+        run.momentum.add_(0.3 * change[:, 1].clamp(-1, 1)).clamp_(0, 0.9)
+
+
+SPACES = {"box": spaces.Box(-1, 1, (2,), np.float32), "multi-discrete": spaces.MultiDiscrete([3, 3])}
+
+
+class RandomAgent(Agent):
+    """Random actions of any space, in one environment; learns nothing and values no action."""
+
+    model_suffix = ".json"
+
+    def __init__(self, spec: AgentSpec) -> None:
+        self.env = EpisodeRecorder(gym.make(spec.env, **spec.env_kwargs))
+        self.facts = EnvFacts.of(gym.make_vec(spec.env, num_envs=1, **spec.env_kwargs))
+        self.settings: dict[str, Any] = {}
+        self.done = 0
+
+    @property
+    def steps(self) -> int:
+        return self.done
+
+    def play_round(
+        self, seeds: Sequence[int], exploration: float | None, show: Callable[[Progress], None]
+    ) -> list[Episode]:
+        episode = play_episode(self.env, self.policy(), seeds[0])
+        self.done += len(episode.steps)
+        return [episode]
+
+    def policy(self) -> Policy:
+        return RandomPolicy()
+
+    def save(self, path: Path, episodes: int) -> None:
+        path.write_text(json.dumps([episodes, self.done]))
+
+    def load(self, path: Path) -> None:
+        self.done = json.loads(path.read_text())[1]
+
+    @classmethod
+    def read_progress(cls, path: Path) -> SavedProgress:
+        return SavedProgress(*json.loads(path.read_text()))
+
+    def close(self) -> None:
+        self.env.close()
+
+
+@pytest.fixture(scope="module", params=list(SPACES))
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A trained and evaluated run of such a game, of 5 actions an episode."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(GAMES, "momentum-and-rate", MomentumAndRate(SPACES[request.param]))
+        patch.setitem(AGENTS, "random-agent", RandomAgent)
+        data = made_npz(folder / "made.npz", n_train=113, n_test=10)
+        task = {"dataset": data, "game": "momentum-and-rate", "batch_size": 10, "epochs": 2, "batches_per_action": 4}
+        settings = {**task, "meta_momentum": None, "reference": None}
+        begun = start_run(folder / "run", RunConfig(LR, settings, "random-agent", "default", 2, 0, judged_on=(0,)))
+        train(begun, lambda progress: None, lambda number, episode: None)
+        evaluate(begun, lambda name, seed: None)
+        yield begun
+
+
+def test_steps_have_a_column_for_every_number_and_hyperparameter(run: Run) -> None:
+    """Beside the columns of every game, which keep their names."""
+    for name, before in (("steps.csv.gz", ["episode"]), ("evaluation.csv.gz", ["policy", "seed"])):
+        rows = read_rows(run.folder / name)
+        assert list(rows[0]) == [
+            *before,
+            *("step", "batch", "epoch", "action", "action_1", "learning_rate", "momentum"),
+            *("loss", "smoothed_loss", "validation_loss", "validation_accuracy", "reward"),
+        ]
+        assert len({row["momentum"] for row in rows}) > 1
+    constant = [row for row in rows if row["policy"] == "constant"]
+    assert {(row["learning_rate"], row["momentum"]) for row in constant} == {("0.05", "0.0")}
+
+
+def test_the_same_columns_as_before_in_the_games_that_control_nothing_else() -> None:
+    columns = ("batch", "epoch", "learning_rate", "loss", "smoothed_loss", "validation_loss", "validation_accuracy")
+    assert recorded_names({}) == recorded_names(GAMES["learning-rate"].hyperparameters) == columns
+    assert recorded_names(GAMES["minibatch"].hyperparameters) == columns
+
+
+def test_the_agent_is_compared_with_the_baselines_of_the_game(run: Run) -> None:
+    scores = scores_by_policy(run)
+    assert [one.policy for one in scores] == ["random-agent", "constant", "random"]
+    assert scores[1].steps_to_baseline[0] is not None
+    assert table_of(scores)[0][-1] == "actions to constant's loss"
+
+
+def test_all_but_values_is_drawn(run: Run) -> None:
+    """An agent that does not value actions has no picture of values, neither in the folder nor on the page."""
+    pictures = [path.name for path in plot_run(run)]
+    assert sorted(pictures) == ["accuracy.png", "actions.png", "episode.png"]
+    page = write_page(run)[0].read_text()
+    assert page.count('src="data:image/png;base64,') == 5
+    assert "max_q" not in page
+    assert "after the action learning rate and momentum stay as they are" in page
+    assert all((run.folder / name).stat().st_size > 10_000 for name in (*pictures, "regret.png", "filters.png"))
+
+
+def test_an_agent_without_values_is_filmed(run: Run, tmp_path: Path) -> None:
+    from imageio_ffmpeg import count_frames_and_secs
+
+    watch_agent(run, 3, tmp_path / "film.mp4")
+    assert count_frames_and_secs(str(tmp_path / "film.mp4"))[0] == 1 + 5
+
+
+def test_an_unknown_game_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(GAMES, "momentum-and-rate")
+    with pytest.raises(ValueError, match="unknown game 'momentum-and-rate'"):
+        PlayedTask.of(run)
+
+
+def test_of_many_actions_some_are_labelled() -> None:
+    assert action_ticks(["raise", "lower", "keep"]) == ([0, 1, 2], ["raise", "lower", "keep"])
+    ticks, labels = action_ticks([str(number) for number in range(100)])
+    assert ticks == list(range(0, 100, 10))
+    assert labels[3] == "30"
