@@ -83,7 +83,7 @@ def small_data() -> str:
 
 
 def made_deep_game(folder: Path) -> Arrays:
-    """What the id for CIFAR-10 plays in tests: 80 made images, its small network, and a reference for that."""
+    """Arguments of the id for CIFAR-10 in tests: 80 made images, its small network, and a reference for that."""
     network = build_network("resnet-8", (3, 32, 32), 10)
     weights = {name: value[0].numpy() for name, value in network.initial_params(torch.tensor([99])).items()}
     save_arrays(folder / "reference.safetensors", weights, {})

@@ -29,13 +29,14 @@ from qan_gym.optimizee.optimizers import SGD, Hyperparameters
 from qan_gym.vector_env import QanVectorEnv
 
 LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
+ALONE = {"meta_momentum": None, "reference": None}
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """An episode of 10 actions, a mini-batch of 10 made images for each; a raise changes the learning rate by 0.1."""
     data = made_npz(tmp_path_factory.mktemp("data") / "made.npz", n_train=113)
-    common = {"dataset": data, "epochs": 1, "batch_size": 10, "meta_momentum": None, "reference": None}
+    common = {"dataset": data, "epochs": 1, "batch_size": 10, **ALONE}
     return {**common, "batches_per_action": 1, "learning_rate": 0.1, "learning_rate_step": 0.1}
 
 
@@ -245,8 +246,8 @@ def test_custom_ids(small, registered, monkeypatch) -> None:
 
 
 def test_the_minibatch_game_is_certified() -> None:
-    """On the bundled images: a small data set is soon seen whole, whatever the classes."""
-    found = ask(MINIBATCH, {"batch_size": 10, "learning_rate": 0.2, "meta_momentum": None, "reference": None}, steps=12)
+    """On all bundled images: a small data set is soon seen whole, whatever the classes."""
+    found = ask(MINIBATCH, {"batch_size": 10, "learning_rate": 0.2, **ALONE}, steps=12)
     assert len(found.sequences) == 11
     assert found.certified, found.verdict
 

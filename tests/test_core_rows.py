@@ -381,7 +381,7 @@ def test_screen_by_hand():
 
 
 def test_screen_of_small_filters_is_padded_to_the_score_line():
-    """Which has room for seven numbers, of which five are measured in every task."""
+    """The score line has seven places, of which five are used in every task."""
     run = runs_of(torch.ones(2, 2, 3), learning_rate=[math.e, math.e], clock=[4, 4], last_action=[2, 2])
     screen = observer_of(run).observe(run)
     torch.testing.assert_close(screen[0, 14:], torch.tensor([1.0, 1, 0, 0, 2, 0, 0]), rtol=0, atol=1e-6)
@@ -408,7 +408,7 @@ def test_screen_shape():
 
 
 def test_score_line_of_a_step(games):
-    """What the core puts on the score line, from what it reports."""
+    """The score line of the core equals its infos."""
     training = start(games["learning-rate"], [1, 2], some_reference())
     before = training.run.smoothed_loss.clone()
     done = training.step(torch.tensor([0, 1]))

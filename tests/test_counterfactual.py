@@ -397,5 +397,7 @@ def test_regrets_where_the_game_is_continuous(make: Callable[..., gym.Env]) -> N
         assert one["regret"] == pytest.approx(math.log(one["validation_losses"][one["action"]] / best))
     with pytest.raises(ValueError, match="every must be"):
         regrets(make(LR), make_policy("constant"), seed=0, every=0)
-    with pytest.raises(ValueError, match="this game does not"):
+    with pytest.raises(
+        ValueError, match="cosine sets the learning rate, and the actions of the game 'minibatch' do not"
+    ):
         regrets(make(MINIBATCH), make_policy("cosine"), seed=0)

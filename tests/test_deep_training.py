@@ -28,29 +28,23 @@ def npz(tmp_path_factory):
 
 # --- beside the oracle ----------------------------------------------------------------------------------------------
 
-CASES = {
-    "resnet-8": ("resnet-8", {}),
-    "resnet-8, Nesterov": ("resnet-8", {"nesterov": True}),
-    "resnet-8, AdamW": ("resnet-8", {"optimizer": "adamw"}),
-    "resnet-8, pulled": ("resnet-8", {"meta_momentum": 0.25}),
-    "resnet-8, distilled": ("resnet-8", {"distillation": 0.5}),
-    "nin, pulled": ("nin", {"meta_momentum": 0.25}),
-    "nin, AdamW": ("nin", {"optimizer": "adamw"}),
-    "wrn-40-4, Nesterov, pulled": ("wrn-40-4", {"nesterov": True, "meta_momentum": 0.25}),
-}
+CASES = [  # network, batch size, steps, and what differs from SMALL
+    ("resnet-8", 8, 10, {}),
+    ("resnet-8", 8, 10, {"nesterov": True}),
+    ("resnet-8", 8, 10, {"optimizer": "adamw"}),
+    ("resnet-8", 8, 10, {"meta_momentum": 0.25}),
+    ("resnet-8", 8, 10, {"distillation": 0.5}),
+    ("nin", 4, 5, {"meta_momentum": 0.25}),
+    pytest.param("nin", 8, 10, {"meta_momentum": 0.25}, marks=pytest.mark.slow),
+    pytest.param("nin", 8, 10, {"optimizer": "adamw"}, marks=pytest.mark.slow),
+    pytest.param("wrn-40-4", 4, 10, {"nesterov": True, "meta_momentum": 0.25}, marks=pytest.mark.slow),
+]
 
 
-SLOW = {"nin, AdamW", "wrn-40-4, Nesterov, pulled"}
-
-
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=[pytest.mark.slow] if case in SLOW else []) for case in CASES]
-)
-def test_ten_steps(case, npz, tmp_path):
-    """An epoch of ten steps in which the learning rate changes: what each step did, and the measurement at the end."""
-    network, kwargs = CASES[case]
-    batch_size = 8 if network == "resnet-8" else 4
-    game = SMALL | {"network": network, "batch_size": batch_size, "train_size": 10 * batch_size, **kwargs}
+@pytest.mark.parametrize(("network", "batch_size", "steps", "kwargs"), CASES, ids=str)
+def test_an_epoch_of_steps(network, batch_size, steps, kwargs, npz, tmp_path):
+    """The learning rate changes in it: what each step did, and the evaluation at the end."""
+    game = SMALL | {"network": network, "batch_size": batch_size, "train_size": steps * batch_size, **kwargs}
     reference = None
     if "meta_momentum" in kwargs or "distillation" in kwargs:
         reference = weights_of(network, npz)
@@ -62,7 +56,7 @@ def test_ten_steps(case, npz, tmp_path):
     plain = PlainTraining(network, core.weights(), pull=kwargs.get("meta_momentum"), reference=reference, **settings)
     images, labels = core.split("train")
     updates, buffers = [], []
-    for number, action in enumerate(ACTIONS):
+    for number, action in enumerate(ACTIONS[:steps]):
         before = core.weights()
         if number > 0:
             plain.copy_from(before, slots_of(core))
@@ -82,7 +76,7 @@ def test_ten_steps(case, npz, tmp_path):
         assert max(differences) < KINK
         assert np.quantile(differences, 0.8) < CLOSE
     loss, accuracy = plain.evaluate(*core.split("validation"))
-    # It has the roundings of the last step, and batch norm divides by deviations that ten steps have not settled.
+    # It has the roundings of the last step, and batch norm divides by deviations that few steps have not settled.
     assert info["validation_loss"] == pytest.approx(loss, rel=1e-3)
     assert info["validation_accuracy"] == pytest.approx(accuracy, abs=0.11)  # an image
 

@@ -164,9 +164,25 @@ def test_spec_serialises(env_id, short_game):
 # --- the checkers ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("env_id", "render_mode"), IDS_AND_MODES, indirect=["env_id"])
-def test_gymnasium_check_env(env_id, as_registered, render_mode):
-    """Without and with each render mode of the metadata; a warning is an error."""
+def test_gymnasium_check_env(env_id, as_registered):
+    """Without rendering; a warning is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        env = gym.make(env_id, disable_env_checker=True, **as_registered)
+        check_env(env.unwrapped, skip_render_check=True)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "render_mode"),
+    [
+        pytest.param(env_id, mode, marks=[] if (env_id, mode) == (LR, "human") else [pytest.mark.slow])
+        for env_id in ENTRY_POINTS
+        for mode in RENDER_MODES
+    ],
+    indirect=["env_id"],
+)
+def test_gymnasium_check_env_with_rendering(env_id, as_registered, render_mode):
+    """Without and with each render mode of the metadata; it makes environments of all modes besides."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         env = gym.make(env_id, render_mode=render_mode, disable_env_checker=True, **as_registered)
@@ -217,19 +233,29 @@ def test_full_mnist_as_registered(mnist_root):
         assert step[4]["batch"] == 1
 
 
-def test_cifar10_as_registered(tmp_path, monkeypatch):
-    """The id with made data and another reference: NIN, batches of 128, the pull on its convolutions for 100."""
+@pytest.fixture
+def cifar10_env(tmp_path, monkeypatch):
+    """The id for CIFAR-10 with made data and another reference, otherwise as registered."""
     monkeypatch.setitem(DATASETS, "cifar10", made_cifar10)
     other = gym.make(CIFAR, meta_momentum=None).unwrapped
     other.reset(seed=1)
     save_arrays(tmp_path / "reference.safetensors", other.weights(), {})
-    env = gym.make(CIFAR, reference=str(tmp_path / "reference.safetensors"))
-    training = env.unwrapped.training
+    return gym.make(CIFAR, reference=str(tmp_path / "reference.safetensors"))
+
+
+def test_cifar10_as_registered(cifar10_env):
+    """NIN, mini-batches of 128, and the pull on its convolutions for 100 of them."""
+    training = cifar10_env.unwrapped.training
+    assert training.config.network == "nin"
     assert training.parts.budget == 5 * (270 // 128)
     assert training.pull.names == [f"conv{number}.weight" for number in range(1, 10)]
     assert (training.pull.strength, training.pull.batches) == (0.01, 100)
-    (_, info), step = play(env, steps=1)
-    assert env.observation_space.contains(step[0])
+
+
+@pytest.mark.slow
+def test_the_first_step_of_cifar10_as_registered(cifar10_env):
+    (_, info), step = play(cifar10_env, steps=1)
+    assert cifar10_env.observation_space.contains(step[0])
     assert info["validation_loss"] == pytest.approx(math.log(10), abs=0.5)
     assert step[4]["batch"] == 1
 
@@ -254,7 +280,16 @@ def test_continuous_space():
     assert env.action_space == spaces.Box(-1, 1, (1,), np.float32)
 
 
-@pytest.mark.parametrize("observation", ["screen", "filters"])
+@pytest.mark.parametrize(
+    ("env_id", "observation"),
+    [
+        *((env_id, "screen") for env_id in ENTRY_POINTS),
+        *((env_id, "filters") for env_id in (LR, CIFAR)),
+        *(pytest.param(env_id, "filters", marks=pytest.mark.slow) for env_id in ENTRY_POINTS if "MNIST-" in env_id),
+        pytest.param(MINIBATCH, "filters", marks=pytest.mark.slow),
+    ],
+    indirect=["env_id"],
+)
 def test_a_whole_episode(env_id, observation, short_game):
     """One epoch of 200 images, random actions: types, ranges and places of all that is returned."""
     env = gym.make(env_id, **short_game, observation=observation)
@@ -690,10 +725,10 @@ def test_docstring_sections(env_id):
 # --- when the validation loss is measured ---------------------------------------------------------------------------
 
 
-def test_validate_every_in_info_observation_and_reward():
-    kwargs = {"train_size": 200, "epochs": 2, "batches_per_action": 2, "meta_momentum": None, "reference": None}
-    env = gym.make("QanLR-MNIST5k-v0", validate_every=4, reward="validation-loss", **kwargs)  # 40 mini-batches
-    plain = gym.make("QanLR-MNIST5k-v0", **kwargs)
+def test_validate_every_in_info_observation_and_reward(short):
+    kwargs = short | {"epochs": 5, "batches_per_action": 2}  # 5 epochs of 8 mini-batches
+    env = gym.make(LR, validate_every=4, reward="validation-loss", **kwargs)
+    plain = gym.make(LR, **kwargs)
     _, first = env.reset(seed=0)
     plain.reset(seed=0)
     losses, total = [first["validation_loss"]], 0.0

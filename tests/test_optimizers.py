@@ -66,8 +66,13 @@ def test_buffers_are_zero_when_an_episode_begins(optimizer, npz):
         assert all(values["conv1.weight"].any() for values in slots_of(core).values())
 
 
-@pytest.mark.parametrize("saved", ["in memory", "in a file"])
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(
+    ("optimizer", "saved"),
+    [
+        *(("sgd", "in a file"), ("adamw", "in memory")),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("sgd", "in memory"), ("adamw", "in a file"))),
+    ],
+)
 def test_a_restored_training_continues_bit_for_bit(optimizer, saved, npz, tmp_path):
     """Weights, running statistics, buffers and moves of the images, past the end of an epoch to that of the episode."""
     game = SMALL | {"optimizer": optimizer, "augment": "reflect", "train_size": 40, "early_stopping": 3}

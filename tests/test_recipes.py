@@ -70,7 +70,8 @@ def tiny_npz(tmp_path_factory) -> str:
     [
         ("mnist-lr", []),
         ("mnist-minibatch", ["batch_size=20"]),
-        ("cifar10-lr", ["network=resnet-8", "batch_size=4"]),
+        # Its agent has 37 million weights, because its screens are large.
+        pytest.param("cifar10-lr", ["network=resnet-8", "batch_size=4"], marks=pytest.mark.slow),
     ],
 )
 def test_a_recipe_from_beginning_to_end(recipe, settings, tiny_npz, tmp_path, monkeypatch):

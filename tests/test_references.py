@@ -103,7 +103,8 @@ def test_games_start_with_the_shipped_reference(env_id, cache):
     assert not cache.exists()
 
 
-@pytest.mark.parametrize("env_id", [pytest.param(LR, marks=pytest.mark.slow), MINIBATCH])
+@pytest.mark.slow
+@pytest.mark.parametrize("env_id", [LR, MINIBATCH])
 def test_shipped_reference_can_be_made_again(env_id, cache):
     """2,000 (or 155) updates, done again.
 

@@ -103,7 +103,7 @@ def test_no_two_fields_share_memory():
 
 @pytest.mark.parametrize("mask", [ALL, SECOND], ids=["all", "one"])
 def test_reset(mask):
-    """What is declared to have a value gets it in the rows of the mask; the other rows, and what has none, stay."""
+    """Declared values are set in the rows of the mask; the other rows, and fields without one, stay."""
     run = extended()
     fill(run, 1)
     run.known_to_host[:] = 1
@@ -119,7 +119,7 @@ def test_reset(mask):
 
 
 def test_saved():
-    """What is declared to be saved, in the memory of the state."""
+    """The tensors that are declared to be saved, themselves and not copies."""
     run = extended()
     saved = run.saved()
     assert saved.keys() == {name for name, spec, _ in run.leaves() if spec.saved}

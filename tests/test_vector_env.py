@@ -1,4 +1,4 @@
-"""The vector environment: its rows are the single environment, and it is what Gymnasium asks of such a one."""
+"""The vector environment: its rows equal the single environment, and it has the API of Gymnasium's."""
 
 import gc
 import os
@@ -35,12 +35,12 @@ TEST_KEYS = {"test_loss", "test_accuracy"}
 
 
 def slow(*values: Any) -> Any:
-    """Parameters that are tested after the README's command."""
+    """Parameters of a test that is marked `slow`."""
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def in_turn(names: Iterable[str], all_modes: Iterable[str] = ()) -> list:
-    """All pairs of a name and a mode; of those names that are not in `all_modes` only one is not slow, in turn."""
+    """All pairs of a name and a mode, of which all but one per name are slow; names in `all_modes` have none slow."""
     pairs = []
     for number, name in enumerate(names):
         for place, mode in enumerate(MODES):
@@ -68,7 +68,7 @@ def tiny(small):
 
 @pytest.fixture(scope="module")
 def deep(tmp_path_factory):
-    """What else the id for CIFAR-10 takes: images in colour, its small network, and a reference for that."""
+    """Arguments of the id for CIFAR-10: images in colour, its small network, and a reference for that."""
     return made_deep_game(tmp_path_factory.mktemp("deep"))
 
 
@@ -89,14 +89,14 @@ def threads(count):
 
 @pytest.fixture
 def one_thread():
-    """The same products in the same order: several threads divide a product by its size."""
+    """For equal bits: several threads divide a product into parts that depend on its size."""
     with threads(1):
         yield
 
 
 @pytest.fixture
 def several_threads():
-    """As PyTorch takes them by itself where there are several cores."""
+    """The default of PyTorch where there are several cores."""
     with threads(2):
         yield
 
@@ -106,7 +106,7 @@ def make(env_id: str, num_envs: int, mode: AutoresetMode = NEXT_STEP, **kwargs: 
 
 
 def make_singles(env_id: str, num_envs: int, mode: AutoresetMode = NEXT_STEP, **kwargs: Any) -> VectorEnv:
-    """Gymnasium's vector environment of single ones."""
+    """Gymnasium's vector environment, made of single environments of this package."""
     sync = {"autoreset_mode": mode}
     return gym.make_vec(env_id, num_envs=num_envs, vectorization_mode="sync", vector_kwargs=sync, **kwargs)
 
@@ -116,7 +116,7 @@ def mode_of(env: VectorEnv) -> AutoresetMode:
 
 
 def sample(env: VectorEnv, count: int, seed: int = 0) -> list:
-    """Random actions for so many steps."""
+    """Random actions for a number of steps."""
     env.action_space.seed(seed)
     return [env.action_space.sample() for _ in range(count)]
 
@@ -125,11 +125,11 @@ def ended(returned: tuple) -> Any:
     return returned[2] | returned[3]
 
 
-# --- comparing, choosing, spoiling what an environment returns ------------------------------------------------------
+# --- comparing, selecting and overwriting what an environment returns -----------------------------------------------
 
 
 def assert_same(one: Any, other: Any, where: str = "", **close: float) -> None:
-    """The same structure, types and numbers; floats only nearly if a tolerance is given, accuracies to an image."""
+    """Equal structures, types and numbers; floats within a tolerance if one is given, accuracies within an image."""
     if isinstance(one, dict):
         assert one.keys() == other.keys(), f"{where}: {one.keys() ^ other.keys()}"
         for name, value in one.items():
@@ -154,7 +154,7 @@ def assert_same(one: Any, other: Any, where: str = "", **close: float) -> None:
 
 
 def rows_of(value: Any, rows: list[int]) -> Any:
-    """The same structure, with those rows of every array."""
+    """The same structure, with these rows of every array."""
     if isinstance(value, dict):
         return {name: rows_of(part, rows) for name, part in value.items()}
     if isinstance(value, list | tuple):
@@ -163,7 +163,7 @@ def rows_of(value: Any, rows: list[int]) -> Any:
 
 
 def on_host(value: Any) -> Any:
-    """Tensors as arrays; last observations as the array of objects that they are there."""
+    """Tensors as arrays; `final_obs` as an array of objects, as output="numpy" has it."""
     if isinstance(value, dict):
         value = {name: on_host(part) for name, part in value.items()}
         if "final_obs" in value:
@@ -178,13 +178,13 @@ def on_host(value: Any) -> Any:
     return value.cpu().numpy()
 
 
-def spoil(value: Any) -> None:
+def overwrite(value: Any) -> None:
     """Overwrite every array of a structure."""
     if isinstance(value, dict | list | tuple):
         for part in value.values() if isinstance(value, dict) else value:
-            spoil(part)
+            overwrite(part)
     elif isinstance(value, np.ndarray) and value.dtype == object:
-        spoil([part for part in value if part is not None])
+        overwrite([part for part in value if part is not None])
     else:
         value[:] = 1
 
@@ -193,7 +193,7 @@ def spoil(value: Any) -> None:
 
 
 def play(env: VectorEnv, actions: list, after: Any = None, **reset: Any) -> list[tuple]:
-    """What reset and every step returned, as it was then.
+    """Copies of what reset and every step returned.
 
     `after` is called with each. Where nothing is reset automatically, the rows that are over are reset after the step.
     """
@@ -214,7 +214,7 @@ def play(env: VectorEnv, actions: list, after: Any = None, **reset: Any) -> list
 
 
 def play_steps(env: VectorEnv, actions: list, before: Any = None) -> list[tuple]:
-    """What the steps alone returned, as `play`; `before` each step gets its number."""
+    """As `play`, without the resets; `before` is called with the number of each step before it."""
     played = []
     for number, action in enumerate(actions):
         if before is not None:
@@ -228,7 +228,10 @@ def play_steps(env: VectorEnv, actions: list, before: Any = None) -> list[tuple]
 def assert_rows_are_singles(
     rows: VectorEnv, singles: VectorEnv, steps: int, seed: Any = 7, options: Any = None, before: Any = None, **close
 ) -> np.ndarray:
-    """Random actions in both, everything compared; `before` each step gets its number. Where episodes ended, (T, N)."""
+    """Play random actions in both and compare everything; returns where episodes ended, (T, N) bool.
+
+    `before` is called with the number of each step before it.
+    """
     assert_same(rows.reset(seed=seed, options=options), singles.reset(seed=seed, options=options), "reset", **close)
     ends = []
     for number, action in enumerate(sample(rows, steps)):
@@ -258,12 +261,12 @@ def slots_of(env: Any) -> dict[str, Any]:
 
 
 def inside(env: VectorEnv) -> list[dict[str, Any]]:
-    """Weights with running statistics, and the optimizer's buffers, copies."""
+    """Copies of the weights, running statistics among them, and of the optimizer's buffers."""
     return [env.weights(), slots_of(env)]
 
 
 def two_episodes(env: VectorEnv) -> int:
-    """Steps of two whole episodes, and one more to see the third begin."""
+    """The number of steps of two whole episodes, and one more, of the third."""
     return 2 * env.unwrapped.episode_length + (3 if mode_of(env) == NEXT_STEP else 1)
 
 
@@ -326,14 +329,14 @@ def test_rows_that_are_measured_in_parts(num_envs, tiny, one_thread):
 
 @pytest.mark.parametrize("env_id", [LR, MINIBATCH])
 def test_rows_of_an_odd_batch(env_id, small, one_thread):
-    """Nearly: single roundings, over an episode."""
+    """Equal but for rounding, which an episode adds up."""
     odd = small | {"train_size": 15, "batch_size": 5}
     rows, singles = (make_one(env_id, 5, **odd) for make_one in (make, make_singles))
     assert_rows_are_singles(rows, singles, rows.episode_length, rtol=1e-4, atol=1e-4)
 
 
 def test_rows_with_several_threads(tiny, several_threads):
-    """Nearly: a product is divided in other ways for one run than for two.
+    """Equal but for rounding: a product is divided in other ways for one run than for two.
 
     One action only: where the cores are busy with anything else, the threads spend a second waiting for each other.
     """
@@ -394,7 +397,7 @@ def test_rows_of_whitened_images(of_id, one_thread, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("mode", [NEXT_STEP, slow(SAME_STEP), slow(DISABLED)], ids=str)
 def test_a_reset_leaves_the_other_rows_as_they_are(mode, of_id, one_thread):
-    """Their running statistics and buffers, then and a step later; those of the row are a new episode's."""
+    """Their running statistics and buffers, at once and a step later; the row itself has those of a new episode."""
     env, witness = (make(CIFAR, 3, mode, **of_id(CIFAR)) for _ in range(2))
     env.reset(seed=0)
     witness.reset(seed=0)
@@ -442,7 +445,7 @@ PREVIOUS = {"reference": "previous", "meta_momentum": 0.5}
     ],
 )
 def test_rows_that_end_at_different_times(env_id, arguments, mode, small, one_thread):
-    """Having reached the target or spent the budget; two begin a step later, so that some end while others begin."""
+    """Because of the target or the budget; two rows begin a step later, so that some end while others begin."""
     target = small | arguments | {"train_size": 20, "batches_per_action": 3, "target_loss": 2.295}
     rows, singles = (make_one(env_id, 5, mode, **target) for make_one in (make, make_singles))
 
@@ -506,7 +509,7 @@ def test_seeds_of_some_rows(mode, small, one_thread):
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
 def test_reset_of_some_rows_in_the_middle(mode, small, one_thread):
-    """In every mode: those rows begin anew with the mask's options, the others go on as if nothing had happened."""
+    """In every mode these rows begin anew, with the options of the reset; the others are as without the reset."""
     longer = {**small, "epochs": 4}
     rows, witness = (make(MINIBATCH, 3, mode, **longer) for _ in range(2))
     actions = sample(rows, 4)
@@ -533,7 +536,7 @@ def test_reset_of_some_rows_in_the_middle(mode, small, one_thread):
 
 
 def check_vector_env(env: VectorEnv) -> None:
-    """What Gymnasium's check_env asks of a single environment, asked of a vector environment; closes it.
+    """The checks of Gymnasium's check_env for a vector environment, which is closed afterwards.
 
     The episodes of all rows must end together, after `episode_length` steps.
     """
@@ -548,7 +551,7 @@ def check_vector_env(env: VectorEnv) -> None:
     assert_same(actions, kept, "later steps changed the caller's actions:")
     check_seeds(env, actions, played)
     check_independence(env, actions, played)
-    assert_same(play(env, actions, after=spoil, seed=3), played, "what was returned was not the caller's own:")
+    assert_same(play(env, actions, after=overwrite, seed=3), played, "what was returned was not the caller's own:")
     check_close(env, actions[0])
 
 
@@ -563,7 +566,7 @@ def check_spaces(env: VectorEnv) -> None:
 
 
 def check_returns(env: VectorEnv, played: list[tuple]) -> None:
-    """Types, shapes and ranges; and who begins anew when."""
+    """Types, shapes and ranges; and which rows begin anew at which step."""
     n, mode, budget = env.num_envs, mode_of(env), env.unwrapped.training.parts.budget
     over = np.zeros(n, np.bool_)  # at the step before
     masks = [np.ones(n, np.bool_)]  # of the resets to come
@@ -611,7 +614,7 @@ INFO_KEYS = {name: BOTH | {f"reward_{name.replace('-', '_')}"} for name in ("log
 
 
 def check_end(env: VectorEnv, one: tuple) -> None:
-    """What there is to know of the episodes that end with this step, and where it is."""
+    """The last observations and infos of the episodes that end with this step are where the mode puts them."""
     observation, *_, infos = one
     over = ended(one)
     finals = {"final_obs", "final_info", "_final_obs", "_final_info"}
@@ -638,7 +641,7 @@ def check_end(env: VectorEnv, one: tuple) -> None:
 
 
 def check_infos(infos: dict[str, Any], n: int) -> None:
-    """Arrays with a mask each, zero outside of it; never a wall-clock."""
+    """Arrays with a mask each, zero outside of it; no measured time."""
     for name, value in infos.items():
         if name.startswith("_"):
             assert name[1:] in infos
@@ -660,7 +663,7 @@ def check_infos(infos: dict[str, Any], n: int) -> None:
 
 
 def check_seeds(env: VectorEnv, actions: list, played: list[tuple]) -> None:
-    """An int is for the first row and the following ones; None goes on in a sequence that the last seed fixes."""
+    """Row i has an int + i as its seed; None goes on in the sequence that the last seed began."""
     n = env.num_envs
     assert_same(play(env, actions, seed=3), played, "the same seed:")
     assert_same(env.reset(seed=[3 + row for row in range(n)]), played[0], "a seed for each row:")
@@ -675,7 +678,7 @@ def check_seeds(env: VectorEnv, actions: list, played: list[tuple]) -> None:
 
 
 def check_independence(env: VectorEnv, actions: list, played: list[tuple]) -> None:
-    """Other actions in the last row change that row and no other; those of a step that resets change nothing."""
+    """Other actions in the last row change that row alone; the actions of a step that resets change nothing."""
     n, changed, ignored = env.num_envs, deepcopy(actions), deepcopy(actions)
     for action in changed:
         action[-1] = other_action(env, action[-1])
@@ -693,7 +696,7 @@ def check_independence(env: VectorEnv, actions: list, played: list[tuple]) -> No
 
 
 def other_action(env: VectorEnv, action: Any) -> Any:
-    """Not this one."""
+    """Another one than this."""
     space = env.single_action_space
     return (action + 1) % space.n if isinstance(space, spaces.Discrete) else -action
 
@@ -716,7 +719,7 @@ def test_check_vector_env(env_id, mode, of_id):
 
 @pytest.mark.parametrize("mode", [slow(NEXT_STEP), slow(SAME_STEP), DISABLED], ids=str)
 def test_check_vector_env_of_other_arguments(mode, tiny):
-    """The continuous action, the other observation, another reward, the name of a mode."""
+    """Continuous actions, filters alone, another reward, and the mode given by its name."""
     arguments = {"continuous": True, "observation": "filters", "reward": "accuracy"}
     env = make(LR, 2, mode.value, **tiny | arguments)
     assert mode_of(env) is mode
@@ -724,7 +727,7 @@ def test_check_vector_env_of_other_arguments(mode, tiny):
 
 
 def test_made_by_gymnasium(tiny, of_id):
-    """Every id; one row, numpy and NEXT_STEP if nothing is said; the single environments by their mode."""
+    """Every id; the defaults are one row, NumPy and NEXT_STEP."""
     for env_id in IDS:
         env = gym.make_vec(env_id, **of_id(env_id, "tiny"))
         assert type(env) is QanVectorEnv
@@ -754,7 +757,7 @@ def test_first_episodes_without_a_seed_differ(number, tiny):
 
 
 def snapshot(env: VectorEnv) -> dict[str, Any]:
-    """All that the future depends on, but for the generators of seeds; see `assert_seeds_go_on`."""
+    """Everything that the future depends on, but for the generators of seeds; see `assert_seeds_go_on`."""
     run = env.training.run
     return {
         **{name: value.clone() for name, value in run.saved().items()},
@@ -765,7 +768,7 @@ def snapshot(env: VectorEnv) -> dict[str, Any]:
 
 @contextmanager
 def refused(env: VectorEnv, error: Any = ValueError, match: str | None = None):
-    """An error, and the environment as it was."""
+    """The call raises an error and leaves the environment unchanged."""
     before = snapshot(env)
     with pytest.raises(error, match=match):
         yield
@@ -773,7 +776,7 @@ def refused(env: VectorEnv, error: Any = ValueError, match: str | None = None):
 
 
 def assert_seeds_go_on(env: VectorEnv) -> None:
-    """Reset with the seed 0 and then once more, every row plays its second episode, whatever was refused in between."""
+    """A refused call drew no seed: after a reset with seed 0, the next reset begins the second episode of every row."""
     generators = [seeding.np_random(row)[0] for row in range(env.num_envs)]
     next_seeds(generators)
     env.reset()
@@ -823,7 +826,7 @@ def test_wrong_actions(env_id, name, three_rows):
 
 
 def test_the_first_wrong_action_of_each_game(tiny):
-    """One more than the last of three, or ten."""
+    """The number of the actions, 3 or 10, is the first that is refused."""
     for env_id, count in ((LR, 3), (MINIBATCH, 10)):
         env = make(env_id, 2, **tiny)
         env.reset(seed=0)
@@ -868,7 +871,7 @@ INTEGERS = [np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint3
 
 @pytest.mark.parametrize("dtype", INTEGERS, ids=lambda dtype: dtype.__name__)
 def test_every_kind_of_integer_is_an_action(dtype, three_rows, three_singles):
-    """As in the single environment."""
+    """The result is that of the single environment."""
     env = three_rows(LR)
     env.reset(seed=0)
     three_singles.reset(seed=0)
@@ -887,7 +890,7 @@ def test_lists_and_tensors_are_actions(kind, three_rows):
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_continuous_actions_are_clipped(dtype, tiny):
-    """To [-1, 1], as in the single environment, however large; half a factor of two is the root of it."""
+    """To [-1, 1], as in the single environment; 0.5 multiplies the learning rate by the square root of 2."""
     env = make(LR, 3, continuous=True, **tiny)
     env.reset(seed=0)
     actions = np.array([[0.5], [np.finfo(dtype).max], [-7]], dtype)
@@ -909,7 +912,7 @@ def test_a_step_before_the_first_reset(mode, tiny):
 
 
 def test_a_step_of_a_row_that_is_over(tiny):
-    """Where nothing is reset automatically; the message names the rows, and their reset is enough."""
+    """With DISABLED it is refused; the message names the rows, and it is enough to reset these."""
     env = make(LR, 3, DISABLED, **tiny)
     env.reset(seed=0)
     env.step([0, 1, 2])
@@ -963,7 +966,7 @@ def test_unknown_options(options, masked, three_rows):
     "seed", [[1, 2], [1, 2, 3, 4], [], "1", 1.5, -1, [1, -1, 2], [1, "two", 3], [1, 2, 3.5]], ids=str
 )
 def test_wrong_seeds(seed, three_rows):
-    """Also those of the last row: the first ones' sequences go on where they were."""
+    """Also if only the last row's is wrong: the generators of the first rows stay as they were."""
     env = three_rows(LR)
     env.reset(seed=0)
     with refused(env, (ValueError, TypeError, gym.error.Error)):
@@ -1012,7 +1015,7 @@ def test_cuda_without_a_gpu(tiny):
     ids=str,
 )
 def test_tensors(env_id, mode, small):
-    """The numbers of the arrays, in tensors that stay as they were returned and belong to the caller."""
+    """Tensors have the numbers of the arrays, do not change later, and can be overwritten without an effect."""
     arguments = small | {"target_loss": 2.3}
     tensors, arrays = make(env_id, 4, mode, output="torch", **arguments), make(env_id, 4, mode, **arguments)
     actions = sample(arrays, 9)
@@ -1023,13 +1026,15 @@ def test_tensors(env_id, mode, small):
     assert any(ended(one).any() and not ended(one).all() for one in expected if len(one) == 5)
     assert_same(on_host(played), expected)
     assert_same(returned, played, "later steps changed what had been returned:")
-    assert_same(play(tensors, as_tensors, after=spoil, seed=7), played, "what was returned was not the caller's own:")
+    assert_same(
+        play(tensors, as_tensors, after=overwrite, seed=7), played, "what was returned was not the caller's own:"
+    )
     assert all(isinstance(value, torch.Tensor) for value in tensors.weights().values())
     assert_same(on_host(tensors.weights()), arrays.weights())
 
 
 def test_a_mask_of_tensors(tiny):
-    """What a step returned as flags can be given back."""
+    """The flags that a step returned are a valid mask."""
     env, witness = (make(LR, 3, DISABLED, output=output, **tiny) for output in ("torch", "numpy"))
     for one in (env, witness):
         one.reset(seed=0)
@@ -1056,7 +1061,7 @@ WRAPPERS = {
 
 @pytest.mark.parametrize(("name", "mode"), [(name, mode) for name, (_, modes, _) in WRAPPERS.items() for mode in modes])
 def test_wrappers(name, mode, tiny, one_thread):
-    """Around the vector environment they do what they do around Gymnasium's own."""
+    """They have the same results around the vector environment and around Gymnasium's own."""
     game, _, wrapper = WRAPPERS[name]
     env_id, arguments = (LR, {"continuous": True}) if game == "continuous" else (game, {})
     rows, singles, plain = (make_one(env_id, 2, mode, **tiny | arguments) for make_one in (make, make_singles, make))
@@ -1071,7 +1076,7 @@ def test_wrappers(name, mode, tiny, one_thread):
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
 def test_episode_statistics(mode, small):
-    """Returns and lengths of the episodes: the sums of what was paid."""
+    """Lengths of the episodes, and returns, which are the sums of the rewards."""
     env = wrappers.RecordEpisodeStatistics(make(LR, 3, mode, **small))
     played = play(env, sample(env, two_episodes(env)), seed=0)
     steps = [one for one in played if len(one) == 5]
@@ -1101,7 +1106,7 @@ def test_infos_as_a_list(tiny):
 @pytest.mark.parametrize("output", ["numpy", "torch"])
 @pytest.mark.parametrize("env_id", [LR, CIFAR])
 def test_weights_are_copies(env_id, output, of_id):
-    """Of the documented shapes; spoiling them changes nothing, and a later step does not change them."""
+    """They have the documented shapes; overwriting them changes nothing, and a later step does not change them."""
     env, witness = (make(env_id, 3, output=output, **of_id(env_id, "tiny")) for _ in range(2))
     env.reset(seed=0)
     witness.reset(seed=0)
@@ -1115,7 +1120,7 @@ def test_weights_are_copies(env_id, output, of_id):
     env.step([0, 1, 2])
     witness.step([0, 1, 2])
     assert_same(weights, kept)
-    spoil(env.weights())
+    overwrite(env.weights())
     assert_same(env.weights(), witness.weights())
     assert not (env.weights()["conv1.weight"] == kept["conv1.weight"]).all()
 
@@ -1138,7 +1143,7 @@ LONGER = {"train_size": None, "batch_size": 10, "epochs": 6, "batches_per_action
 
 @pytest.mark.parametrize("env_id", [LR, slow(MINIBATCH)])
 def test_bf16_trains(env_id, small):
-    """The loss falls as in float32, nearly; the weights stay float32 and are other ones."""
+    """The loss falls nearly as in float32; the weights are float32, and not equal to those of float32."""
     exact, rough = (make(env_id, 2, precision=name, **small | LONGER) for name in ("float32", "bf16"))
     begun = [env.reset(seed=0) for env in (exact, rough)]
     assert_same(*begun)
@@ -1225,7 +1230,7 @@ def on_cuda(of_id):
 @pytest.mark.parametrize("mode", MODES, ids=str)
 @pytest.mark.parametrize("env_id", [LR, MINIBATCH])
 def test_cuda_rows_are_those_of_the_cpu(env_id, mode, on_cuda):
-    """The same data exactly, the numbers as far as the rounding of two devices lets them agree."""
+    """The same mini-batches exactly; the numbers but for the rounding of two devices."""
     gpu, cpu = (make(env_id, 3, mode, **on_cuda(env_id) | {"device": device}) for device in ("cuda", "cpu"))
     actions = sample(cpu, cpu.episode_length + 2)
     indices: list[list[torch.Tensor]] = [[], []]
@@ -1253,7 +1258,7 @@ def test_cuda_rows_are_the_single_environment(env_id, mode, on_cuda):
 @pytest.mark.cuda
 @pytest.mark.parametrize("env_id", [LR, MINIBATCH, CIFAR])
 def test_a_captured_graph_does_what_its_function_does(env_id, on_cuda):
-    """Two steps as they are, the third captured, then replays; into the next epoch and the next episode."""
+    """Two steps before the capture, the third captured, then replays; into the next epoch and the next episode."""
     captured, eager = (make(env_id, 3, **on_cuda(env_id)) for _ in range(2))
     for half in ("act_and_train", "see"):
         setattr(eager.training, half, getattr(eager.training, half).function)
@@ -1267,7 +1272,7 @@ def test_a_captured_graph_does_what_its_function_does(env_id, on_cuda):
 @pytest.mark.cuda
 @pytest.mark.parametrize("mode", MODES, ids=str)
 def test_tensors_on_cuda(mode, on_cuda):
-    """They lie on the device, stay as they were returned, and hold what the arrays hold."""
+    """They lie on the device, do not change later, and have the numbers of the arrays."""
     tensors, arrays = (make(LR, 3, mode, output=output, **on_cuda(LR)) for output in ("torch", "numpy"))
     actions = sample(arrays, arrays.episode_length + 3)
     returned: list[tuple] = []
@@ -1298,7 +1303,7 @@ def test_memory_on_cuda_does_not_grow(mode, output, on_cuda):
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
 @pytest.mark.parametrize("env_id", [LR, CIFAR])
 def test_other_precisions_on_cuda(env_id, precision, on_cuda):
-    """Near float32, not equal to it; and the process's own setting is as it was."""
+    """Near float32, not equal to it; and the setting of the process is unchanged."""
     setting = torch.backends.cuda.matmul.fp32_precision
     exact, rough = (make(env_id, 2, precision=name, **on_cuda(env_id)) for name in ("float32", precision))
     actions = sample(exact, exact.episode_length)

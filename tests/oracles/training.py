@@ -76,7 +76,7 @@ class SlowRoulette:
         self.remembered.append(action)
 
     def next_batch(self) -> list[int]:
-        """How many images of each class the next batch holds; takes them from what is left."""
+        """The number of images of each class in the next batch, which are taken from those that are left."""
         share = self.batch_size // 10
         shares = [share] * 9 + [self.batch_size - 9 * share]
         batch = []
@@ -92,7 +92,7 @@ class SlowRoulette:
 
 @dataclass
 class SlowStep:
-    """What one action did."""
+    """The results of one action."""
 
     losses: list[float]  # one per mini-batch, before its update
     class_counts: list[list[int]] | None  # one per mini-batch, what the roulette asks for; None: no roulette
