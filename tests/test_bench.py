@@ -14,7 +14,7 @@ import yaml
 from helpers import SHORT, start_qan
 from typer.testing import CliRunner
 
-from qan_agents.bench import statistics
+from qan_agents.bench import statistics, tuning_task
 from qan_agents.bench.controllers import PreparedController
 from qan_agents.bench.grid import Cell, cells_of, read_grid
 from qan_agents.bench.report import comparison_table, report, score_table
@@ -42,6 +42,12 @@ GRID = {
     "evaluation_seeds": 3,
 }
 DIES = Cell(LR, "linear", "dies", 4, 0, 2, KWARGS)
+
+
+@pytest.fixture(autouse=True)
+def few_validations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four measurements in an episode of 20 mini-batches also where agents play, which set the interval themselves."""
+    monkeypatch.setattr(tuning_task, "VALIDATIONS", 4)
 
 
 def cell(controller: str = "linear", **changes: object) -> Cell:
@@ -135,10 +141,10 @@ def test_a_policy_is_judged_elsewhere_too():
 
 def test_actions_remain_the_same_share_of_a_training_run_elsewhere():
     here, there = TuningTask(LR, {}, 0, 0), TuningTask(LR, {"epochs": 10}, 0, 0)  # 2,000 and 4,000 mini-batches
-    arguments = {"batches_per_action": 40, "validate_every": 80, "schedule": "cooldown"}
+    arguments = {"batches_per_action": 40, "validate_every": 500, "schedule": "cooldown"}
     prepared = PreparedController(ScheduleController("constant", [{"learning_rate": 0.1}]), arguments)
     assert transferred_env_kwargs(prepared, here, here) == arguments
-    moved = {"batches_per_action": 80, "validate_every": 160, "schedule": "cooldown"}
+    moved = {"batches_per_action": 80, "validate_every": 1_000, "schedule": "cooldown"}
     assert transferred_env_kwargs(prepared, here, there) == moved
 
 
@@ -187,7 +193,7 @@ def whole(grid_file) -> Path:
     return path
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_stopped_bench_goes_on_with_what_is_left(grid_file, whole, tmp_path, how):
     path = tmp_path / "r.parquet"
     process = start_qan("bench", grid_file, "--out", path, "--workers", 1)
