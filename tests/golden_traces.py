@@ -28,6 +28,8 @@ import qan_gym  # noqa: F401 (registers the environments)
 
 FILE = Path(__file__).with_suffix(".json")
 NUM_ENVS = 3
+MODES = ("NextStep", "SameStep")  # of resetting
+KEPT = ("SameStep",)  # those whose numbers are kept
 
 # Episodes of 12 mini-batches in two epochs; an action's two lie within an epoch unless a case says otherwise.
 SHORT = {"train_size": 60, "batch_size": 10, "epochs": 2, "batches_per_action": 2}
@@ -175,13 +177,8 @@ def numbers(given: list[Any]) -> dict[str, list[float]]:
     return {name: [round(value, 5) for value in values] for name, values in found.items()}
 
 
-def kept(name: str) -> bool:
-    """Whether the numbers of an episode are kept: not twice those of rows."""
-    return "NextStep" not in name
-
-
-def traces(names: list[str] | None = None) -> Iterator[tuple[str, list[Any]]]:
-    """Play the cases: alone, and as rows in both modes of resetting."""
+def traces(names: list[str] | None = None, modes: tuple[str, ...] = MODES) -> Iterator[tuple[str, list[Any]]]:
+    """Play the cases: alone, and as rows in each mode of resetting."""
     with own_cache(), tempfile.TemporaryDirectory() as folder:
         data = photographs(Path(folder) / "photographs.npz")
         for name in names or CASES:
@@ -189,7 +186,7 @@ def traces(names: list[str] | None = None) -> Iterator[tuple[str, list[Any]]]:
             if env_id == CIFAR:
                 arguments = {**arguments, "dataset": data}
             yield f"{name}, single", list(play_single(env_id, arguments, options))
-            for mode in ("NextStep", "SameStep"):
+            for mode in modes:
                 yield f"{name}, rows, {mode}", list(play_rows(env_id, arguments, options, mode))
 
 
@@ -200,7 +197,7 @@ def main() -> None:
         for name, given in traces():
             print(f"{digest(given)}  {name}", flush=True)
     elif command == "write":
-        lines = (f"{json.dumps(name)}: {json.dumps(numbers(given))}" for name, given in traces() if kept(name))
+        lines = (f"{json.dumps(name)}: {json.dumps(numbers(given))}" for name, given in traces(modes=KEPT))
         FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
     else:
         sys.exit(__doc__)
