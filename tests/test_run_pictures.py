@@ -109,7 +109,9 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         data = made_npz(folder / "made.npz", n_train=113, n_test=10)
         task = {"dataset": data, "game": "momentum-and-rate", "batch_size": 10, "epochs": 2, "batches_per_action": 4}
         settings = {**task, "meta_momentum": None, "reference": None}
-        begun = start_run(folder / "run", RunConfig(LR, settings, "random-agent", "default", 2, 0, evaluation_seeds=(0,)))
+        begun = start_run(
+            folder / "run", RunConfig(LR, settings, "random-agent", "default", 2, 0, evaluation_seeds=(0,))
+        )
         train(begun, lambda progress: None, lambda number, episode: None)
         evaluate(begun, lambda name, seed: None)
         yield begun
