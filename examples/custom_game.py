@@ -40,8 +40,10 @@ class MomentumGame(Game):
 
     def apply(self, run, actions, config):
         """Divide or multiply 1 - momentum, for N runs; actions (N,) int64."""
-        direction = (actions == FASTER).double() - (actions == SLOWER).double()  # 1, -1 or 0
-        run.momentum.copy_((1 - (1 - run.momentum) * STEP**-direction).clamp(0, 0.99))
+        xp = run.xp  # NumPy on CPU, PyTorch on CUDA: operators and the Array API standard are the same
+        factor = xp.where(actions == FASTER, 1 / STEP, xp.where(actions == SLOWER, STEP, 1.0))
+        changed = 1 - (1 - run.momentum) * factor
+        run.momentum[:] = xp.minimum(xp.maximum(changed, 0.0), 0.99)
 
 
 qan_gym.register_game("momentum", MomentumGame())

@@ -1,14 +1,15 @@
-"""Actions as they are given, checked and turned into the tensors that the core takes."""
+"""Actions as they are given, checked and turned into what the core takes."""
 
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
+from numpy.typing import NDArray
 from torch import Tensor
 
 
-def single_action(space: spaces.Space[Any], action: Any, device: torch.device) -> Tensor:
+def single_action(space: spaces.Space[Any], action: Any) -> NDArray[Any]:
     """One action, with a leading axis of 1.
 
     Raises:
@@ -21,15 +22,15 @@ def single_action(space: spaces.Space[Any], action: Any, device: torch.device) -
             value = np.array(np.nan)
         if value.shape != space.shape or not np.isfinite(value).all():
             raise ValueError(f"the action must be finite numbers in an array of shape {space.shape}: {action!r}")
-        return torch.from_numpy(value)[None].to(device)
+        return value[None]
     if isinstance(space, spaces.MultiDiscrete):
         value = np.asarray(action)
         if value.dtype.kind not in "iu" or not space.contains(value.astype(space.dtype)):
             raise ValueError(f"the action must be in {space}: {action!r}")
-        return torch.from_numpy(value.astype(np.int64))[None].to(device)
+        return value.astype(np.int64)[None]
     if not space.contains(np.asarray(action)[()]) and not space.contains(action):
         raise ValueError(f"the action must be in {space}: {action!r}")
-    return torch.tensor([int(action)], device=device)
+    return np.array([int(action)])
 
 
 def row_actions(space: spaces.Space[Any], num_envs: int, actions: Any) -> Tensor:

@@ -9,15 +9,14 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
-from torch import Tensor
 
 from qan_gym.actions import single_action, tried_actions
 from qan_gym.core.reward import safe_log
 from qan_gym.core.training import LOSS_LIMIT, Info, StepResult
 from qan_gym.env import QanEnv
+from qan_gym.utils.arrays import NUMPY, to_numpy
 
 GRID = 5  # actions that are tried of a Box
 
@@ -71,8 +70,8 @@ class Counterfactual:
 
     def _log_losses(self) -> NDArray[np.float64]:
         """ln(validation loss), (A,); of diverged runs ln(LOSS_LIMIT)."""
-        losses = torch.from_numpy(np.where(self.diverged, LOSS_LIMIT, self.validation_loss))
-        logs: NDArray[np.float64] = safe_log(losses).numpy()
+        losses = np.where(self.diverged, LOSS_LIMIT, self.validation_loss)
+        logs: NDArray[np.float64] = safe_log(NUMPY, losses)
         return logs
 
 
@@ -106,7 +105,7 @@ def counterfactual(
     game = _single_env(env)
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
         raise ValueError(f"k must be an integer of at least 1, not {k!r}")
-    first = _as_tensor(game, tried_actions(game.action_space, GRID) if actions is None else actions)  # (A,) or (A, 1)
+    first = _as_array(game, tried_actions(game.action_space, GRID) if actions is None else actions)  # (A,) or (A, 1)
     follow = _next_actions(game, then, first)
     fork = game.training.fork(len(first))
     steps, returns = np.zeros(len(first), np.int64), np.zeros(len(first))
@@ -120,13 +119,13 @@ def counterfactual(
         now = _on_host(done.info)
         kept = {name: np.where(playing, value, kept.get(name, value)) for name, value in now.items()}
         steps += playing
-        returns += np.where(playing, done.reward.cpu().numpy().astype(np.float64), 0)
+        returns += np.where(playing, to_numpy(done.reward).astype(np.float64), 0)
         if fork.run.over.all():
             break
         chosen = follow(number, done)
     fork.close()
     return Counterfactual(
-        actions=_without_axes_of_one(first).cpu().numpy(),
+        actions=_without_axes_of_one(first),
         steps=steps,
         learning_rate=kept["learning_rate"],
         smoothed_loss=kept["smoothed_loss"].astype(np.float64),
@@ -145,7 +144,7 @@ def _single_env(env: gym.Env[Any, Any]) -> QanEnv:
     return game
 
 
-def _as_tensor(game: QanEnv, actions: Any) -> Tensor:
+def _as_array(game: QanEnv, actions: Any) -> NDArray[Any]:
     """The actions as the core takes them, (A,) or (A, *shape).
 
     Raises:
@@ -155,37 +154,37 @@ def _as_tensor(game: QanEnv, actions: Any) -> Tensor:
     values = [np.reshape(action, space.shape) if isinstance(space, gym.spaces.Box) else action for action in actions]
     if not values:
         raise ValueError("there must be at least one action to try")
-    return torch.cat([single_action(space, value, game.training.device) for value in values])
+    return np.concatenate([single_action(space, value) for value in values])
 
 
-def _without_axes_of_one(actions: Tensor) -> Tensor:
+def _without_axes_of_one(actions: NDArray[Any]) -> NDArray[Any]:
     """(A,) where an action is one number."""
-    return actions.flatten() if actions[0].numel() == 1 else actions
+    return actions.flatten() if actions[0].size == 1 else actions
 
 
-def _next_actions(game: QanEnv, then: Then, first: Tensor) -> Callable[[int, StepResult], Tensor]:
+def _next_actions(game: QanEnv, then: Then, first: NDArray[Any]) -> Callable[[int, StepResult], NDArray[Any]]:
     """(the number of the last step, what it gave) -> the actions of the next."""
     parts = game.training.parts
     if callable(then):
-        return lambda number, done: _checked(game, then(done.observation.cpu().numpy(), _on_host(done.info)), first)
+        return lambda number, done: _checked(game, then(to_numpy(done.observation), _on_host(done.info)), first)
     if then is not None:
-        throughout = _as_tensor(game, [then]).expand_as(first)
+        throughout = np.broadcast_to(_as_array(game, [then]), first.shape)
         return lambda number, done: throughout
     step = int(game.training.run.batch[0]) // parts.config.batches_per_action
     return lambda number, done: parts.game.continuation(parts.config, parts.n_classes, step + number + 1, first)
 
 
-def _checked(game: QanEnv, actions: Any, first: Tensor) -> Tensor:
+def _checked(game: QanEnv, actions: Any, first: NDArray[Any]) -> NDArray[Any]:
     """The actions that a policy returned, (A,) or (A, *shape).
 
     Raises:
         ValueError: it is not one action per row.
     """
-    chosen = _as_tensor(game, actions)
+    chosen = _as_array(game, actions)
     if chosen.shape != first.shape:
         raise ValueError(f"`then` must return one action per row: {len(first)}, not {len(chosen)}")
     return chosen
 
 
 def _on_host(info: Info) -> dict[str, NDArray[Any]]:
-    return {name: value.cpu().numpy().copy() for name, value in info.items()}
+    return {name: to_numpy(value).copy() for name, value in info.items()}

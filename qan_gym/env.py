@@ -22,6 +22,7 @@ from qan_gym.rendering.history import History, class_shares
 from qan_gym.rendering.window import Window
 from qan_gym.state import State
 from qan_gym.tasks import make_task_config
+from qan_gym.utils.arrays import to_numpy
 from qan_gym.utils.random_streams import next_seeds
 
 HISTORY = "history"  # of the episode for rendering, beside the tensors of the state
@@ -103,7 +104,7 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
             self._history.start(scalars)
             self._begin_baseline(True)
             self._show()
-        return screen[0].cpu().numpy().copy(), scalars
+        return to_numpy(screen)[0], scalars
 
     def step(self, action: Any) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Play one action, as Gymnasium defines it.
@@ -114,7 +115,7 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
         """
         if self._phase != "playing":
             raise ResetNeeded("the episode is over or has not begun: call reset() first")
-        done = self.training.step(single_action(self.action_space, action, self.training.device))
+        done = self.training.step(single_action(self.action_space, action))
         info = _scalars(done.info) | _scalars(done.test)
         terminated, truncated = bool(done.terminated[0]), bool(done.truncated[0])
         if terminated or truncated:
@@ -123,7 +124,7 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
             shares = class_shares(self.training)
             self._history.add(info, action, None if shares is None else shares[0])
             self._show()
-        return done.observation[0].cpu().numpy().copy(), float(done.reward[0]), terminated, truncated, info
+        return to_numpy(done.observation)[0], float(done.reward[0]), terminated, truncated, info
 
     # --- rendering --------------------------------------------------------------------------------------------------
 

@@ -7,9 +7,9 @@ fixed policies, and the tuned schedules of the bench.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
-import torch
-from torch import Tensor
+from qan_gym.utils.arrays import Array
 
 
 @dataclass(frozen=True)
@@ -17,58 +17,58 @@ class Schedule:
     """A learning rate over the budget: highest learning rate * shape(share).
 
     Attributes:
-        shape: (share (N,) in [0, 1], **settings) -> (N,) in [0, 1], by tensor operations: the learning rate as a
-            fraction of the highest one.
+        shape: (xp, share (N,) float64 in [0, 1], **settings) -> (N,) in [0, 1], the learning rate as a fraction of the
+            highest one; by operators and the functions of xp, the namespace of the array (NumPy's or PyTorch's).
         settings: the settings of `shape` and their defaults.
         search: the values that a tuner may give to the settings, beside the highest learning rate: name of a setting ->
             (least, largest); where both are equal there is no choice, and the value stands in the place of the default.
         peak: the highest learning rate over the one that the task, or its actions, set.
     """
 
-    shape: Callable[..., Tensor]
+    shape: Callable[..., Array]
     settings: dict[str, float] = field(default_factory=dict)
     search: dict[str, tuple[float, float]] = field(default_factory=dict)
     peak: float = 1.0
 
-    def rate(self, learning_rate: Tensor, share: Tensor) -> Tensor:
+    def rate(self, xp: Any, learning_rate: Array, share: Array) -> Array:
         """The learning rate (N,) float64 where it is set to `learning_rate` (N,) float64, with the default settings."""
-        return learning_rate * self.peak * self.shape(share, **self.settings)
+        return learning_rate * self.peak * self.shape(xp, share, **self.settings)
 
 
-def constant(share: Tensor) -> Tensor:
+def constant(xp: Any, share: Array) -> Array:
     """The highest learning rate throughout."""
-    return torch.ones_like(share)
+    return xp.ones_like(share)
 
 
-def linear(share: Tensor) -> Tensor:
+def linear(xp: Any, share: Array) -> Array:
     """Linearly to 0."""
     return 1 - share
 
 
-def cosine(share: Tensor) -> Tensor:
+def cosine(xp: Any, share: Array) -> Array:
     """Along half a cosine to 0 (arXiv:1608.03983, without restarts)."""
-    return (1 + torch.cos(math.pi * share)) / 2
+    return (1 + xp.cos(math.pi * share)) / 2
 
 
-def step(share: Tensor, factor: float, at: float) -> Tensor:
+def step(xp: Any, share: Array, factor: float, at: float) -> Array:
     """Multiplied by `factor` once, when the share `at` of the budget is used."""
-    return torch.ones_like(share, dtype=torch.float64).masked_fill(share >= at, factor)
+    return xp.where(share >= at, factor, xp.ones_like(share))
 
 
-def cooldown(share: Tensor, length: float) -> Tensor:
+def cooldown(xp: Any, share: Array, length: float) -> Array:
     """Constant, then linearly to 0 over the last `length` of the budget (arXiv:2405.18392)."""
-    return ((1 - share) / length).clamp(max=1)
+    return xp.minimum((1 - share) / length, xp.ones_like(share))
 
 
-def one_cycle(share: Tensor, start: float, rise: float, fall: float) -> Tensor:
+def one_cycle(xp: Any, share: Array, start: float, rise: float, fall: float) -> Array:
     """Along half a cosine from 1/rise up to 1 at the share `start`, then along another one down to 1/(rise * fall).
 
     Source: arXiv:1708.07120; `rise` and `fall` are the `div_factor` and the `final_div_factor` of torch's `OneCycleLR`.
     """
     rises = share < start
-    place = torch.where(rises, share / start - 1, (share - start) / (1 - start))  # -1 to 0 up, 0 to 1 down
-    least = torch.full_like(share, 1 / (rise * fall), dtype=torch.float64).masked_fill(rises, 1 / rise)
-    return least + (1 - least) * (1 + torch.cos(math.pi * place)) / 2
+    place = xp.where(rises, share / start - 1, (share - start) / (1 - start))  # -1 to 0 up, 0 to 1 down
+    least = xp.where(rises, 1 / rise, 1 / (rise * fall) * xp.ones_like(share))
+    return least + (1 - least) * (1 + xp.cos(math.pi * place)) / 2
 
 
 SCHEDULES: dict[str, Schedule] = {

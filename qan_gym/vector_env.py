@@ -20,6 +20,8 @@ from qan_gym.env import wants_shuffled
 from qan_gym.rendering.frames import FPS, FrameContent, FrameRenderer, require_matplotlib
 from qan_gym.rendering.history import History, class_shares
 from qan_gym.tasks import make_task_config
+from qan_gym.utils.arrays import Array as Values
+from qan_gym.utils.arrays import as_array, as_tensor, to_numpy
 from qan_gym.utils.random_streams import next_seeds
 
 Array = NDArray[Any] | Tensor  # as `output` says
@@ -154,7 +156,7 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
             raise ValueError(f"seed must be one number, or {self.num_envs} of them; it has {len(seeds)}")
         return seeds
 
-    def _begin(self, mask: Flags, shuffled: bool) -> tuple[Tensor, Info]:
+    def _begin(self, mask: Flags, shuffled: bool) -> tuple[Values, Info]:
         rows = np.flatnonzero(mask)
         seeds = np.zeros(self.num_envs, np.int64)
         seeds[rows] = next_seeds(self._generators[row] for row in rows)
@@ -182,6 +184,7 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
         if self.autoreset_mode == AutoresetMode.DISABLED and was_over.any():
             rows = ", ".join(map(str, np.flatnonzero(was_over)[:10]))
             raise ResetNeeded(f"the episodes of rows {rows} are over: reset(options={{'reset_mask': mask}}) them first")
+        parts = self.training.parts
         done = self.training.step(row_actions(self.single_action_space, self.num_envs, actions))
         self._write_down(done.info, ~was_over, self.training.run.action)
         ended = done.terminated | done.truncated
@@ -194,36 +197,47 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
             infos = self._masked(done.test, ended)
         if was_over.any():  # NEXT_STEP: what was over was carried along, and begins only now
             observation, info = self._begin(was_over, shuffled=False)
-            reward = reward.masked_fill(torch.from_numpy(was_over).to(reward.device), 0.0)
+            reward = parts.xp.where(self._on_device(was_over), 0.0, reward)
         infos |= self._masked(info, np.ones(self.num_envs, np.bool_))
         terminated, truncated = self._flags_out(done.terminated), self._flags_out(done.truncated)
-        return self._out(observation), self._out(reward.to(torch.float64)), terminated, truncated, infos
+        return (
+            self._out(observation),
+            self._out(parts.xp.astype(reward, parts.xp.float64)),
+            terminated,
+            truncated,
+            infos,
+        )
 
     # --- what goes out ----------------------------------------------------------------------------------------------
 
-    def _out(self, values: Tensor) -> Array:
-        return values if self.output == "torch" else values.cpu().numpy()
+    def _out(self, values: Values) -> Array:
+        return as_tensor(values) if self.output == "torch" else to_numpy(values)
 
     def _flags_out(self, flags: Flags) -> Array:
-        return torch.from_numpy(flags).to(self.training.device) if self.output == "torch" else flags
+        return self._out(self._on_device(flags))
+
+    def _on_device(self, flags: Flags) -> Values:
+        return as_array(torch.from_numpy(flags).to(self.training.device))
 
     def _masked(self, info: Info, mask: Flags) -> dict[str, Any]:
         """Copies of the values in the rows of a mask, 0 elsewhere, and the mask beside each."""
         out: dict[str, Any] = {}
-        some = None if mask.all() else torch.from_numpy(~mask).to(self.training.device)
+        xp = self.training.parts.xp
+        some = None if mask.all() else self._on_device(mask)
         for name, value in info.items():
-            copy = value.clone() if some is None else value.masked_fill(some, 0)
-            out[name] = self._out(copy.to(torch.float64) if copy.is_floating_point() else copy)
+            kind = xp.float64 if xp.isdtype(value.dtype, "real floating") else value.dtype
+            copy = xp.astype(value, kind, copy=True)
+            out[name] = self._out(copy if some is None else xp.where(some, copy, xp.zeros_like(copy)))
             out[f"_{name}"] = self._flags_out(mask.copy())
         return out
 
-    def _final(self, observation: Tensor, info: Info, ended: Flags) -> dict[str, Any]:
+    def _final(self, observation: Values, info: Info, ended: Flags) -> dict[str, Any]:
         """The last observations and infos of the rows that ended."""
-        last: Any = observation
+        last: Any = self._out(observation)
         if self.output == "numpy":
             last = np.full(self.num_envs, None, dtype=object)
             for row in np.flatnonzero(ended):
-                last[row] = observation[row].cpu().numpy()
+                last[row] = to_numpy(observation[row])
         return {
             "final_obs": last,
             "_final_obs": self._flags_out(ended.copy()),

@@ -26,6 +26,7 @@ from qan_gym.env import LearningRateEnv
 from qan_gym.games import GAMES, Game
 from qan_gym.optimizee.network import Params
 from qan_gym.optimizee.optimizers import SGD, Hyperparameters
+from qan_gym.utils.arrays import Array
 from qan_gym.vector_env import QanVectorEnv
 
 LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
@@ -131,8 +132,8 @@ class TwoFactors(Game):
     def action_space(self, config: TaskConfig, n_classes: int) -> spaces.Space[Any]:
         return spaces.MultiDiscrete([3, 3])
 
-    def apply(self, run: RunState, actions: Tensor, config: TaskConfig) -> None:
-        run.chosen_learning_rate.mul_(2.0 ** (actions - 1).sum(dim=1))
+    def apply(self, run: RunState, actions: Array, config: TaskConfig) -> None:
+        run.chosen_learning_rate *= 2.0 ** (actions - 1).sum(axis=1)
 
 
 # --- the sequences --------------------------------------------------------------------------------------------------

@@ -151,7 +151,9 @@ def test_schedules_need_actions_that_are_learning_rates():
 
 def test_a_registered_schedule_serves_all_three_users(registries):
     """One call makes it a base schedule, a fixed policy, and a tuned controller that a grid accepts."""
-    register_schedule("power", Schedule(lambda share, power: (1 - share) ** power, {"power": 2}, {"power": (0.5, 3.0)}))
+    register_schedule(
+        "power", Schedule(lambda xp, share, power: (1 - share) ** power, {"power": 2}, {"power": (0.5, 3.0)})
+    )
     share = np.arange(20) / 20
 
     env = gym.make_vec(LR, num_envs=1, **KWARGS, schedule="power")

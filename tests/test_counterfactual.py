@@ -27,6 +27,7 @@ from qan_gym.counterfactuals import Counterfactual
 from qan_gym.data.datasets import DeviceData
 from qan_gym.games import GAMES, Game
 from qan_gym.games.learning_rate import KEEP
+from qan_gym.utils.arrays import Array
 
 LR, MINIBATCH, CIFAR = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0", "QanLR-CIFAR10-v0"
 
@@ -322,8 +323,8 @@ class TwoFactors(Game):
     def no_op(self, config: TaskConfig) -> Any:
         return np.zeros(2, np.float32 if config.continuous else np.int64)
 
-    def apply(self, run: RunState, actions: torch.Tensor, config: TaskConfig) -> None:
-        run.chosen_learning_rate.mul_(2.0 ** actions.sum(dim=1))
+    def apply(self, run: RunState, actions: Array, config: TaskConfig) -> None:
+        run.chosen_learning_rate *= 2.0 ** actions.sum(axis=1)
 
 
 @pytest.mark.parametrize("continuous", [False, True])

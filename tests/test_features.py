@@ -6,7 +6,6 @@ from collections.abc import Callable
 import gymnasium as gym
 import numpy as np
 import pytest
-import torch
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env as check_env_of_gymnasium
 from helpers import TINY
@@ -55,8 +54,8 @@ class AllHyperparameters(LearningRateGame):
 
     def apply(self, run, actions, config):
         super().apply(run, actions, config)
-        run.momentum.mul_(0.9)
-        run.weight_decay.mul_(2)
+        run.momentum *= 0.9
+        run.weight_decay *= 2
 
 
 def play(env: gym.Env, seed: int = 3) -> list[tuple]:
@@ -197,7 +196,7 @@ def test_a_feature_from_outside(arguments, registries):
     register_feature("accuracy", lambda run: run.validation_accuracy)
     register_feature("large", lambda run: 100 * run.validation_accuracy + 11)
     register_feature("no_number", lambda run: run.loss * math.nan)
-    register_feature("actions", lambda run: (run.clock // 2).to(torch.int64))
+    register_feature("actions", lambda run: run.clock // 2)
     names = ["accuracy", "large", "no_number", "actions"]
     env = gym.make(LR, observation=names, **arguments)
     for number, (observation, info, _) in enumerate(play(env)):

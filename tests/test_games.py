@@ -42,9 +42,10 @@ class TwoKnobs(Game):
         return np.zeros(2, np.float32) if isinstance(self.space, spaces.Box) else np.array([1, 1])
 
     def apply(self, run, actions, config):
-        change = actions.double() if isinstance(self.space, spaces.Box) else actions.double() - 1  # (N, 2)
-        run.chosen_learning_rate.mul_(2.0 ** change[:, 0].clamp(-1, 1)).clamp_(0.001, 1)
-        run.momentum.add_(0.3 * change[:, 1].clamp(-1, 1)).clamp_(0, 0.95)
+        change = actions if isinstance(self.space, spaces.Box) else actions - 1.0  # (N, 2)
+        change = run.xp.astype(change, run.xp.float64).clip(-1, 1)
+        run.chosen_learning_rate[:] = (run.chosen_learning_rate * 2.0 ** change[:, 0]).clip(0.001, 1)
+        run.momentum[:] = (run.momentum + 0.3 * change[:, 1]).clip(0, 0.95)
 
 
 class WeightDecayGame(Game):
@@ -65,7 +66,7 @@ class WeightDecayGame(Game):
         return 0.0, 0.3
 
     def apply(self, run, actions, config):
-        run.weight_decay.copy_(0.1 * actions)
+        run.weight_decay[:] = 0.1 * actions
 
 
 KNOBS = {"box": spaces.Box(-1, 1, (2,), np.float32), "multi-discrete": spaces.MultiDiscrete([3, 3])}

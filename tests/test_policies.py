@@ -3,7 +3,6 @@
 import gymnasium as gym
 import numpy as np
 import pytest
-import torch
 
 import qan_gym  # noqa: F401
 from qan_agents.policies.fixed import fixed_policies, make_policy, scheduled_rates
@@ -122,7 +121,7 @@ class DecayGame(Game):
         return 0
 
     def apply(self, run, actions, config):
-        run.weight_decay.add_(actions.to(torch.float64) * 1e-3)
+        run.weight_decay += actions * 1e-3
 
 
 def test_constant_leaves_games_that_do_not_set_the_learning_rate_as_they_are(registries):

@@ -469,8 +469,8 @@ class SwitchesGame(Game):
         return spaces.MultiDiscrete([3, 5])
 
     def apply(self, run, actions, config):
-        run.chosen_learning_rate.mul_(2.0 ** (actions[:, 0] - 1)).clamp_(0.001, 1)
-        run.momentum.copy_(0.2 * actions[:, 1])
+        run.chosen_learning_rate[:] = np.clip(run.chosen_learning_rate * 2.0 ** (actions[:, 0] - 1), 0.001, 1)
+        run.momentum[:] = 0.2 * actions[:, 1]
 
 
 class SlidersGame(Game):
@@ -489,8 +489,8 @@ class SlidersGame(Game):
         return 0.0, 0.5
 
     def apply(self, run, actions, config):
-        run.momentum.add_(0.3 * actions[:, 0]).clamp_(0, 0.95)
-        run.weight_decay.copy_(0.01 * actions[:, 1].clamp(0, 3))
+        run.momentum[:] = np.clip(run.momentum + 0.3 * actions[:, 0], 0, 0.95)
+        run.weight_decay[:] = 0.01 * np.clip(actions[:, 1], 0, 3)
 
 
 @pytest.fixture

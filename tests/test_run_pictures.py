@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from helpers import made_npz
-from torch import Tensor
 
 from qan_agents.agents import Agent, AgentSpec, EnvFacts, Progress, SavedProgress
 from qan_agents.experiments.agent import AGENTS
@@ -25,6 +24,7 @@ from qan_agents.policies.rollout import Episode, EpisodeRecorder, play_episode, 
 from qan_gym.config import TaskConfig
 from qan_gym.core.run_state import RunState
 from qan_gym.games import GAMES, Game
+from qan_gym.utils.arrays import Array
 
 LR = "QanLR-MNIST5k-v0"
 
@@ -51,10 +51,11 @@ class MomentumAndRate(Game):
     def curve_limits(self, config: TaskConfig) -> tuple[float, float]:
         return 0.0, 1.0
 
-    def apply(self, run: RunState, actions: Tensor, config: TaskConfig) -> None:
-        change = actions.double() if isinstance(self.space, spaces.Box) else actions.double() - 1  # (N, 2)
-        run.chosen_learning_rate.mul_(2.0 ** change[:, 0].clamp(-1, 1)).clamp_(0.01, 0.5)
-        run.momentum.add_(0.3 * change[:, 1].clamp(-1, 1)).clamp_(0, 0.9)
+    def apply(self, run: RunState, actions: Array, config: TaskConfig) -> None:
+        change = actions if isinstance(self.space, spaces.Box) else actions - 1.0  # (N, 2)
+        change = run.xp.astype(change, run.xp.float64).clip(-1, 1)
+        run.chosen_learning_rate[:] = (run.chosen_learning_rate * 2.0 ** change[:, 0]).clip(0.01, 0.5)
+        run.momentum[:] = (run.momentum + 0.3 * change[:, 1]).clip(0, 0.9)
 
 
 SPACES = {"box": spaces.Box(-1, 1, (2,), np.float32), "multi-discrete": spaces.MultiDiscrete([3, 3])}

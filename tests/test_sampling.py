@@ -11,6 +11,7 @@ from qan_gym.core.run_state import RunState
 from qan_gym.core.sampling import Sampler, fill_exhausted
 from qan_gym.games.minibatch import REMEMBERED, roulette_counts
 from qan_gym.utils import random_streams as streams
+from qan_gym.utils.arrays import TORCH
 
 MASK = 2**64 - 1
 GAMMA = 0x9E3779B97F4A7C15
@@ -128,7 +129,7 @@ def test_roulette_counts_by_hand():
     recent = torch.tensor(
         [[0, 0, 0, 0, 0, 0, 0, 0, 0, 0], [1, 2, 3, 4, 5, 6, 7, 8, 9, 3], [7, 7, 0, 0, 0, 0, 0, 0, 0, 9]]
     )
-    assert roulette_counts(recent, 128, 10).tolist() == [
+    assert roulette_counts(TORCH, recent, 128, 10).tolist() == [
         [128, 0, 0, 0, 0, 0, 0, 0, 0, 0],
         [0, 12, 12, 32, 12, 12, 12, 12, 12, 12],  # 128 - 9 * 12 = 20 for the newest
         [84, 0, 0, 0, 0, 0, 0, 24, 0, 20],
@@ -138,7 +139,7 @@ def test_roulette_counts_by_hand():
 @pytest.mark.parametrize("batch_size", [1, 9, 10, 11, 19, 20, 128])
 def test_roulette_counts_sum_to_the_batch(batch_size):
     recent = torch.randint(0, 10, (500, REMEMBERED), generator=torch.Generator().manual_seed(batch_size))
-    counts = roulette_counts(recent, batch_size, 10)
+    counts = roulette_counts(TORCH, recent, batch_size, 10)
     assert (counts.sum(dim=1) == batch_size).all()
     for row, actions in zip(counts.tolist(), recent.tolist(), strict=True):
         plain = [0] * 10
@@ -171,7 +172,7 @@ def test_fill_exhausted_agrees_with_taking_one_image_after_the_other():
         favourites = rng.sample(range(n_classes), rng.randint(1, n_classes))
         cases.append(([rng.choice(favourites) for _ in range(size)], left))
     wanted = torch.tensor([[requests.count(label) for label in range(10)] for requests, _ in cases])
-    found = fill_exhausted(wanted, torch.tensor([left for _, left in cases]))
+    found = fill_exhausted(TORCH, wanted, torch.tensor([left for _, left in cases]))
     short = 0
     for (requests, left), row in zip(cases, found.tolist(), strict=True):
         assert row == plain_fill(requests, left)
@@ -192,7 +193,7 @@ class Draws:
 
     def __init__(self, labels: torch.Tensor, by_class: list[bool], batch_size: int) -> None:
         self.n_classes = int(labels.max()) + 1
-        self.sampler = Sampler(labels, self.n_classes, batch_size)
+        self.sampler = Sampler(labels, len(by_class), self.n_classes, batch_size)
         sizes = {"train_size": len(labels), "n_classes": self.n_classes, "batch_size": batch_size}
         self.run: RunState = made_runs(len(by_class), **sizes)
         self.run.by_class[:] = torch.tensor(by_class)
@@ -206,7 +207,7 @@ class Draws:
         """(N, B), the mini-batch of that number in the epoch, where `recent` (N, REMEMBERED) were the last actions."""
         self.run.clock[:] = torch.as_tensor(number)
         batch_size = self.sampler.batch_size
-        wanted = None if recent is None else roulette_counts(recent, batch_size, self.n_classes)
+        wanted = None if recent is None else roulette_counts(TORCH, recent, batch_size, self.n_classes)
         return self.sampler.draw(self.run, wanted)
 
     def draw_epoch(self, recent: torch.Tensor | None = None) -> torch.Tensor:

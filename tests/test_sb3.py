@@ -126,9 +126,9 @@ class TwoAtOnce(Game):
         return self.space
 
     def apply(self, run, actions, config):
-        up = actions.double() - actions.double().new_tensor([1.0, 1.0]) * (not isinstance(self.space, spaces.Box))
-        run.chosen_learning_rate.mul_(1.2 ** up[:, 0]).clamp_(0.005, 1.0)
-        run.momentum.copy_((run.momentum + 0.05 * up[:, 1]).clamp(0, 0.9))
+        up = actions - (not isinstance(self.space, spaces.Box))
+        run.chosen_learning_rate[:] = np.clip(run.chosen_learning_rate * 1.2 ** up[:, 0], 0.005, 1.0)
+        run.momentum[:] = np.clip(run.momentum + 0.05 * up[:, 1], 0, 0.9)
 
 
 @pytest.mark.parametrize("space", [spaces.MultiDiscrete([3, 3]), spaces.Box(-1, 1, (2,), np.float32)])

@@ -17,6 +17,7 @@ from qan_gym.games import Game, game_of
 from qan_gym.optimizee.network import Network
 from qan_gym.optimizee.optimizers import Optimizer, build_optimizer
 from qan_gym.optimizee.zoo import build_network
+from qan_gym.utils.arrays import NUMPY, TORCH
 from qan_gym.utils.precision import Precision
 
 
@@ -35,6 +36,7 @@ class Components:
         observer: makes the observations.
         data: the three splits, on the device.
         fingerprint: SHA-256 of the data set.
+        xp: the namespace of the arrays that the bookkeeping computes with, see `qan_gym.utils.arrays`.
         n_classes: K.
         batches_per_epoch: whole mini-batches of the training split.
         budget: mini-batches of an episode.
@@ -50,6 +52,7 @@ class Components:
     observer: Observer
     data: DeviceData
     fingerprint: str
+    xp: Any
     n_classes: int
     batches_per_epoch: int
     budget: int
@@ -109,6 +112,7 @@ def _assemble(
         observer=Observer(config, network),
         data=data,
         fingerprint=fingerprint,
+        xp=NUMPY if device.type == "cpu" else TORCH,
         n_classes=n_classes,
         batches_per_epoch=batches_per_epoch,
         budget=budget,

@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
@@ -20,58 +19,59 @@ from qan_gym.core.reward import safe_log
 from qan_gym.core.run_state import RunState
 from qan_gym.games import game_of
 from qan_gym.optimizee.network import Network, Params
+from qan_gym.utils.arrays import Array, as_tensor
 
 LIMIT = 10.0  # every value is kept within +-LIMIT
 
-Feature = Callable[[RunState], Tensor]  # -> (N,), of any floating type
+Feature = Callable[[RunState], Array]  # -> (N,), of any floating type
 
 
 # --- features -------------------------------------------------------------------------------------------------------
 
 
-def log_learning_rate(run: RunState) -> Tensor:
+def log_learning_rate(run: RunState) -> Array:
     """ln(learning rate) of the last mini-batch."""
-    return run.learning_rate.log()
+    return run.xp.log(run.learning_rate)
 
 
-def budget_used(run: RunState) -> Tensor:
+def budget_used(run: RunState) -> Array:
     """Share of the budget that is used, in [0, 1]."""
     return run.clock / run.budget
 
 
-def log_loss(run: RunState) -> Tensor:
+def log_loss(run: RunState) -> Array:
     """ln of the running mean of the training loss."""
-    return safe_log(run.smoothed_loss)
+    return safe_log(run.xp, run.smoothed_loss)
 
 
-def log_loss_change(run: RunState) -> Tensor:
+def log_loss_change(run: RunState) -> Array:
     """Change of `log_loss` since the last action."""
-    return safe_log(run.smoothed_loss) - safe_log(run.smoothed_loss_before)
+    return safe_log(run.xp, run.smoothed_loss) - safe_log(run.xp, run.smoothed_loss_before)
 
 
-def last_action(run: RunState) -> Tensor:
+def last_action(run: RunState) -> Array:
     """The last action; -1 before the first."""
     return run.last_action
 
 
-def log_validation_loss(run: RunState) -> Tensor:
+def log_validation_loss(run: RunState) -> Array:
     """ln(validation loss), as last measured."""
-    return safe_log(run.validation_loss)
+    return safe_log(run.xp, run.validation_loss)
 
 
-def log_validation_loss_change(run: RunState) -> Tensor:
+def log_validation_loss_change(run: RunState) -> Array:
     """Change of `log_validation_loss` since the last action."""
-    return safe_log(run.validation_loss) - safe_log(run.validation_loss_before)
+    return safe_log(run.xp, run.validation_loss) - safe_log(run.xp, run.validation_loss_before)
 
 
-def momentum(run: RunState) -> Tensor:
+def momentum(run: RunState) -> Array:
     """The momentum of SGD, or beta1 of AdamW."""
     return run.momentum
 
 
-def log_weight_decay(run: RunState) -> Tensor:
+def log_weight_decay(run: RunState) -> Array:
     """ln(weight decay)."""
-    return safe_log(run.weight_decay)
+    return safe_log(run.xp, run.weight_decay)
 
 
 FEATURES: dict[str, Feature] = {
@@ -94,8 +94,8 @@ def register_feature(name: str, function: Feature) -> None:
 
     Args:
         name: of the feature.
-        function: (the state of N runs) -> (N,); by tensor operations that do not wait for the device. Values are kept
-            within +-10, and 0 stands for what is not a number.
+        function: (the state of N runs) -> (N,); by operators and the functions of `run.xp`, which do not wait for the
+            device. Values are kept within +-10, and 0 stands for what is not a number.
 
     Raises:
         ValueError: the name is taken.
@@ -144,42 +144,36 @@ class Observer:
         rows, columns = self.shape
         return spaces.Box(-LIMIT, LIMIT, (rows * columns,), np.float32)
 
-    def observe(self, run: RunState) -> Tensor:
+    def observe(self, run: RunState) -> Array:
         """The observations of N runs, (N, rows * columns) float32, finite, within +-LIMIT, row by row.
 
         Stable-Baselines3 and most code written for vectors take a flat observation as it is; `reshape(shape)` gives the
         rows back. A weight that is not a number is shown as 0.
         """
-        rows = []
+        xp = run.xp
+        weights = run.params[self.network.shown]
+        shape = (len(weights), *self.shape)
+        screen = xp.zeros(shape, dtype=xp.float32, device=weights.device)  # (N, rows, columns)
         if self.filters:
-            rows.append(self._widened(shown_weights(self.network, run.params)))  # (N, F, columns)
-        if self.features:
-            rows.append(self._line(run)[:, None])  # (N, 1, columns)
-        return torch.cat(rows, dim=1).flatten(1).nan_to_num(0.0, LIMIT, -LIMIT).clamp(-LIMIT, LIMIT)
-
-    def _line(self, run: RunState) -> Tensor:
-        """The features in their places, (N, columns)."""
-        line = _values(self.features, run)
-        if self.extra:
-            between = line.new_zeros(len(line), len(SCORE_LINE) - len(self.features))
-            line = torch.cat([line, between, _values(self.extra, run)], dim=1)
-        return self._widened(line)
-
-    def _widened(self, values: Tensor) -> Tensor:
-        missing = self.shape[1] - values.shape[-1]
-        return F.pad(values, (0, missing)) if missing > 0 else values
-
-
-def _values(features: tuple[str, ...], run: RunState) -> Tensor:
-    """(N, number of features) float32."""
-    return torch.stack([FEATURES[name](run).to(torch.float32) for name in features], dim=1)
+            rows, columns = _weights_shape(self.network)
+            screen[:, :rows, :columns] = _in_rows(self.network, weights)
+        for place, name in enumerate(self.features):
+            screen[:, -1, place] = FEATURES[name](run)
+        for place, name in enumerate(self.extra, start=len(SCORE_LINE)):
+            screen[:, -1, place] = FEATURES[name](run)
+        within = xp.minimum(xp.maximum(xp.reshape(screen, (shape[0], -1)), -LIMIT), LIMIT)
+        return xp.where(within == within, within, 0.0)  # what is not a number does not equal itself
 
 
 def shown_weights(network: Network, params: Params) -> Tensor:
     """The weights that the agent sees, (N, rows, columns): a row per filter, unless the network says otherwise."""
+    return as_tensor(_in_rows(network, params[network.shown]))
+
+
+def _in_rows(network: Network, weights: Array) -> Array:
+    """(N, *shape of the shown weight) -> (N, rows, columns)."""
     rows, columns = _weights_shape(network)
-    shown: Tensor = params[network.shown].flatten(1)[:, : rows * columns].unflatten(1, (rows, columns))
-    return shown
+    return weights.reshape(len(weights), -1)[:, : rows * columns].reshape(-1, rows, columns)
 
 
 def filter_pictures(network: Network, params: Params, row: int) -> NDArray[np.float32]:

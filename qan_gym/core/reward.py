@@ -1,43 +1,42 @@
 """Rewards: each one pure function of the state of the runs after an action."""
 
 from collections.abc import Callable
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from qan_gym.core.run_state import RunState
+from qan_gym.utils.arrays import Array
 
 FINAL_LOSS = 1e-4  # the paper's final_loss
 DIVERGENCE_PENALTY = -10.0  # what diverging pays, whatever the reward
 
-Reward = Callable[[RunState], Tensor]
+Reward = Callable[[RunState], Array]
 
 
-def log_loss(run: RunState) -> Tensor:
+def log_loss(run: RunState) -> Array:
     """ln(l[t-1]) - ln(l[t]), l the running mean of the losses; at the end l is the loss on the validation split.
 
     The return of an episode telescopes to ln(initial loss / final validation loss).
     """
-    loss = torch.where(run.ended, run.validation_loss, run.smoothed_loss)
-    return safe_log(run.smoothed_loss_before) - safe_log(loss)
+    loss = run.xp.where(run.ended, run.validation_loss, run.smoothed_loss)
+    return safe_log(run.xp, run.smoothed_loss_before) - safe_log(run.xp, loss)
 
 
-def validation_loss(run: RunState) -> Tensor:
+def validation_loss(run: RunState) -> Array:
     """ln(v[t-1]) - ln(v[t]), v the loss on the validation split as it is known.
 
     The return of an episode is that of `log_loss`; there is less noise in what it is made of.
     """
-    return safe_log(run.validation_loss_before) - safe_log(run.validation_loss)
+    return safe_log(run.xp, run.validation_loss_before) - safe_log(run.xp, run.validation_loss)
 
 
-def inverse_loss(run: RunState) -> Tensor:
+def inverse_loss(run: RunState) -> Array:
     """1 / |loss - 1e-4| (the paper), at most 1e4."""
-    return 1 / (run.loss - FINAL_LOSS).abs().clamp(min=FINAL_LOSS)
+    return 1 / run.xp.maximum(abs(run.loss - FINAL_LOSS), FINAL_LOSS)
 
 
-def accuracy(run: RunState) -> Tensor:
+def accuracy(run: RunState) -> Array:
     """Validation accuracy at the end, 0 before."""
-    return torch.where(run.ended, run.validation_accuracy, 0.0)
+    return run.xp.where(run.ended, run.validation_accuracy, 0.0)
 
 
 REWARDS: dict[str, Reward] = {
@@ -53,7 +52,8 @@ def register_reward(name: str, function: Reward) -> None:
 
     Args:
         name: what `reward=` will accept.
-        function: (the state of N runs) -> (N,) float32, finite for every state; by tensor operations.
+        function: (the state of N runs) -> (N,) float32, finite for every state; by operators and the functions of
+            `run.xp`.
 
     Raises:
         ValueError: the name is taken.
@@ -63,14 +63,14 @@ def register_reward(name: str, function: Reward) -> None:
     REWARDS[name] = function
 
 
-def reward_terms(name: str, run: RunState) -> dict[str, Tensor]:
+def reward_terms(name: str, run: RunState) -> dict[str, Array]:
     """The terms whose sum is the reward: the named function, and the penalty of divergence in its place."""
     return {
-        "reward_" + name.replace("-", "_"): torch.where(run.diverged, 0.0, REWARDS[name](run)),
-        "reward_divergence": torch.where(run.diverged, DIVERGENCE_PENALTY, 0.0),
+        "reward_" + name.replace("-", "_"): run.xp.where(run.diverged, 0.0, REWARDS[name](run)),
+        "reward_divergence": run.xp.where(run.diverged, DIVERGENCE_PENALTY, run.xp.zeros_like(run.loss)),
     }
 
 
-def safe_log(values: Tensor) -> Tensor:
-    """Natural logarithm, of at least 1e-10."""
-    return values.clamp(min=1e-10).log()
+def safe_log(xp: Any, values: Array) -> Array:
+    """Natural logarithm, of at least 1e-10; xp is the namespace of the values."""
+    return xp.log(xp.maximum(values, 1e-10))

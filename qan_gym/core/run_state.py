@@ -17,6 +17,7 @@ from torch import Tensor
 
 from qan_gym.config import TaskConfig
 from qan_gym.optimizee.network import Network, Params
+from qan_gym.utils.arrays import TORCH, as_array
 
 Flags = NDArray[np.bool_]  # (N,), on the host
 
@@ -116,12 +117,18 @@ def per_network(of: str, at_reset: float | None = None, saved: bool = True) -> A
 
 @dataclass(kw_only=True)
 class RunState:
-    """N training runs; every tensor has the leading axis N. Features and rewards are functions of it.
+    """N training runs; every tensor has the leading axis N. Games, features and rewards are functions of it.
 
-    Losses are in nats, accuracies in [0, 1]; "before" is before the last action.
+    Losses are in nats, accuracies in [0, 1]; "before" is before the last action. What is declared as a Tensor is a
+    NumPy array in what `with_arrays` gives, which is what games, features and rewards are given on CPU; they use
+    operators, slices (`run.momentum[:] = ...`) and the functions of `xp`, which are the same for both.
+
+    Attributes:
+        xp: the namespace of its arrays, with the functions of the Array API standard: `run.xp.log(run.loss)`.
     """
 
     layout: Layout
+    xp: Any = TORCH
 
     # What the host knows, and the device's copies of it.
     seed: NDArray[np.int64] = per_run(dtype=torch.int64, at_reset=None, on_host=True)  # of the episode
@@ -142,6 +149,7 @@ class RunState:
     chosen_learning_rate: Tensor = per_run(dtype=torch.float64, at_reset="learning_rate")  # before the base schedule
     momentum: Tensor = per_run(dtype=torch.float64, at_reset="momentum")
     weight_decay: Tensor = per_run(dtype=torch.float64, at_reset="weight_decay")
+    pull: Tensor = per_run(saved=False)  # c of the next update, see `qan_gym.core.meta_momentum`; 0: none
 
     # The actions; what has no declaration here is declared by the game.
     action: Tensor  # the last one, as it was given: transient
@@ -174,6 +182,17 @@ class RunState:
     def budget(self) -> int:
         """Mini-batches of an episode."""
         return self.layout.sizes["budget"]
+
+    def with_arrays(self, xp: Any) -> Self:
+        """The same state, in the same memory, as arrays of a namespace: on CPU, NumPy's."""
+        arrays: dict[str, Any] = {
+            one.name: as_array(getattr(self, one.name))
+            for one in fields(self)
+            if isinstance(one.metadata.get("spec"), TensorSpec) and not one.metadata["spec"].on_host
+        }
+        arrays["params"] = {name: as_array(value) for name, value in self.params.items()}
+        arrays["game"] = {name: as_array(value) for name, value in self.game.items()}
+        return replace(self, xp=xp, action=as_array(self.action), **arrays)
 
     # --- driven by the declarations ---------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """Data sets: load, verify, split."""
 
 import hashlib
+import math
 import os
 import zipfile
 import zlib
@@ -118,14 +119,16 @@ def on_device(
 
 
 def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel, (C,) float64 each: exact, by counting."""
-    pixels = images.transpose(0, 1).flatten(1)  # (C, n * H * W)
-    counts = torch.stack([torch.bincount(channel.to(torch.int32), minlength=256) for channel in pixels])
-    values = torch.arange(256, dtype=torch.float64)
-    share = counts / counts.sum(dim=1, keepdim=True)  # (C, 256)
-    mean = (share * values).sum(dim=1)
-    variance = (share * (values - mean[:, None]) ** 2).sum(dim=1)
-    return mean, variance.sqrt().clamp(min=1)  # a constant channel is centred, not blown up
+    """Mean and standard deviation of each channel, (C,) float64 each: exact, by counting in
+    integers."""
+    mean, deviation = [], []
+    for channel in images.transpose(0, 1).flatten(1):  # (n * H * W,)
+        counts = torch.bincount(channel.to(torch.int32), minlength=256).tolist()
+        total = sum(counts)
+        first, second = (sum(count * value**power for value, count in enumerate(counts)) for power in (1, 2))
+        mean.append(first / total)
+        deviation.append(max(1.0, math.sqrt((second * total - first**2) / total**2)))  # a constant channel is centred
+    return torch.tensor(mean, dtype=torch.float64), torch.tensor(deviation, dtype=torch.float64)
 
 
 def _pad(images: Tensor, image_shape: tuple[int, int, int]) -> Tensor:

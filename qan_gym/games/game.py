@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
+import numpy as np
 from gymnasium import spaces
-from torch import Tensor
+from numpy.typing import NDArray
 
 from qan_gym.config import TaskConfig
 from qan_gym.schedules import SCHEDULES
+from qan_gym.utils.arrays import Array
 
 if TYPE_CHECKING:
     from qan_gym.core.run_state import RunState, TensorSpec
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
 class Game:
     """One game. Subclass it, and register an object of it with `register_game`; see `examples/custom_game.py`.
 
-    The methods that are given runs treat N of them at once (the leading axis of every tensor is N), change tensors in
-    place and never wait for the device: on CUDA they are captured in a graph.
+    The methods that are given runs treat N of them at once (the leading axis of every array is N), change arrays in
+    place (`run.momentum[:] = ...`) and never wait for the device: on CUDA they are captured in a graph. The arrays are
+    NumPy's on CPU and tensors elsewhere, so they are computed with by operators and by the functions of `run.xp`, the
+    Array API standard: `run.xp.where(actions == 0, 0.5, 0.9)`.
 
     Attributes:
         controlled: what the actions control, in words.
@@ -95,7 +98,7 @@ class Game:
         """Tensors of the run that the game adds to its state, by name; it finds them in `run.game`."""
         return {}
 
-    def apply(self, run: RunState, actions: Tensor, config: TaskConfig) -> None:
+    def apply(self, run: RunState, actions: Array, config: TaskConfig) -> None:
         """Change the runs as the actions say, before their mini-batches.
 
         Args:
@@ -105,15 +108,15 @@ class Game:
         """
         raise NotImplementedError
 
-    def class_counts(self, run: RunState, config: TaskConfig) -> Tensor | None:
+    def class_counts(self, run: RunState, config: TaskConfig) -> Array | None:
         """(N, K) int64, how many images of each class the next mini-batch is to have; None: shuffled SGD."""
         return None
 
-    def shown_action(self, actions: Tensor, config: TaskConfig) -> Tensor:
+    def shown_action(self, actions: Array, config: TaskConfig) -> Array:
         """The number that stands for the last action on the score line, (N,)."""
-        return actions.flatten(1)[:, 0] if actions.dim() > 1 else actions
+        return actions.reshape(len(actions), -1)[:, 0]
 
-    def continuation(self, config: TaskConfig, n_classes: int, step: int, first: Tensor) -> Tensor:
+    def continuation(self, config: TaskConfig, n_classes: int, step: int, first: NDArray[Any]) -> NDArray[Any]:
         """The actions when nobody acts, at a step of the episode, from 0, in the rows of `first`.
 
         Args:
@@ -122,7 +125,7 @@ class Game:
             step: number of the action in the episode.
             first: the actions that were played last by somebody, one per row.
         """
-        return torch.as_tensor(self.no_op(config), dtype=first.dtype, device=first.device).expand_as(first)
+        return np.broadcast_to(np.asarray(self.no_op(config), first.dtype), first.shape)
 
 
 GAMES: dict[str, Game] = {}

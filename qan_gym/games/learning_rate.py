@@ -6,12 +6,12 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from gymnasium import spaces
-from torch import Tensor
+from numpy.typing import NDArray
 
 from qan_gym.config import TaskConfig
 from qan_gym.games.game import Game, register_game
+from qan_gym.utils.arrays import NUMPY, Array
 
 if TYPE_CHECKING:
     from qan_gym.core.run_state import RunState
@@ -54,29 +54,30 @@ class LearningRateGame(Game):
         if config.continuous:
             step = math.log(target / learning_rate) / math.log(CONTINUOUS_FACTOR)
             return np.clip([step], -1, 1).astype(np.float32)
-        actions = torch.arange(KEEP + 1)
-        reached = next_learning_rate(torch.full((KEEP + 1,), learning_rate).double(), actions, config)
-        distance = (reached.log() - math.log(target)).abs()
+        actions = np.arange(KEEP + 1)
+        reached = next_learning_rate(NUMPY, np.full(KEEP + 1, learning_rate), actions, config)
+        distance = abs(np.log(reached) - math.log(target))
         return KEEP if distance[KEEP] <= distance.min() else int(distance.argmin())
 
-    def apply(self, run: RunState, actions: Tensor, config: TaskConfig) -> None:
+    def apply(self, run: RunState, actions: Array, config: TaskConfig) -> None:
         """See `Game.apply`."""
-        run.chosen_learning_rate.copy_(next_learning_rate(run.chosen_learning_rate, actions, config))
+        run.chosen_learning_rate[:] = next_learning_rate(run.xp, run.chosen_learning_rate, actions, config)
 
-    def continuation(self, config: TaskConfig, n_classes: int, step: int, first: Tensor) -> Tensor:
+    def continuation(self, config: TaskConfig, n_classes: int, step: int, first: NDArray[Any]) -> NDArray[Any]:
         """See `Game.continuation`; on the absolute scale, the same learning rate again."""
         if config.action_scale == "absolute":
             return first
         return super().continuation(config, n_classes, step, first)
 
 
-def next_learning_rate(learning_rate: Tensor, actions: Tensor, config: TaskConfig) -> Tensor:
+def next_learning_rate(xp: Any, learning_rate: Array, actions: Array, config: TaskConfig) -> Array:
     """The learning rate after an action, within the range of the task.
 
     additive: +- learning_rate_step (the paper); multiplicative: * or / 1.25; continuous: * 2**action, or, with
     action_scale "absolute", min * (max / min)**((action + 1) / 2).
 
     Args:
+        xp: the namespace of the arrays.
         learning_rate: (N,) float64, before the base schedule multiplies it.
         actions: (N,) int64 of RAISE, LOWER, KEEP; or (N, 1) float in [-1, 1], clipped, where `config.continuous`.
         config: of the task.
@@ -85,19 +86,19 @@ def next_learning_rate(learning_rate: Tensor, actions: Tensor, config: TaskConfi
         (N,) float64 in [learning_rate_min, learning_rate_max].
     """
     if config.continuous:
-        place = actions[:, 0].to(torch.float64).clamp(-1, 1)
+        place = xp.minimum(xp.maximum(xp.astype(actions[:, 0], xp.float64), -1.0), 1.0)
         if config.action_scale == "absolute":
             low, high = math.log(config.learning_rate_min), math.log(config.learning_rate_max)
-            changed = torch.exp(low + (high - low) * (place + 1) / 2)
+            changed = xp.exp(low + (high - low) * (place + 1) / 2)
         else:
-            changed = learning_rate * torch.exp(place * math.log(CONTINUOUS_FACTOR))
+            changed = learning_rate * xp.exp(place * math.log(CONTINUOUS_FACTOR))
+    elif config.action_scale == "additive":
+        step = config.learning_rate_step
+        changed = learning_rate + step * (actions == RAISE) - step * (actions == LOWER)
     else:
-        direction = (actions == RAISE).to(torch.float64) - (actions == LOWER).to(torch.float64)  # 1, -1 or 0
-        if config.action_scale == "additive":
-            changed = learning_rate + direction * config.learning_rate_step
-        else:
-            changed = learning_rate * MULTIPLICATIVE_FACTOR**direction
-    return changed.clamp(config.learning_rate_min, config.learning_rate_max)
+        factor = MULTIPLICATIVE_FACTOR
+        changed = learning_rate * xp.where(actions == RAISE, factor, xp.where(actions == LOWER, 1 / factor, 1.0))
+    return xp.minimum(xp.maximum(changed, config.learning_rate_min), config.learning_rate_max)
 
 
 register_game("learning-rate", LearningRateGame())

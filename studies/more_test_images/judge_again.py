@@ -42,6 +42,7 @@ from qan_gym.core.references import pretrained_path
 from qan_gym.data.datasets import MNIST5K_FILE, load_dataset, read_npz
 from qan_gym.games.learning_rate import KEEP, LOWER, MULTIPLICATIVE_FACTOR, RAISE
 from qan_gym.schedules import SCHEDULES
+from qan_gym.utils.arrays import TORCH
 from qan_gym.vector_env import QanVectorEnv
 
 ENV, DATASET = "QanLR-MNIST5k-v0", "mnist5k-10000"
@@ -110,7 +111,9 @@ def recorded_actions(rows: Sequence[Row], arguments: Settings) -> NDArray[np.int
     rates = torch.tensor([row["rate_curve"] for row in rows], dtype=torch.float64)  # (N, 1 + T)
     count, budget = arguments["batches_per_action"], TASK.batches
     last = torch.arange(count, budget + 1, count) - 1  # (T,), the last mini-batch of each action
-    factor = SCHEDULES[arguments["schedule"]].rate(torch.ones(len(last), dtype=torch.float64), last / budget)  # (T,)
+    factor = SCHEDULES[arguments["schedule"]].rate(
+        TORCH, torch.ones(len(last), dtype=torch.float64), last / budget
+    )  # (T,)
     first = torch.full_like(rates[:, :1], TASK.config.learning_rate)
     chosen = torch.cat([first, rates[:, 1:] / factor], dim=1)  # (N, 1 + T), before the base schedule
     steps = chosen.log().diff(dim=1).div(np.log(MULTIPLICATIVE_FACTOR)).round()  # (N, T)

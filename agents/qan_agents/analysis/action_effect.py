@@ -19,7 +19,6 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
@@ -28,6 +27,7 @@ from scipy.stats import friedmanchisquare
 from qan_gym.core.reward import safe_log
 from qan_gym.env import QanEnv
 from qan_gym.registration import VECTOR_ENTRY_POINT
+from qan_gym.utils.arrays import NUMPY
 from qan_gym.vector_env import QanVectorEnv
 
 SIGNIFICANCE = 0.01  # certified: p is below this,
@@ -273,4 +273,5 @@ def _in_lockstep(checked: CheckedEnv, cycle: list[Any], seeds: int) -> NDArray[n
 
 
 def _log(losses: Any) -> NDArray[np.float64]:
-    return safe_log(torch.as_tensor(losses, dtype=torch.float64)).numpy()
+    logs: NDArray[np.float64] = safe_log(NUMPY, np.asarray(losses, np.float64))
+    return logs

@@ -22,6 +22,7 @@ from qan_gym.config import TaskConfig
 from qan_gym.core.components import build_components
 from qan_gym.core.references import pretrained_path, resolve_reference
 from qan_gym.schedules import SCHEDULES
+from qan_gym.utils.arrays import NUMPY
 from qan_gym.vector_env import QanVectorEnv
 
 LEARNING_RATES = (0.005, 1.0)  # of the search: the range of the game
@@ -111,8 +112,8 @@ def absolute_actions(rates: NDArray[np.float64], config: TaskConfig) -> NDArray[
 def scheduled_rates(schedule: str, chosen: Settings, length: int) -> NDArray[np.float64]:
     """The learning rates (T,) of a schedule whose settings were found by a search, at the T = `length` actions."""
     settings = settings_of_shape(schedule, chosen, length)
-    share = torch.arange(length, dtype=torch.float64) / length
-    rates: NDArray[np.float64] = (chosen["learning_rate"] * SCHEDULES[schedule].shape(share, **settings)).numpy()
+    share = np.arange(length) / length
+    rates: NDArray[np.float64] = chosen["learning_rate"] * SCHEDULES[schedule].shape(NUMPY, share, **settings)
     return rates
 
 

@@ -3,12 +3,13 @@
 from typing import Any, Protocol, cast
 
 import gymnasium as gym
-import torch
+import numpy as np
 from numpy.typing import NDArray
 
 from qan_gym.config import TaskConfig
 from qan_gym.env import QanEnv
 from qan_gym.schedules import SCHEDULES
+from qan_gym.utils.arrays import NUMPY
 
 
 class Policy(Protocol):
@@ -108,9 +109,9 @@ def scheduled_rates(schedule: str, config: TaskConfig, length: int) -> list[floa
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"unknown schedule {schedule!r}; there are {', '.join(SCHEDULES)}")
-    share = torch.arange(length, dtype=torch.float64) / length
-    rates = SCHEDULES[schedule].rate(torch.full_like(share, config.learning_rate), share)
-    return [float(rate) for rate in rates.clamp(config.learning_rate_min, config.learning_rate_max)]
+    share = np.arange(length) / length
+    rates = SCHEDULES[schedule].rate(NUMPY, np.full(length, config.learning_rate), share)
+    return [float(rate) for rate in np.clip(rates, config.learning_rate_min, config.learning_rate_max)]
 
 
 def fixed_policies() -> list[str]:

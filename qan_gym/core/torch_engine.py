@@ -1,0 +1,127 @@
+"""The arithmetic of the networks in PyTorch: for every network, optimizer, precision and device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qan_gym.core.components import Components
+from qan_gym.core.meta_momentum import Pull
+from qan_gym.core.run_state import RunState
+from qan_gym.data import augmentation
+from qan_gym.optimizee.network import Params, evaluate, leaves, loss_and_gradients
+from qan_gym.optimizee.optimizers import Hyperparameters
+from qan_gym.utils.arrays import Array, as_array, as_tensor
+from qan_gym.utils.precision import Precision
+
+CPU_BLOCK = 16  # runs in one gradient computation on CPU: more do not fit its cache
+EVALUATION_BATCH = 20  # images in a pass when networks are measured; at least, where they are computed one by one
+
+
+@dataclass(frozen=True)
+class Block:
+    """Runs whose gradients are computed together: which rows, their networks, slots and references, all views."""
+
+    rows: slice
+    params: Params
+    trained: Params
+    slots: dict[str, Params]
+    reference: Params | None
+
+
+class TorchEngine:
+    """See `qan_gym.core.engine.Engine`."""
+
+    def __init__(self, parts: Components, run: RunState, reference: Params | None, pull: Pull) -> None:
+        """See `qan_gym.core.engine.make_engine`."""
+        self.parts, self.config, self.network, self.data = parts, parts.config, parts.network, parts.data
+        self.run, self.reference, self.pull = run, reference, pull
+        self.exact = Precision("float32", parts.device)  # for measuring
+        self._evenly = torch.full_like(run.memory[0], 1 / self.network.size())
+        num_runs = len(run.memory)
+        together = num_runs if parts.device.type != "cpu" else min(num_runs, CPU_BLOCK)
+        self.blocks = self._divide(num_runs, together if self.network.at_once else 1)
+
+    def _divide(self, num_runs: int, size: int) -> list[Block]:
+        blocks = []
+        for start in range(0, num_runs, size):
+            rows = slice(start, start + size)
+            params = leaves(self.network, rows_of(self.run.params, rows))
+            trained = {name: params[name] for name in self.network.trained}
+            slots = {slot: rows_of(buffers, rows) for slot, buffers in self.run.slots.items()}
+            blocks.append(Block(rows, params, trained, slots, self.reference and rows_of(self.reference, rows)))
+        return blocks
+
+    # --- training ---------------------------------------------------------------------------------------------------
+
+    def train(self, indices: Array) -> Array:
+        """See `Engine.train`."""
+        batch = as_tensor(indices)
+        return as_array(torch.cat([self._update(block, batch[block.rows]) for block in self.blocks]))
+
+    def _update(self, block: Block, indices: Tensor) -> Tensor:
+        """Gradient, update and pull of n of the runs; indices (n, B). Returns the losses (n,) before the update."""
+        run, rows, reference, optimizer = self.run, block.rows, block.reference, self.parts.optimizer
+        images = self._images(rows, indices)  # (n, B, C, H, W)
+        labels = self.data.labels["train"][indices]
+        soft_targets = weight = None
+        if self.config.distillation > 0 and reference is not None:
+            with self.exact:
+                soft_targets = self.network.forward(reference, images, False).softmax(dim=2)  # (n, B, K)
+            weight = run.has_reference[rows] * self.config.distillation
+        with self.parts.precision:
+            loss, gradients = loss_and_gradients(
+                self.network, block.params, images, labels, soft_targets, weight, self.parts.precision.dtype
+            )
+        hyper = Hyperparameters(run.learning_rate[rows], run.momentum[rows], run.weight_decay[rows])
+        optimizer.update(block.trained, gradients, block.slots, hyper, run.clock[rows])
+        if reference is not None:
+            # The copies of the weights that an optimizer keeps are pulled too.
+            for weights in (block.params, *(block.slots[slot] for slot in getattr(optimizer, "copies", ()))):
+                self.pull.apply(weights, reference, run.pull[rows])
+        return loss
+
+    def _images(self, rows: slice, indices: Tensor) -> Tensor:
+        """Training images as the network sees them, (n, B, C, H, W), of n runs; indices (n, B)."""
+        images = self.data.images["train"]
+        if self.config.augment is None:
+            return self.data.normalise(images[indices])
+        moves = augmentation.draw(self.run.device_seed[rows], self.run.clock[rows], self.config.batch_size)
+        moved, inside = augmentation.gather(images, indices, moves, self.config.augment)
+        return self.data.normalise(moved) * inside
+
+    def finite(self) -> Array:
+        """See `Engine.finite`."""
+        mean = torch.mv(self.run.memory, self._evenly)  # finite exactly if every weight is
+        return as_array(mean - mean == 0)  # infinity minus infinity is not a number
+
+    # --- evaluation -------------------------------------------------------------------------------------------------
+
+    def evaluate(self, rows: Array, split: str) -> tuple[Array, Array]:
+        """See `Engine.evaluate`."""
+        averaged = getattr(self.parts.optimizer, "averaged", None)
+        runs, size = 1, max(self.config.batch_size, EVALUATION_BATCH)
+        if self.network.at_once:
+            # About as many images in a pass as in training, so that it needs no more memory.
+            runs, size = max(1, self.blocks[0].rows.stop * self.config.batch_size // EVALUATION_BATCH), EVALUATION_BATCH
+        scores = []
+        for some in as_tensor(rows).split(runs):
+            # Few different numbers of runs, because layers keep memory for each: the last is repeated to a power of 2.
+            count = torch.arange(2 ** (len(some) - 1).bit_length(), device=some.device)
+            padded = some[count.clamp(max=len(some) - 1)]
+            params = rows_of(self.run.params, padded)
+            if averaged is not None:
+                slots = {slot: rows_of(buffers, padded) for slot, buffers in self.run.slots.items()}
+                params |= averaged(params, slots)
+            with self.exact:
+                measured = evaluate(self.network, params, self.data.batches(split, size))
+            scores.append(torch.stack(measured)[:, : len(some)])
+        loss, accuracy = torch.cat(scores, dim=1)  # (M,) each
+        return as_array(loss), as_array(accuracy)
+
+
+def rows_of(params: Params, rows: slice | Tensor) -> Params:
+    """The networks of some rows; views where `rows` is a slice."""
+    return {name: value[rows] for name, value in params.items()}

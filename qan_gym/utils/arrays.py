@@ -1,0 +1,35 @@
+"""Arrays of the two kinds that hold numbers of runs: NumPy's on CPU, PyTorch's tensors on other devices.
+
+What happens once per step and per run (actions, clocks, score line, reward) is written against the Array API standard
+(data-apis.org/array-api), so that one definition serves both: on CPU NumPy's small operations cost a fraction of
+PyTorch's, on CUDA the same lines are tensor operations that a graph captures.
+"""
+
+from typing import Any
+
+import array_api_compat.numpy
+import array_api_compat.torch
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Array = Any  # NDArray[Any] | Tensor, whose operators and slices are the same
+
+NUMPY = array_api_compat.numpy
+TORCH = array_api_compat.torch
+
+
+def as_array(tensor: Tensor) -> Array:
+    """The same memory as NumPy's array where the tensor is on CPU; else the tensor."""
+    return tensor.numpy() if tensor.device.type == "cpu" else tensor
+
+
+def as_tensor(array: Array) -> Tensor:
+    """The same memory as a tensor."""
+    return torch.from_numpy(array) if isinstance(array, np.ndarray) else array
+
+
+def to_numpy(array: Array) -> NDArray[Any]:
+    """On the host; not a copy where it is there already."""
+    return array if isinstance(array, np.ndarray) else array.cpu().numpy()
