@@ -11,7 +11,7 @@ from qan_gym.core.run_state import RunState
 from qan_gym.core.sampling import Sampler, fill_exhausted
 from qan_gym.games.minibatch import REMEMBERED, roulette_counts
 from qan_gym.utils import random_streams as streams
-from qan_gym.utils.arrays import TORCH
+from qan_gym.utils.arrays import NUMPY, TORCH
 
 MASK = 2**64 - 1
 GAMMA = 0x9E3779B97F4A7C15
@@ -207,8 +207,9 @@ class Draws:
         """(N, B), the mini-batch of that number in the epoch, where `recent` (N, REMEMBERED) were the last actions."""
         self.run.clock[:] = torch.as_tensor(number)
         batch_size = self.sampler.batch_size
-        wanted = None if recent is None else roulette_counts(TORCH, recent, batch_size, self.n_classes)
-        return self.sampler.draw(self.run, wanted)
+        arrays = self.run.with_arrays(NUMPY)
+        wanted = None if recent is None else roulette_counts(NUMPY, recent.numpy(), batch_size, self.n_classes)
+        return torch.from_numpy(self.sampler.draw(arrays, wanted))
 
     def draw_epoch(self, recent: torch.Tensor | None = None) -> torch.Tensor:
         """(batches, N, B); recent is (batches, N, REMEMBERED)."""
@@ -342,7 +343,7 @@ def test_a_run_that_is_over_disturbs_nothing():
     both, alone = Draws(labels, [True, True], 10), Draws(labels, [True], 10)
     both.begin([1, 2], 0)
     alone.begin([2], 0)
-    both.run.class_used[0] = both.sampler.class_sizes
+    both.run.class_used[0] = torch.from_numpy(both.sampler.class_sizes)
     recent = torch.tensor([[0] * REMEMBERED, [0, 1] * 5])
     drawn = both.draw([5, 0], recent)
     assert ((drawn >= 0) & (drawn < 20)).all()

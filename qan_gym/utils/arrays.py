@@ -26,8 +26,10 @@ def as_array(tensor: Tensor) -> Array:
 
 
 def as_tensor(array: Array) -> Tensor:
-    """The same memory as a tensor."""
-    return torch.from_numpy(array) if isinstance(array, np.ndarray) else array
+    """The same memory as a tensor; a copy of an array that must not be written to."""
+    if not isinstance(array, np.ndarray):
+        return array
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def to_numpy(array: Array) -> NDArray[Any]:
