@@ -271,6 +271,14 @@ class RunState:
         forked.restore({name: value.expand(num_runs, *value.shape[1:]) for name, value in self.saved().items()})
         return forked
 
+    def copy(self) -> Self:
+        """The same state in memory of its own."""
+        copied = type(self).allocate(self.layout)
+        for (_, _, mine), (_, _, its) in zip(self.leaves(), copied.leaves(), strict=True):
+            its.copy_(mine)
+        copied.action.copy_(self.action)
+        return copied
+
     def copy_clocks(self) -> None:
         """Tell the device what the host knows."""
         self.clock.copy_(torch.from_numpy(self.batch))

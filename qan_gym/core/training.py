@@ -123,6 +123,12 @@ class Training:
         """The only run, `num_runs` times over from where it stands; for looking ahead, see `tests`."""
         return Training(self.parts, self._shared_reference, num_runs, run=self.run.fork(num_runs), tests=False)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Training:
+        """The runs in memory of their own; what no step changes is shared."""
+        copied = Training(self.parts, self._shared_reference, self.num_runs, run=self.run.copy(), tests=self.tests)
+        memo[id(self)] = copied
+        return copied
+
     def _layout(self) -> Layout:
         parts, config = self.parts, self.config
         space = parts.action_space
