@@ -1,0 +1,14 @@
+// The kernels, in terms of the vectors that an instruction set has defined. Included once per instruction set.
+//
+// enum blocking is how many values a loop keeps in registers at once; results do not depend on it.
+//   CONV1_VECTORS    of filters, for the 9 places of a window
+//   CONV2_PLACES     of conv2, 4 a window, for CONV2_VECTORS of filters
+//   SPAN2_VECTORS    of a span of map 1 (SPAN2 is a multiple of them)
+//   LINEAR_VECTORS   of outputs, for 5 images or 4 inputs
+//   DOT_INPUTS       of linear1 for DOT_IMAGES
+//   TAP_VECTORS      of the 5 x COLUMN pixels that a filter sees, for TAP_FILTERS
+#include "functions.h"
+#include "forward.h"
+#include "backward.h"
+#include "update.h"
+#include "network.h"

@@ -1,0 +1,103 @@
+// The interface of the library: plain C, called through ctypes by ../kernels.py, which declares the same structures.
+//
+// N networks lie in memory one after another. Whatever there is one of per network is an array that the number of the
+// network indexes. A call names the networks that it is about in `rows`; without rows it is about all of them.
+#ifndef QAN_KERNELS_H
+#define QAN_KERNELS_H
+
+#include <stdint.h>
+
+#include "layout.h"
+
+enum instruction_set { AVX2 = 1, AVX512 = 2, NEON = 4 };
+
+enum optimizer {
+  GRADIENTS_ONLY,
+  SGD,
+  SGD_MOMENTUM,
+  SGD_NESTEROV,
+  ADAMW,
+};
+
+// Of one network at a time, N of them: float32, `stride` floats from one to the next. A stride of 0: all share one.
+struct qan_memory {
+  float *at;
+  int64_t stride;
+};
+
+struct qan_images {
+  int64_t count;          // n
+  int64_t channels;       // C
+  int64_t classes;        // K
+  const uint8_t *images;  // (n, C, 32, 32)
+  const int64_t *labels;  // (n,) from 0 to K - 1
+  const float *mean;      // (C,)
+  const float *std;       // (C,)
+};
+
+// Which networks a call is about, and how far it has come.
+struct qan_work {
+  int64_t networks;     // N
+  int64_t count;        // entries of `rows`, or N
+  const int64_t *rows;  // (count,) different numbers from 0 to N - 1; or NULL: 0 to N - 1
+  uint8_t *seen;        // (N,) to work in
+  int64_t next;         // the next entry that a thread takes
+  int32_t instruction_set;
+  int32_t reserved;
+};
+
+struct qan_training {
+  struct qan_work work;
+  struct qan_images data;
+  int64_t batch;           // images of a mini-batch
+  int64_t indices_stride;  // from the indices of one network to the next
+  const int64_t *indices;  // (N, batch) from 0 to n - 1
+  struct qan_memory weights;
+  struct qan_memory gradients;  // GRADIENTS_ONLY: where they go
+  struct qan_memory reference;  // w*; used where `strength` is not 0
+  struct qan_memory slots[2];   // SGD: the velocity; ADAMW: mean and mean square of the gradients
+  int32_t optimizer;            // enum optimizer
+  uint32_t pulled;              // bit t: tensor t is pulled
+  const double *learning_rate, *momentum, *weight_decay;  // (N,)
+  double beta2, epsilon;                                  // ADAMW
+  const int64_t *step;                                    // (N,) updates before this one; ADAMW
+  const float *strength;                                  // (N,) of the pull; or NULL: no pull
+  float *loss;                                            // (N,) out
+  uint8_t *finite;  // (N,) out: 1 if the loss and all weights after the update are finite; GRADIENTS_ONLY: the loss
+};
+
+struct qan_evaluation {
+  struct qan_work work;
+  struct qan_images data;
+  struct qan_memory weights;
+  float *loss;      // (N,) out: mean cross-entropy
+  float *accuracy;  // (N,) out, from 0 to 1
+};
+
+enum qan_error { QAN_OK, QAN_NO_ENGINE, QAN_WRONG_ROW, QAN_REPEATED_ROW, QAN_WRONG_INDEX, QAN_WRONG_LABEL };
+
+#pragma GCC visibility push(default)
+
+// SHA-256 of the sources that the library is compiled from.
+const char *qan_digest(void);
+// Bits of `enum instruction_set`: those that the library has and this processor has too.
+int32_t qan_instruction_sets(void);
+// Floats of one network.
+int64_t qan_size(int64_t channels, int64_t classes);
+// Bytes that a thread needs to work in, aligned to 64.
+int64_t qan_workspace_size(void);
+
+// Check instruction set, rows, indices and labels before anything is written, and put `next` to the beginning.
+int32_t qan_begin_training(struct qan_training *job);
+int32_t qan_begin_evaluation(struct qan_evaluation *job);
+// After that, on any number of threads at once, each with its own workspace: take networks until there are none left.
+void qan_train(struct qan_training *job, void *workspace);
+void qan_evaluate(struct qan_evaluation *job, void *workspace);
+
+// y[i] = f(x[i]) for `count` numbers, in double precision; the same bits on every machine.
+void qan_exp(const double *x, double *y, int64_t count);
+void qan_log(const double *x, double *y, int64_t count);
+void qan_cos(const double *x, double *y, int64_t count);
+#pragma GCC visibility pop
+
+#endif

@@ -1,0 +1,57 @@
+// A mini-batch of one network, and the evaluation of one.
+
+// Gradients of the mini-batch; returns its loss.
+static float gradients_of(const struct qan_training *job, int64_t network, struct workspace *space, float *memory) {
+  const struct model model = model_of(&job->data, of_network(&job->weights, network));
+  const struct layout layout = layout_of(job->data.channels, job->data.classes);
+  const int64_t *indices = job->indices + network * job->indices_stride;
+  float *gradient[TENSORS];
+  for (int t = 0; t < TENSORS; t++) gradient[t] = memory + layout.start[t];
+  conv1_of_background(&model, &job->data, space);
+  prepare_backward(&model, space);
+  double loss = 0;
+  for (int64_t first = 0; first < job->batch; first += CHUNK) {
+    const int count = job->batch - first < CHUNK ? (int)(job->batch - first) : CHUNK;
+    forward(&model, &job->data, indices + first, 0, count, space);
+    for (int b = 0; b < count; b++) {
+      const int64_t label = job->data.labels[indices[first + b]];
+      loss += (double)cross_entropy(&model, space->logits + b * model.class_room, label, job->batch);
+    }
+    backward(&model, &job->data, count, space, gradient, first > 0);
+  }
+  return (float)(loss / (double)job->batch);
+}
+
+static void train_network(const struct qan_training *job, int64_t network, struct workspace *space) {
+  float *gradient = job->optimizer == GRADIENTS_ONLY ? of_network(&job->gradients, network) : space->gradient;
+  const float loss = gradients_of(job, network, space, gradient);
+  const int weights_finite = job->optimizer == GRADIENTS_ONLY || update_network(job, network, gradient);
+  job->loss[network] = loss;
+  job->finite[network] = (uint8_t)(weights_finite && loss - loss == 0);
+}
+
+static int largest_of(const float *logits, int classes) {
+  int largest = 0;
+  for (int k = 1; k < classes; k++)
+    if (logits[k] > logits[largest]) largest = k;
+  return largest;
+}
+
+static void evaluate_network(const struct qan_evaluation *job, int64_t network, struct workspace *space) {
+  const struct model model = model_of(&job->data, of_network(&job->weights, network));
+  conv1_of_background(&model, &job->data, space);
+  double loss = 0;
+  int64_t correct = 0;
+  for (int64_t first = 0; first < job->data.count; first += CHUNK) {
+    const int count = job->data.count - first < CHUNK ? (int)(job->data.count - first) : CHUNK;
+    forward(&model, &job->data, 0, first, count, space);
+    for (int b = 0; b < count; b++) {
+      float *logits = space->logits + b * model.class_room;
+      const int64_t label = job->data.labels[first + b];
+      loss += (double)cross_entropy(&model, logits, label, 0);
+      correct += largest_of(logits, model.classes) == label;
+    }
+  }
+  job->loss[network] = (float)(loss / (double)job->data.count);
+  job->accuracy[network] = (float)((double)correct / (double)job->data.count);
+}

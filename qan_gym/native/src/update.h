@@ -1,0 +1,127 @@
+// One pass over the parameters of a network: the optimizer's update, then the pull. It also finds whether they are finite.
+
+// The numbers of an update; what they are for stands at the optimizers in `updated`.
+struct rule {
+  floats rate, momentum, decay, keep, fresh, beta2, fresh2, scale, epsilon, strength;
+};
+
+// base^count by repeated squaring.
+static double power(double base, int64_t count) {
+  double result = 1;
+  for (; count > 0; count >>= 1, base *= base)
+    if (count & 1) result *= base;
+  return result;
+}
+
+static struct rule rule_of(const struct qan_training *job, int64_t n) {
+  const double rate = job->learning_rate[n], momentum = job->momentum[n], decay = job->weight_decay[n];
+  struct rule rule = {
+      .rate = broadcast((float)rate),
+      .momentum = broadcast((float)momentum),
+      .decay = broadcast((float)decay),
+      .strength = broadcast(job->strength ? job->strength[n] : 0.0f),
+  };
+  if (job->optimizer == ADAMW) {
+    const int64_t count = job->step[n] + 1;
+    rule.rate = broadcast((float)(rate / (1 - power(momentum, count))));
+    rule.keep = broadcast((float)(1 - rate * decay));
+    rule.fresh = broadcast((float)(1 - momentum));
+    rule.beta2 = broadcast((float)job->beta2);
+    rule.fresh2 = broadcast((float)(1 - job->beta2));
+    rule.scale = broadcast((float)(1 / __builtin_sqrt(1 - power(job->beta2, count))));
+    rule.epsilon = broadcast((float)job->epsilon);
+  }
+  return rule;
+}
+
+// Weights w with gradients g after an update; `first` and `second` are the slots of the optimizer.
+INLINE floats updated(floats w, floats g, floats *first, floats *second, const struct rule *rule, const int optimizer) {
+  if (optimizer == ADAMW) {
+    *first = fmadd(rule->fresh, g, rule->momentum * *first);         // mean of g
+    *second = fmadd(rule->fresh2, g * g, rule->beta2 * *second);     // mean of g^2
+    const floats spread = fmadd(square_root(*second), rule->scale, rule->epsilon);
+    return fmadd(-rule->rate, *first / spread, rule->keep * w);
+  }
+  g = fmadd(rule->decay, w, g);
+  if (optimizer != SGD) {
+    *first = fmadd(rule->momentum, *first, g);  // the velocity
+    g = optimizer == SGD_NESTEROV ? fmadd(rule->momentum, *first, g) : *first;
+  }
+  return fmadd(-rule->rate, g, w);
+}
+
+// The memory of one parameter: weights, gradients, slots, reference weights.
+struct parameter {
+  float *weights;
+  const float *gradient, *reference;
+  float *slots[2];
+  int64_t length;
+};
+
+// Updates `count` numbers from `i` on; adds 0 to `check`, or NaN where a new weight is not finite.
+INLINE void update_vector(const struct parameter *p, int64_t i, int64_t count, const struct rule *rule, floats *check,
+                          const int optimizer, const int pulled) {
+  floats first = {0}, second = {0};
+  if (optimizer != SGD) first = load_part(p->slots[0] + i, count);
+  if (optimizer == ADAMW) second = load_part(p->slots[1] + i, count);
+  const floats gradient = load_part(p->gradient + i, count);
+  floats w = updated(load_part(p->weights + i, count), gradient, &first, &second, rule, optimizer);
+  if (optimizer != SGD) store_part(p->slots[0] + i, first, count);
+  if (optimizer == ADAMW) store_part(p->slots[1] + i, second, count);
+  if (pulled) w = fmadd(rule->strength, load_part(p->reference + i, count) - w, w);
+  store_part(p->weights + i, w, count);
+  *check = fmadd(w, (floats){0}, *check);
+}
+
+INLINE void update_each(const struct parameter *p, const struct rule *rule, floats *check, const int optimizer,
+                        const int pulled) {
+  int64_t i = 0;
+  for (; i + LANES <= p->length; i += LANES) update_vector(p, i, LANES, rule, check, optimizer, pulled);
+  if (i < p->length) update_vector(p, i, p->length - i, rule, check, optimizer, pulled);
+}
+
+INLINE void update_pulled(const struct parameter *p, const struct rule *rule, floats *check, const int optimizer,
+                          int pulled) {
+  if (pulled)
+    update_each(p, rule, check, optimizer, 1);
+  else
+    update_each(p, rule, check, optimizer, 0);
+}
+
+KEEP_OUT void update_parameter(const struct parameter *p, const struct rule *rule, floats *check, int optimizer,
+                               int pulled) {
+  switch (optimizer) {
+    case SGD: update_pulled(p, rule, check, SGD, pulled); break;
+    case SGD_MOMENTUM: update_pulled(p, rule, check, SGD_MOMENTUM, pulled); break;
+    case SGD_NESTEROV: update_pulled(p, rule, check, SGD_NESTEROV, pulled); break;
+    case ADAMW: update_pulled(p, rule, check, ADAMW, pulled); break;
+  }
+}
+
+INLINE float *of_network(const struct qan_memory *memory, int64_t network) {
+  return memory->at ? memory->at + network * memory->stride : 0;
+}
+
+// Returns 1 if all weights are finite afterwards.
+static int update_network(const struct qan_training *job, int64_t network, const float *gradient) {
+  const struct layout layout = layout_of(job->data.channels, job->data.classes);
+  const struct rule rule = rule_of(job, network);
+  const uint32_t pulled = job->strength && job->strength[network] != 0 ? job->pulled : 0;
+  float *weights = of_network(&job->weights, network), *reference = of_network(&job->reference, network);
+  float *first = of_network(&job->slots[0], network), *second = of_network(&job->slots[1], network);
+  floats check = {0};
+  for (int t = 0; t < TENSORS; t++) {
+    const int64_t start = layout.start[t];
+    const struct parameter p = {
+        .weights = weights + start,
+        .gradient = gradient + start,
+        .reference = reference ? reference + start : 0,
+        .slots = {first ? first + start : 0, second ? second + start : 0},
+        .length = layout.length[t],
+    };
+    update_parameter(&p, &rule, &check, job->optimizer, pulled >> t & 1);
+  }
+  for (int i = 0; i < LANES; i++)
+    if (check[i] != 0) return 0;  // NaN is not equal to anything
+  return 1;
+}
