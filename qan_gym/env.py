@@ -42,6 +42,7 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
         task: str,
         *,
         device: str = "cpu",
+        engine: str = "auto",
         render_mode: str | None = None,
         baseline_run: bool = False,
         **overrides: Any,
@@ -63,6 +64,7 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
         self._arguments = {
             "task": task,
             "device": device,
+            "engine": engine,
             "render_mode": render_mode,
             "baseline_run": baseline_run,
             **overrides,
@@ -70,7 +72,7 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
         self.config = make_task_config(task, overrides)
         self.render_mode = render_mode
         self._window = Window(task, self.metadata["render_fps"]) if render_mode == "human" else None
-        self.training = make_training(self.config, num_runs=1, device=device)
+        self.training = make_training(self.config, num_runs=1, device=device, engine=engine)
         parts = self.training.parts
         self.screen_shape = parts.observer.shape
         self.observation_space: spaces.Space[Any] = parts.observer.space

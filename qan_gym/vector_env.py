@@ -66,6 +66,7 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
         *,
         num_envs: int = 1,
         device: str = "cpu",
+        engine: str = "auto",
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         output: str = "numpy",
         render_mode: str | None = None,
@@ -94,7 +95,7 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
         self.num_envs = num_envs
         self.output = output
         self.config = make_task_config(task, overrides)
-        self.training = make_training(self.config, num_envs, device)
+        self.training = make_training(self.config, num_envs, device, engine)
         parts = self.training.parts
         self.screen_shape = parts.observer.shape
         self.single_observation_space, self.single_action_space = parts.observer.space, parts.action_space

@@ -9,6 +9,7 @@ import torch
 from gymnasium import spaces
 
 from qan_gym.config import TaskConfig
+from qan_gym.core.engine import choose_engine, namespace
 from qan_gym.core.observation import Observer
 from qan_gym.core.reward import REWARDS
 from qan_gym.data import augmentation
@@ -17,7 +18,6 @@ from qan_gym.games import Game, game_of
 from qan_gym.optimizee.network import Network
 from qan_gym.optimizee.optimizers import Optimizer, build_optimizer
 from qan_gym.optimizee.zoo import build_network
-from qan_gym.utils.arrays import NUMPY, TORCH
 from qan_gym.utils.precision import Precision
 
 
@@ -36,6 +36,7 @@ class Components:
         observer: makes the observations.
         data: the three splits, on the device.
         fingerprint: SHA-256 of the data set.
+        engine: "native" or "torch", see `qan_gym.core.engine`.
         xp: the namespace of the arrays that the bookkeeping computes with, see `qan_gym.utils.arrays`.
         n_classes: K.
         batches_per_epoch: whole mini-batches of the training split.
@@ -52,6 +53,7 @@ class Components:
     observer: Observer
     data: DeviceData
     fingerprint: str
+    engine: str
     xp: Any
     n_classes: int
     batches_per_epoch: int
@@ -64,18 +66,20 @@ class Components:
 
     def with_config(self, config: TaskConfig) -> Components:
         """The parts of another task with the same data and network, which are shared."""
-        return _assemble(config, self.device, self.network, self.data, self.fingerprint, self.n_classes)
+        wanted = "auto" if self.engine == "native" else self.engine
+        return _assemble(config, self.device, wanted, self.network, self.data, self.fingerprint, self.n_classes)
 
 
-def build_components(config: TaskConfig, device: str) -> Components:
+def build_components(config: TaskConfig, device: str, engine: str = "auto") -> Components:
     """Load the data, build the network and the optimizer.
 
     Args:
         config: of the task.
         device: as `torch.device` takes it.
+        engine: "auto", "native" or "torch".
 
     Raises:
-        ValueError: the device is not there, a name in `config` is not registered, or its numbers do not go with the
+        ValueError: the device or the engine is not there, a name in `config` is not registered, or its numbers do not go with the
             data or the device.
         FileNotFoundError: the data are not there.
     """
@@ -92,12 +96,19 @@ def build_components(config: TaskConfig, device: str) -> Components:
     if config.augment is not None and min(network.image_shape[1:]) <= augmentation.PADDING:
         raise ValueError(f"augment needs images of more than {augmentation.PADDING} pixels a side")
     data = on_device(dataset, network.image_shape, config.train_size, config.preprocess, device)
-    return _assemble(config, torch.device(device), network, data, dataset.fingerprint, dataset.n_classes)
+    return _assemble(config, torch.device(device), engine, network, data, dataset.fingerprint, dataset.n_classes)
 
 
 def _assemble(
-    config: TaskConfig, device: torch.device, network: Network, data: DeviceData, fingerprint: str, n_classes: int
+    config: TaskConfig,
+    device: torch.device,
+    wanted: str,
+    network: Network,
+    data: DeviceData,
+    fingerprint: str,
+    n_classes: int,
 ) -> Components:
+    engine = choose_engine(wanted, config, device, network)
     game = game_of(config)
     game.check(config)
     batches_per_epoch, budget = _count_batches(config, len(data.labels["train"]))
@@ -112,7 +123,8 @@ def _assemble(
         observer=Observer(config, network),
         data=data,
         fingerprint=fingerprint,
-        xp=NUMPY if device.type == "cpu" else TORCH,
+        engine=engine,
+        xp=namespace(engine, device),
         n_classes=n_classes,
         batches_per_epoch=batches_per_epoch,
         budget=budget,

@@ -1,15 +1,33 @@
-"""The interface of an engine: the arithmetic of N networks in training, apart from the bookkeeping of their runs."""
+"""The interface of an engine, and which one trains a task.
+
+An engine is the arithmetic of N networks in training, apart from the bookkeeping of their runs. There are two: kernels in
+C for `mnist-cnn` on CPU, and PyTorch for everything.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+import logging
+import os
+from functools import cache
+from typing import TYPE_CHECKING, Any, Protocol
 
-from qan_gym.core.components import Components
+import torch
+
+from qan_gym.config import TaskConfig
 from qan_gym.core.meta_momentum import Pull
+from qan_gym.core.native_engine import NativeEngine, native_obstacle
 from qan_gym.core.run_state import RunState
 from qan_gym.core.torch_engine import TorchEngine
-from qan_gym.optimizee.network import Params
-from qan_gym.utils.arrays import Array
+from qan_gym.native import library
+from qan_gym.native.portable import PortableNumpy
+from qan_gym.optimizee.network import Network, Params
+from qan_gym.utils.arrays import NUMPY, TORCH, Array
+
+if TYPE_CHECKING:
+    from qan_gym.core.components import Components
+
+ENGINES = ("auto", "native", "torch")
+ENGINE_VARIABLE = "QAN_GYM_ENGINE"  # what "auto" stands for, where it is set
 
 
 class Engine(Protocol):
@@ -32,6 +50,46 @@ class Engine(Protocol):
         """Mean cross-entropy and accuracy, (M,) float32 each, of the runs `rows` (M,) int64 on a whole split."""
 
 
+def choose_engine(wanted: str, config: TaskConfig, device: torch.device, network: Network) -> str:
+    """The engine of a task, "native" or "torch".
+
+    Args:
+        wanted: "auto": the kernels where they can; "native": them or an error; "torch".
+        config: of the task.
+        device: that computes.
+        network: in training.
+
+    Raises:
+        ValueError: there is no such engine, or the kernels cannot train this task here.
+    """
+    if wanted == "auto":
+        wanted = os.environ.get(ENGINE_VARIABLE) or wanted
+    if wanted not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, not {wanted!r}")
+    if wanted == "torch":
+        return "torch"
+    obstacle = native_obstacle(config, device, network)
+    if obstacle is None:
+        return "native"
+    if wanted == "native":
+        raise ValueError(f"engine='native': {obstacle}; engine='torch' trains everything")
+    if obstacle == library.find():
+        _warn_once(obstacle)
+    return "torch"
+
+
+@cache
+def _warn_once(reason: str) -> None:
+    logging.getLogger("qan_gym").warning("training in PyTorch, several times slower than the kernels: %s", reason)
+
+
+def namespace(engine: str, device: torch.device) -> Any:
+    """The namespace of the arrays around an engine, see `qan_gym.utils.arrays`."""
+    if engine == "native":
+        return PortableNumpy()
+    return NUMPY if device.type == "cpu" else TORCH
+
+
 def make_engine(parts: Components, run: RunState, reference: Params | None, pull: Pull) -> Engine:
     """The engine of a training.
 
@@ -41,4 +99,4 @@ def make_engine(parts: Components, run: RunState, reference: Params | None, pull
         reference: w*, N networks, or None.
         pull: towards them.
     """
-    return TorchEngine(parts, run, reference, pull)
+    return (NativeEngine if parts.engine == "native" else TorchEngine)(parts, run, reference, pull)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from qan_gym.core.components import Components
 from qan_gym.core.meta_momentum import Pull
 from qan_gym.core.run_state import RunState
 from qan_gym.data import augmentation
@@ -15,6 +15,9 @@ from qan_gym.optimizee.network import Params, evaluate, leaves, loss_and_gradien
 from qan_gym.optimizee.optimizers import Hyperparameters
 from qan_gym.utils.arrays import Array, as_array, as_tensor
 from qan_gym.utils.precision import Precision
+
+if TYPE_CHECKING:
+    from qan_gym.core.components import Components
 
 CPU_BLOCK = 16  # runs in one gradient computation on CPU: more do not fit its cache
 EVALUATION_BATCH = 20  # images in a pass when networks are measured; at least, where they are computed one by one

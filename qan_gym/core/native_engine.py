@@ -1,0 +1,109 @@
+"""The arithmetic of the networks in C, on CPU: `mnist-cnn` under SGD and AdamW, with the same bits on every machine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from qan_gym.config import TaskConfig
+from qan_gym.core.meta_momentum import Pull
+from qan_gym.core.run_state import RunState
+from qan_gym.native.kernels import Call, Images, Kernels, Update
+from qan_gym.optimizee.network import Network, Params
+from qan_gym.optimizee.optimizers import SGD
+from qan_gym.utils.arrays import Array
+
+if TYPE_CHECKING:
+    from qan_gym.core.components import Components
+
+
+class NativeEngine:
+    """See `qan_gym.core.engine.Engine`."""
+
+    def __init__(self, parts: Components, run: RunState, reference: Params | None, pull: Pull) -> None:
+        """See `qan_gym.core.engine.make_engine`; `native_obstacle` must have found none."""
+        self.data = parts.data
+        self.weights: NDArray[np.float32] = run.memory.numpy()
+        num_runs, batch = len(self.weights), parts.config.batch_size
+        self.kernels = Kernels(
+            parts.network.image_shape[0], parts.n_classes, threads=min(num_runs, torch.get_num_threads())
+        )
+        self.indices = np.zeros((num_runs, batch), np.int64)
+        self.loss, self.accuracy = np.zeros(num_runs, np.float32), np.zeros(num_runs, np.float32)
+        self.not_infinite = np.ones(num_runs, np.uint8)
+        self.update = self.kernels.training(
+            self._images("train"),
+            self.weights,
+            self.indices,
+            self.loss,
+            self.not_infinite,
+            Update(
+                optimizer=_kind(parts),
+                learning_rate=run.learning_rate.numpy(),
+                momentum=run.momentum.numpy(),
+                weight_decay=run.weight_decay.numpy(),
+                step=run.clock.numpy(),
+                slots=[_memory(buffers, parts.network.size()) for buffers in run.slots.values()],
+                strength=None if reference is None else run.pull.numpy(),
+                reference=None if reference is None else _memory(reference, parts.network.size()),
+                pulled=pull.names,
+            ),
+        )
+        self.measure: dict[str, Call] = {}  # by the name of the split
+
+    def _images(self, split: str) -> Images:
+        data = self.data
+        mean, std = (value.flatten().numpy() for value in (data.mean, data.std))
+        return Images(data.images[split].numpy(), data.labels[split].numpy(), mean, std)
+
+    def train(self, indices: Array) -> Array:
+        """See `Engine.train`."""
+        self.indices[:] = indices
+        self.update()
+        return self.loss.copy()
+
+    def finite(self) -> Array:
+        """See `Engine.finite`."""
+        return self.not_infinite.view(np.bool_)
+
+    def evaluate(self, rows: Array, split: str) -> tuple[Array, Array]:
+        """See `Engine.evaluate`."""
+        if split not in self.measure:
+            self.measure[split] = self.kernels.evaluation(self._images(split), self.weights, self.loss, self.accuracy)
+        self.measure[split](rows)
+        return self.loss[rows], self.accuracy[rows]
+
+
+def native_obstacle(config: TaskConfig, device: torch.device, network: Network) -> str | None:
+    """The reason why the kernels cannot train a task; None where they can."""
+    for stands, reason in (
+        (device.type != "cpu", f"the device is {device}"),
+        (config.precision != "float32", f"the precision is {config.precision}"),
+        (config.augment is not None, "images are augmented"),
+        (config.distillation > 0, "there are soft targets"),
+        (config.optimizer not in ("sgd", "adamw"), f"the optimizer is {config.optimizer}"),
+        (config.preprocess != "normalise", "images are whitened"),
+    ):
+        if stands:
+            return f"the kernels are for sgd and adamw in float32 on cpu, of images as they are, and {reason}"
+    return Kernels.supports(network)
+
+
+def _kind(parts: Components) -> str:
+    """The name of the task's optimizer as the kernels have it."""
+    optimizer = parts.optimizer
+    if not isinstance(optimizer, SGD):
+        return "adamw"
+    return "nesterov" if optimizer.nesterov else "momentum" if optimizer.has_momentum else "sgd"
+
+
+def _memory(params: Params, size: int) -> NDArray[np.float32]:
+    """The memory that networks are views of: (N, size), or (size,) where all are the same one."""
+    first: Tensor = next(iter(params.values()))
+    if first.stride(0) == 0:
+        return torch.as_strided(first, (size,), (1,), 0).numpy()
+    return torch.as_strided(first, (len(first), size), (first.stride(0), 1), 0).numpy()
