@@ -22,8 +22,8 @@ INLINE floats of_bytes(const uint8_t *p) {
 
 typedef ints mask;
 INLINE mask greater(floats a, floats b) { return a > b; }
-INLINE ints chosen_ints(mask m, ints a, ints b) { return (a & m) | (b & ~m); }
-INLINE floats chosen(mask m, floats a, floats b) { return (floats)chosen_ints(m, (ints)a, (ints)b); }
+INLINE floats chosen(mask m, floats a, floats b) { return (floats)_mm256_blendv_ps((__m256)b, (__m256)a, (__m256)m); }
+INLINE ints chosen_ints(mask m, ints a, ints b) { return (ints)chosen(m, (floats)a, (floats)b); }
 
 INLINE void transpose(floats r[LANES]) {
   EXCHANGE(r, 1, (0, 8, 2, 10, 4, 12, 6, 14), (1, 9, 3, 11, 5, 13, 7, 15))

@@ -102,23 +102,18 @@ KEEP_OUT void linear1_backward_weights(const struct workspace *space, int count,
 static void map2_backward(int count, struct workspace *space) {
   for (int b = 0; b < count; b++)
     for (int place = 0; place < PLACES2; place++) {
-      const uint16_t *winners = space->winners2 + (b * PLACES2 + place) * FILTERS2;
       for (int c = 0; c < FILTERS2; c++) {
         const int feature = b * FEATURES + c * PLACES2 + place;
         const float y = space->features[feature];
         space->d_map2[(b * PLACES2 + place) * FILTERS2 + c] = space->d_features[feature] * (1.0f - y * y);
       }
-      for (int q = 0; q < 4; q++) {
-        const int row = place / 2 * 2 + q / 2, column = place % 2 * 2 + q % 2, at = (b * 4 + row) * 4 + column;
-        const uint16_t begin = (uint16_t)(row * ROW1 + column * FILTERS1);
-        uint8_t *won = space->won + at * FILTERS2;
-        int won_count = 0;
-        for (int c = 0; c < FILTERS2; c++) {
-          won[won_count] = (uint8_t)c;
-          won_count += winners[c] == begin;
-        }
-        space->won_count[at] = won_count;
-      }
+    }
+  memset(space->won_count, 0, sizeof space->won_count);
+  for (int window = 0; window < count * PLACES2; window++)  // image, place of map 2
+    for (int c = 0; c < FILTERS2; c++) {
+      const int begin = space->winners2[window * FILTERS2 + c];
+      const int at = window / PLACES2 * 16 + begin / ROW1 * 4 + begin % ROW1 / FILTERS1;
+      space->won[at * FILTERS2 + space->won_count[at]++] = (uint8_t)c;
     }
 }
 

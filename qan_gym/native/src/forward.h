@@ -49,6 +49,18 @@ INLINE int sees_more_than_background(const uint8_t *image, int channels, int pla
   return any != 0;
 }
 
+// The largest of some values, and where it was found.
+struct largest {
+  floats value;
+  ints at;
+};
+
+// The second if it is larger, else the first.
+INLINE struct largest larger(struct largest a, struct largest b) {
+  const mask m = greater(b.value, a.value);
+  return (struct largest){chosen(m, b.value, a.value), chosen_ints(m, b.at, a.at)};
+}
+
 // conv1, max-pool, tanh, at some places of map 1. winners: where in `workspace.columns` the largest value was found; of
 // equal ones the first by rows.
 KEEP_OUT void conv1_forward(const struct model *model, const float *image, const uint8_t *places, int count, float *map,
@@ -70,18 +82,20 @@ KEEP_OUT void conv1_forward(const struct model *model, const float *image, const
         }
       }
       UNROLL for (int v = 0; v < V; v++) {
-        floats best = sums[0][v];
-        ints at = (ints){0} + (column * SIDE + row) * COLUMN;
-        UNROLL for (int q = 1; q < WINDOW; q++) {
-          const mask better = greater(sums[q][v], best);
-          best = chosen(better, sums[q][v], best);
-          at = chosen_ints(better, (ints){0} + ((column + q % POOL1) * SIDE + row + q / POOL1) * COLUMN, at);
+        struct largest rows[POOL1];
+        UNROLL for (int y = 0; y < POOL1; y++) {
+          rows[y] = (struct largest){sums[y * POOL1][v], (ints){0} + y * COLUMN};
+          UNROLL for (int x = 1; x < POOL1; x++)
+            rows[y] = larger(rows[y], (struct largest){sums[y * POOL1 + x][v], (ints){0} + (x * SIDE + y) * COLUMN});
         }
+        const struct largest best = larger(larger(rows[0], rows[1]), rows[2]);
         const int out = filter + v * LANES;
-        store(map + place * FILTERS1 + out, tanh_of(best + load(model->at[CONV1_BIAS] + out)));
-        store_shorts(winners + place * FILTERS1 + out, at);
+        store(map + place * FILTERS1 + out, best.value + load(model->at[CONV1_BIAS] + out));
+        store_shorts(winners + place * FILTERS1 + out, best.at + (column * SIDE + row) * COLUMN);
       }
     }
+  for (int k = 0; k < count; k++)
+    for (float *y = map + places[k] * FILTERS1, *end = y + FILTERS1; y < end; y += LANES) store(y, tanh_of(load(y)));
 }
 
 // What conv1 gives for background, in `blank_map1`.
@@ -132,17 +146,13 @@ KEEP_OUT void conv2_forward(const struct model *model, int count, struct workspa
             }
           }
         UNROLL for (int window = 0; window < WINDOWS; window++) UNROLL for (int v = 0; v < V; v++) {
-          const int first = begin + window * 2 * FILTERS1;
-          floats best = sums[window * 4][v];
-          ints at = (ints){0} + first;
-          UNROLL for (int q = 1; q < 4; q++) {
-            const mask better = greater(sums[window * 4 + q][v], best);
-            best = chosen(better, sums[window * 4 + q][v], best);
-            at = chosen_ints(better, (ints){0} + (first + q / 2 * ROW1 + q % 2 * FILTERS1), at);
-          }
+          const ints first = (ints){0} + (begin + window * 2 * FILTERS1);
+          struct largest best = {sums[window * 4][v], first};
+          UNROLL for (int q = 1; q < 4; q++)
+            best = larger(best, (struct largest){sums[window * 4 + q][v], first + (q / 2 * ROW1 + q % 2 * FILTERS1)});
           const int channel = filter + v * LANES, out = (b * PLACES2 + place + window) * FILTERS2 + channel;
-          store(space->map2 + out, tanh_of(best + load(model->at[CONV2_BIAS] + channel)));
-          store_shorts(space->winners2 + out, at);
+          store(space->map2 + out, tanh_of(best.value + load(model->at[CONV2_BIAS] + channel)));
+          store_shorts(space->winners2 + out, best.at);
         }
       }
 }
