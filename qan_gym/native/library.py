@@ -88,6 +88,7 @@ def declare(library: ctypes.CDLL) -> ctypes.CDLL:
         "qan_train": (None, [POINTER(Training), c_void_p]),
         "qan_evaluate": (None, [POINTER(Evaluation), c_void_p]),
         **{f"qan_{name}": (None, [c_void_p, c_void_p, c_int64]) for name in ("exp", "log", "cos")},
+        **{f"qan_{name}_of": (c_double, [c_double]) for name in ("exp", "log", "cos")},
     }
     for name, (result, arguments) in functions.items():
         function = getattr(library, name)

@@ -14,6 +14,9 @@ from qan_gym.native import library
 from qan_gym.utils.arrays import NUMPY
 
 
+FEW = 4  # numbers that are computed one by one
+
+
 class PortableNumpy:
     """The namespace of the arrays around the kernels: NumPy's, with the library's exp, log and cos."""
 
@@ -22,20 +25,23 @@ class PortableNumpy:
         found = library.find()
         if isinstance(found, str):
             raise ValueError(found)
-        self.exp, self.log, self.cos = map(_elementwise, (found.qan_exp, found.qan_log, found.qan_cos))
+        self.exp = _elementwise(found.qan_exp, found.qan_exp_of)
+        self.log = _elementwise(found.qan_log, found.qan_log_of)
+        self.cos = _elementwise(found.qan_cos, found.qan_cos_of)
+        self.__dict__ |= {name: getattr(NUMPY, name) for name in dir(NUMPY) if name not in self.__dict__}
 
-    def __getattr__(self, name: str) -> Any:
-        """Everything else is NumPy's."""
-        return getattr(NUMPY, name)
 
-
-def _elementwise(function: Callable[[int, int, int], None]) -> Callable[[NDArray[Any]], NDArray[Any]]:
-    """A function of doubles, from one address to another, as a function of arrays that keeps their type."""
+def _elementwise(
+    of_array: Callable[[int, int, int], None], of_one: Callable[[float], float]
+) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """A function of float64 or float32 arrays that keeps their type, from a function of addresses and one of numbers."""
 
     def apply(x: NDArray[Any]) -> NDArray[Any]:
+        if x.size <= FEW:
+            return np.array([of_one(one) for one in x.ravel().tolist()], x.dtype).reshape(x.shape)
         given = np.ascontiguousarray(x, np.float64)
         result = np.empty_like(given)
-        function(given.ctypes.data, result.ctypes.data, given.size)
-        return result if x.dtype == np.float64 else result.astype(x.dtype)
+        of_array(given.ctypes.data, result.ctypes.data, given.size)
+        return result.astype(x.dtype, copy=False)
 
     return apply
