@@ -17,8 +17,8 @@ class Schedule:
     """A learning rate over the budget: highest learning rate * shape(share).
 
     Attributes:
-        shape: (xp, share (N,) float64 in [0, 1], **settings) -> (N,) in [0, 1], the learning rate as a fraction of the
-            highest one; by operators and the functions of xp, the namespace of the array (NumPy's or PyTorch's).
+        shape: (xp, share (N,) float64 in [0, 1], **settings) -> (N,), or one number, in [0, 1], the learning rate as a
+            fraction of the highest one; by operators and the functions of xp, the namespace of the array.
         settings: the settings of `shape` and their defaults.
         search: the values that a tuner may give to the settings, beside the highest learning rate: name of a setting ->
             (least, largest); where both are equal there is no choice, and the value stands in the place of the default.
@@ -32,12 +32,12 @@ class Schedule:
 
     def rate(self, xp: Any, learning_rate: Array, share: Array) -> Array:
         """The learning rate (N,) float64 where it is set to `learning_rate` (N,) float64, with the default settings."""
-        return learning_rate * self.peak * self.shape(xp, share, **self.settings)
+        return learning_rate * (self.peak * self.shape(xp, share, **self.settings))
 
 
 def constant(xp: Any, share: Array) -> Array:
     """The highest learning rate throughout."""
-    return xp.ones_like(share)
+    return 1.0
 
 
 def linear(xp: Any, share: Array) -> Array:

@@ -79,8 +79,8 @@ def build_components(config: TaskConfig, device: str, engine: str = "auto") -> C
         engine: "auto", "native" or "torch".
 
     Raises:
-        ValueError: the device or the engine is not there, a name in `config` is not registered, or its numbers do not go with the
-            data or the device.
+        ValueError: the device or the engine is not there, a name in `config` is not registered, or its numbers do not
+            go with the data or the device.
         FileNotFoundError: the data are not there.
     """
     try:

@@ -1,7 +1,7 @@
 """The interface of an engine, and which one trains a task.
 
-An engine is the arithmetic of N networks in training, apart from the bookkeeping of their runs. There are two: kernels in
-C for `mnist-cnn` on CPU, and PyTorch for everything.
+An engine is the arithmetic of N networks in training, apart from the bookkeeping of their runs. There are two: kernels
+in C for `mnist-cnn` on CPU, and PyTorch for everything.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Engine(Protocol):
         """
 
     def finite(self) -> Array:
-        """(N,) bool, whether every weight of a run is finite."""
+        """(N,) bool, whether every weight of a run, and its loss on the last mini-batch, is finite."""
 
     def evaluate(self, rows: Array, split: str) -> tuple[Array, Array]:
         """Mean cross-entropy and accuracy, (M,) float32 each, of the runs `rows` (M,) int64 on a whole split."""

@@ -34,13 +34,13 @@ class NativeEngine:
         )
         self.indices = np.zeros((num_runs, batch), np.int64)
         self.loss, self.accuracy = np.zeros(num_runs, np.float32), np.zeros(num_runs, np.float32)
-        self.not_infinite = np.ones(num_runs, np.uint8)
+        self.is_finite = np.ones(num_runs, np.bool_)
         self.update = self.kernels.training(
             self._images("train"),
             self.weights,
             self.indices,
             self.loss,
-            self.not_infinite,
+            self.is_finite.view(np.uint8),
             Update(
                 optimizer=_kind(parts),
                 learning_rate=run.learning_rate.numpy(),
@@ -68,7 +68,7 @@ class NativeEngine:
 
     def finite(self) -> Array:
         """See `Engine.finite`."""
-        return self.not_infinite.view(np.bool_)
+        return self.is_finite
 
     def evaluate(self, rows: Array, split: str) -> tuple[Array, Array]:
         """See `Engine.evaluate`."""

@@ -19,7 +19,7 @@ from qan_gym.core.reward import safe_log
 from qan_gym.core.run_state import RunState
 from qan_gym.games import game_of
 from qan_gym.optimizee.network import Network, Params
-from qan_gym.utils.arrays import Array, as_tensor
+from qan_gym.utils.arrays import Array
 
 LIMIT = 10.0  # every value is kept within +-LIMIT
 
@@ -132,7 +132,7 @@ class Observer:
                 raise ValueError(f"unknown feature {name!r}; there are {', '.join(FEATURES)}")
         self.shape = (1, len(self.features))
         if self.filters:
-            rows, columns = _weights_shape(network)
+            rows, columns = self.weights_shape = _weights_shape(network)
             self.shape = (
                 rows + (config.observation == "screen"),
                 max(columns, len(SCORE_LINE) + len(self.extra)),
@@ -155,8 +155,10 @@ class Observer:
         shape = (len(weights), *self.shape)
         screen = xp.zeros(shape, dtype=xp.float32, device=weights.device)  # (N, rows, columns)
         if self.filters:
-            rows, columns = _weights_shape(self.network)
-            screen[:, :rows, :columns] = _in_rows(self.network, weights)
+            rows, columns = self.weights_shape
+            screen[:, :rows, :columns] = weights.reshape(len(weights), -1)[:, : rows * columns].reshape(
+                -1, rows, columns
+            )
         for place, name in enumerate(self.features):
             screen[:, -1, place] = FEATURES[name](run)
         for place, name in enumerate(self.extra, start=len(SCORE_LINE)):
@@ -167,13 +169,9 @@ class Observer:
 
 def shown_weights(network: Network, params: Params) -> Tensor:
     """The weights that the agent sees, (N, rows, columns): a row per filter, unless the network says otherwise."""
-    return as_tensor(_in_rows(network, params[network.shown]))
-
-
-def _in_rows(network: Network, weights: Array) -> Array:
-    """(N, *shape of the shown weight) -> (N, rows, columns)."""
     rows, columns = _weights_shape(network)
-    return weights.reshape(len(weights), -1)[:, : rows * columns].reshape(-1, rows, columns)
+    shown: Tensor = params[network.shown].flatten(1)[:, : rows * columns].unflatten(1, (rows, columns))
+    return shown
 
 
 def filter_pictures(network: Network, params: Params, row: int) -> NDArray[np.float32]:

@@ -67,7 +67,7 @@ def reward_terms(name: str, run: RunState) -> dict[str, Array]:
     """The terms whose sum is the reward: the named function, and the penalty of divergence in its place."""
     return {
         "reward_" + name.replace("-", "_"): run.xp.where(run.diverged, 0.0, REWARDS[name](run)),
-        "reward_divergence": run.xp.where(run.diverged, DIVERGENCE_PENALTY, run.xp.zeros_like(run.loss)),
+        "reward_divergence": run.xp.where(run.diverged, DIVERGENCE_PENALTY, 0.0),
     }
 
 

@@ -44,6 +44,7 @@ class TorchEngine:
         self.exact = Precision("float32", parts.device)  # for measuring
         self._evenly = torch.full_like(run.memory[0], 1 / self.network.size())
         num_runs = len(run.memory)
+        self.loss = torch.zeros(num_runs, device=parts.device)
         together = num_runs if parts.device.type != "cpu" else min(num_runs, CPU_BLOCK)
         self.blocks = self._divide(num_runs, together if self.network.at_once else 1)
 
@@ -59,10 +60,12 @@ class TorchEngine:
 
     # --- training ---------------------------------------------------------------------------------------------------
 
+    @torch.no_grad()
     def train(self, indices: Array) -> Array:
         """See `Engine.train`."""
         batch = as_tensor(indices)
-        return as_array(torch.cat([self._update(block, batch[block.rows]) for block in self.blocks]))
+        self.loss.copy_(torch.cat([self._update(block, batch[block.rows]) for block in self.blocks]))
+        return as_array(self.loss.clone())
 
     def _update(self, block: Block, indices: Tensor) -> Tensor:
         """Gradient, update and pull of n of the runs; indices (n, B). Returns the losses (n,) before the update."""
@@ -97,11 +100,12 @@ class TorchEngine:
 
     def finite(self) -> Array:
         """See `Engine.finite`."""
-        mean = torch.mv(self.run.memory, self._evenly)  # finite exactly if every weight is
+        mean = torch.mv(self.run.memory, self._evenly) + self.loss  # finite exactly if the loss and every weight is
         return as_array(mean - mean == 0)  # infinity minus infinity is not a number
 
     # --- evaluation -------------------------------------------------------------------------------------------------
 
+    @torch.no_grad()
     def evaluate(self, rows: Array, split: str) -> tuple[Array, Array]:
         """See `Engine.evaluate`."""
         averaged = getattr(self.parts.optimizer, "averaged", None)

@@ -22,7 +22,7 @@ from qan_gym.core.run_state import Flags, Layout, RunState
 from qan_gym.core.sampling import Sampler
 from qan_gym.optimizee.network import Params
 from qan_gym.schedules import SCHEDULES
-from qan_gym.utils.arrays import Array, as_array, as_tensor
+from qan_gym.utils.arrays import Array, as_array, as_tensor, to_numpy
 from qan_gym.utils.cuda_graph import CapturedGraph
 
 RUNNING_MEAN_IMAGES = 500  # the running mean of the losses remembers about so many images
@@ -104,6 +104,8 @@ class Training:
         self.schedule = SCHEDULES[config.schedule]
         self.pull = Pull(config, self.network, parts.batches_per_epoch)
         self.running_mean_weight = min(1.0, config.batch_size / RUNNING_MEAN_IMAGES)
+        self.loss_limit = as_array(torch.tensor(LOSS_LIMIT, device=parts.device))
+        self.on_cpu = parts.device.type == "cpu"
         self.run = run or RunState.allocate(self._layout())
         self.arrays = self.run.with_arrays(parts.xp)
         self._shared_reference = reference
@@ -159,7 +161,6 @@ class Training:
 
     # --- reset ------------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def reset(self, mask: Flags, seeds: NDArray[np.int64], shuffled: bool = False) -> tuple[Tensor, Info]:
         """Begin new episodes.
 
@@ -193,7 +194,6 @@ class Training:
 
     # --- step -------------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def step(self, actions: Array) -> StepResult:
         """One action of every run: the action, then its mini-batches, then what is measured and seen.
 
@@ -203,26 +203,28 @@ class Training:
             actions: (N,) int64 of a Discrete space, (N, *shape) of others; an array, or a tensor on any device.
         """
         run, count, per_epoch = self.run, self.config.batches_per_action, self.parts.batches_per_epoch
-        run.action.copy_(as_tensor(actions))
+        self._set("action", actions)
         with np.errstate(all="ignore"):  # what is not finite is replaced
             self._train(count)
-            epoch_before = run.batch // per_epoch
+            before = run.batch.copy()
             run.batch += count
             diverged, success = self._flags()  # here the host waits for the device
             playing = ~run.over
-            whole_epoch = (run.batch // per_epoch > epoch_before) & playing
+            epochs = run.batch // per_epoch - before // per_epoch  # (N,) that have passed
             budget_spent = (run.batch >= self.parts.budget) & playing
             terminated = (diverged | success) & playing
-            every = self.config.validate_every or per_epoch
-            due = (run.batch // every > (run.batch - count) // every) & playing
-            self._validate(terminated | budget_spent | whole_epoch | due)
-            if self.config.early_stopping is not None and whole_epoch.any():
-                epochs = run.batch // per_epoch - epoch_before
-                terminated |= self._stop_early(whole_epoch & ~terminated, epochs, self.config.early_stopping)
+            due = terminated | budget_spent | ((epochs > 0) & playing)
+            if self.config.validate_every is not None:
+                every = self.config.validate_every
+                due |= (run.batch // every > before // every) & playing
+            self._validate(due)
+            if self.config.early_stopping is not None and (epochs > 0).any():
+                stopped = self._stop_early((epochs > 0) & playing & ~terminated, epochs, self.config.early_stopping)
+                terminated = terminated | stopped
             truncated = budget_spent & ~terminated
             ended = terminated | truncated
             run.over |= ended
-            run.ended.copy_(torch.from_numpy(ended))
+            self._set("ended", ended)
             test = self._finish(ended, ended & ~diverged)
             seen = self.see()
         return StepResult(
@@ -234,19 +236,26 @@ class Training:
             test=test,
         )
 
+    def _set(self, name: str, values: Array) -> None:
+        """Write what the host knows into the state: (N, ...), an array, or a tensor on any device."""
+        if self.on_cpu:
+            getattr(self.arrays, name)[:] = to_numpy(values)
+        else:
+            getattr(self.run, name).copy_(as_tensor(values))
+
     def _train(self, count: int) -> None:
         """The action and its `count` mini-batches, with new orders where epochs begin."""
-        ahead = np.arange(count)[:, None]
-        begins = (self.run.batch + ahead) % self.parts.batches_per_epoch == 0  # (count, N), an epoch
-        if count > 1 and begins[1:].any():
-            self._act_and_train(begins)
-        else:
-            self._start_epochs(begins[0], 0)
-            self.act_and_train()
+        batch, per_epoch = self.run.batch, self.parts.batches_per_epoch
+        self._start_epochs(batch % per_epoch == 0, 0)
+        if count > 1:
+            begins = (batch + np.arange(1, count)[:, None]) % per_epoch == 0  # (count - 1, N), an epoch
+            if begins.any():
+                return self._act_and_train(begins)
+        return self.act_and_train()
 
     def _flags(self) -> tuple[Flags, Flags]:
         """Whether the runs have diverged, and whether they have succeeded, (N,) each, on the host."""
-        if self.device.type == "cpu":
+        if self.on_cpu:
             return self.arrays.diverged, self.arrays.success  # type: ignore[return-value]
         diverged, success = torch.stack([self.run.diverged, self.run.success]).cpu().numpy()
         return diverged, success
@@ -279,7 +288,7 @@ class Training:
     def _act_and_train(self, begins: Flags | None = None) -> None:
         """The action and its mini-batches.
 
-        begins: (batches_per_action, N) bool, where epochs begin; None: they have begun already.
+        begins: (batches_per_action - 1, N) bool, where epochs begin with one of the later mini-batches.
         """
         run, config, xp = self.arrays, self.config, self.parts.xp
         run.smoothed_loss_before[:] = run.smoothed_loss
@@ -288,13 +297,13 @@ class Training:
         run.last_action[:] = self.parts.game.shown_action(run.action, config)
         losses = []
         for number in range(config.batches_per_action):
-            if begins is not None:
-                self._start_epochs(begins[number], number)
+            if begins is not None and number > 0:
+                self._start_epochs(begins[number - 1], number)
             losses.append(self._train_on_batch(number))
         run.loss[:] = reduce(operator.add, losses) / len(losses)  # one after the other: the same for every N
-        run.diverged[:] = ~(self.engine.finite() & xp.isfinite(run.loss))
-        run.loss[:] = _bounded(xp, run.loss)
-        run.smoothed_loss[:] = _bounded(xp, run.smoothed_loss)
+        run.diverged[:] = ~self.engine.finite()
+        run.loss[:] = xp.fmin(run.loss, self.loss_limit)  # and where it is not a number
+        run.smoothed_loss[:] = xp.fmin(run.smoothed_loss, self.loss_limit)
         if config.target_loss is not None:
             run.success[:] = ~run.diverged & (run.smoothed_loss <= config.target_loss)
 
@@ -318,7 +327,7 @@ class Training:
         if mask.any():
             rows = as_array(self._rows(mask))
             loss, self.arrays.validation_accuracy[rows] = self.engine.evaluate(rows, "validation")
-            self.arrays.validation_loss[rows] = _bounded(self.parts.xp, loss)
+            self.arrays.validation_loss[rows] = self.parts.xp.fmin(loss, self.loss_limit)
 
     def validate_unfinished(self) -> None:
         """Measure the runs that are not over (the others are measured); the info of the last step shows it."""
@@ -331,7 +340,7 @@ class Training:
         run, rows, xp = self.run, as_array(self._rows(ended)), self.parts.xp
         test = {name: xp.zeros_like(self.arrays.loss) for name in ("test_loss", "test_accuracy")}
         loss, test["test_accuracy"][rows] = self.engine.evaluate(rows, "test")
-        test["test_loss"][rows] = _bounded(xp, loss)
+        test["test_loss"][rows] = xp.fmin(loss, self.loss_limit)
         if run.reference:
             kept = self._rows(whole)
             for name, value in run.params.items():
@@ -359,8 +368,3 @@ class Training:
             "is_success": run.success,
             "early_stopped": run.early_stopped,
         }
-
-
-def _bounded(xp: Any, loss: Array) -> Array:
-    """At most LOSS_LIMIT, which also replaces NaN."""
-    return xp.where(loss < LOSS_LIMIT, loss, LOSS_LIMIT)

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from qan_gym.native import library
 from qan_gym.utils.arrays import NUMPY
 
-
 FEW = 4  # numbers that are computed one by one
 
 
@@ -34,7 +33,7 @@ class PortableNumpy:
 def _elementwise(
     of_array: Callable[[int, int, int], None], of_one: Callable[[float], float]
 ) -> Callable[[NDArray[Any]], NDArray[Any]]:
-    """A function of float64 or float32 arrays that keeps their type, from a function of addresses and one of numbers."""
+    """A function of float64 or float32 arrays, which keeps their type, from one of addresses and one of numbers."""
 
     def apply(x: NDArray[Any]) -> NDArray[Any]:
         if x.size <= FEW:

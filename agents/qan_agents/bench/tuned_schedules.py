@@ -113,8 +113,8 @@ def scheduled_rates(schedule: str, chosen: Settings, length: int) -> NDArray[np.
     """The learning rates (T,) of a schedule whose settings were found by a search, at the T = `length` actions."""
     settings = settings_of_shape(schedule, chosen, length)
     share = np.arange(length) / length
-    rates: NDArray[np.float64] = chosen["learning_rate"] * SCHEDULES[schedule].shape(NUMPY, share, **settings)
-    return rates
+    rates: NDArray[np.float64] = np.full(length, chosen["learning_rate"])
+    return rates * SCHEDULES[schedule].shape(NUMPY, share, **settings)
 
 
 def settings_of_shape(schedule: str, chosen: Settings, length: int) -> dict[str, float]:
