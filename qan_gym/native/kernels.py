@@ -25,7 +25,9 @@ from qan_gym.optimizee.optimizers import AdamW
 SIDE = 32  # the images' height and width
 MAX_CHANNELS, MAX_CLASSES = 3, 128  # as in src/layout.h
 # The parameters in memory, one after another; the place of a name is its bit in `qan_training.pulled`.
-PARAMETERS = tuple(f"{layer}.{part}" for layer in ("conv1", "conv2", "linear1", "linear2") for part in ("weight", "bias"))
+PARAMETERS = tuple(
+    f"{layer}.{part}" for layer in ("conv1", "conv2", "linear1", "linear2") for part in ("weight", "bias")
+)
 SLOTS = {"gradients": 0, "sgd": 0, "momentum": 1, "nesterov": 1, "adamw": 2}  # buffers that each optimizer has
 
 Float32 = NDArray[np.float32]
