@@ -71,7 +71,7 @@ def build(library: Path = LIBRARY, flags: tuple[str, ...] = ()) -> None:
             raise BuildError(f"the C compiler {command[0]} does not start: {error}") from error
         if done.returncode != 0 or not aside.exists():
             last = "\n".join((done.stderr or done.stdout).splitlines()[-ERROR_LINES:])
-            raise BuildError(f"the C compiler {command[0]} fails:\n{last}")
+            raise BuildError(f"the C compiler {command[0]} fails with status {done.returncode}:\n{last}".rstrip(":\n"))
         aside.replace(library)
 
 
