@@ -21,7 +21,7 @@ from gymnasium.wrappers import vector as wrappers
 from helpers import SHAPES, made_deep_game
 
 from qan_gym.core.reward import DIVERGENCE_PENALTY
-from qan_gym.core.training import CPU_BLOCK
+from qan_gym.core.torch_engine import CPU_BLOCK
 from qan_gym.optimizee.zoo import build_network
 from qan_gym.registration import ENTRY_POINTS
 from qan_gym.utils.random_streams import next_seeds
@@ -311,9 +311,9 @@ def test_rows_of_the_full_mnist(env_id, mnist_root, one_thread):
 
 @pytest.mark.parametrize("env_id", [LR, slow(MINIBATCH)])
 def test_more_rows_than_have_their_gradients_computed_together(env_id, tiny, one_thread):
-    rows, singles = (make_one(env_id, 18, **tiny) for make_one in (make, make_singles))
+    rows, singles = (make_one(env_id, 18, engine="torch", **tiny) for make_one in (make, make_singles))
     assert CPU_BLOCK < 18
-    assert len(rows.training.blocks) == 2
+    assert len(rows.training.engine.blocks) == 2
     ends = assert_rows_are_singles(rows, singles, 4)
     assert ends[1].all()
 
