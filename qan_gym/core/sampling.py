@@ -40,7 +40,7 @@ class Sampler:
         """labels: (n,) int64, of the training split."""
         self.labels = labels
         self.batch_size = batch_size
-        sizes = torch.bincount(labels, minlength=n_classes)  # (K,)
+        sizes = (labels[:, None] == torch.arange(n_classes, device=labels.device)).sum(dim=0)  # (K,)
         self.class_sizes = as_array(sizes)
         self.class_starts = as_array(sizes.cumsum(0) - sizes)  # (K,) in an order sorted by class
         self.in_batch = as_array(torch.arange(batch_size, device=labels.device))  # (B,)

@@ -1,0 +1,131 @@
+"""The parts that CUDA captures, on PyTorch's meta device: it raises where a tensor would leave the device.
+
+Tensors of the meta device have no contents. So whatever reads one on the host (`.item()`, `if`, `.cpu()`, an index
+whose shape depends on the contents), and whatever mixes it with a tensor of another device, is an error here, as it
+would be in a captured graph; no GPU is needed. The numbers are compared by the tests that are marked `cuda`.
+"""
+
+from contextlib import nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import made_npz, small_data
+
+from qan_agents.dqn import DQN, DQNConfig, EnvInterface
+from qan_agents.dqn.presets import PRESETS
+from qan_agents.dqn.vector_env import Transitions
+from qan_gym.core.components import Components, build_components
+from qan_gym.core.engine import namespace
+from qan_gym.core.training import Training
+from qan_gym.data.datasets import DeviceData
+from qan_gym.optimizee.optimizers import OPTIMIZERS
+from qan_gym.tasks import TASKS, make_task_config
+from qan_gym.utils.precision import Precision
+
+META = torch.device("meta")
+NUM_RUNS = 3
+IDS = list(TASKS)
+SMALL = {"epochs": 2, "batch_size": 4, "batches_per_action": 2, "train_size": 40}
+ALONE = {"meta_momentum": None, "reference": None}
+CASES = {
+    **{env_id: (env_id, {}) for env_id in IDS},
+    **{f"{env_id}, {name}": (env_id, {"optimizer": name}) for env_id in IDS for name in OPTIMIZERS},
+    **{f"{env_id}, {kind}": (env_id, {"precision": kind}) for env_id in IDS for kind in ("tf32", "bf16")},
+    **{
+        f"{network}, {kind}": (IDS[-1], {"network": network, "precision": kind})
+        for network in ("nin", "wrn-40-4", "resnet-8")
+        for kind in ("float32", "bf16")
+    },
+    "nesterov": (IDS[0], {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-4}),
+    "distillation": (IDS[0], {"distillation": 0.5}),
+    "previous": (IDS[0], {"reference": "previous"}),
+    "filter regression": (IDS[0], {"meta_momentum": "filter-regression"}),
+    "augmented": (IDS[-1], {"augment": "zero"}),
+    "continuous, one-cycle": (IDS[0], {"continuous": True, "schedule": "one-cycle", "action_scale": "absolute"}),
+    "multiplicative": (IDS[0], {"action_scale": "multiplicative", "schedule": "cosine"}),
+    "features": (IDS[0], {"observation": ["momentum", "log_weight_decay", "log_validation_loss_change"]}),
+    "target loss, accuracy": (IDS[0], {"target_loss": 0.1, "reward": "accuracy"}),
+    "whitened": (IDS[-1], {"preprocess": "whiten"}),
+}
+
+QUICK = ("QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0", "previous", "distillation", "augmented")
+
+
+@pytest.fixture(scope="module")
+def colour_data(tmp_path_factory):
+    return made_npz(tmp_path_factory.mktemp("meta") / "colour.npz", shape=(32, 32, 3), n_test=10)
+
+
+def parts_on_meta(env_id: str, arguments: dict, colour_data: str = "") -> Components:
+    """The components of a task, built on CPU, on the meta device; tf32 as on CUDA."""
+    wanted = {**SMALL, "dataset": small_data(), **arguments}
+    if "CIFAR" in env_id:
+        wanted = {**SMALL, **ALONE, "dataset": colour_data, "network": "resnet-8", **arguments}
+    precision = wanted.pop("precision", "float32")
+    parts = build_components(make_task_config(env_id, wanted), "cpu", "torch")
+    moved = DeviceData(
+        {name: value.to(META) for name, value in parts.data.images.items()},
+        {name: value.to(META) for name, value in parts.data.labels.items()},
+        parts.data.mean.to(META),
+        parts.data.std.to(META),
+    )
+    kind = Precision(precision, torch.device("cuda")) if precision == "tf32" else Precision(precision, META)
+    return replace(parts, device=META, data=moved, precision=kind, xp=namespace("torch", META))
+
+
+@pytest.mark.parametrize(
+    "case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+)
+def test_both_halves_of_a_step_stay_on_the_device(case, colour_data, monkeypatch):
+    # Autocast does not know the meta device: without it the same operations are computed in float32.
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())
+    parts = parts_on_meta(*CASES[case], colour_data)
+    needs_reference = parts.config.reference not in (None, "previous")
+    shapes = parts.network.shapes
+    reference = {name: torch.zeros(shape, device=META) for name, shape in shapes.items()} if needs_reference else None
+    training = Training(parts, reference, NUM_RUNS)
+    for _ in range(2):
+        training._act_and_train()
+        seen = training._see()
+    rows, columns = parts.observer.shape
+    assert seen.observation.shape == (NUM_RUNS, rows * columns)
+    assert all(value.shape == (NUM_RUNS,) for value in seen.reward_terms.values())
+    assert all(
+        tensor.device == META for _, spec, tensor in training.run.leaves() if not getattr(spec, "on_host", False)
+    )
+
+
+def test_reading_a_tensor_is_an_error():
+    """The test above can fail: a reward that waits for the device raises."""
+    training = Training(parts_on_meta(IDS[0], ALONE), None, NUM_RUNS)
+    with pytest.raises(RuntimeError, match=r"meta|Meta"):
+        bool(training.run.loss.sum() > 0)
+
+
+SWITCHES = {
+    "all": {"double": True, "dueling": True, "layer_norm": True, "quantiles": 5, "n_step": 3, "priority_exponent": 0.6,
+            "history": 2, "tau": 0.1, "target_update_interval": 1, "storage": "float16"},
+    "clipped": {"max_grad_norm": 1.0, "clip_td_error": None},
+    **{f"preset {name}": name for name in PRESETS},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("switches", ["none", *SWITCHES])
+def test_acting_remembering_and_learning_stay_on_the_device(switches, monkeypatch):
+    """What the bundled DQN captures: act, write, and an update."""
+    given = SWITCHES.get(switches, {})
+    config = PRESETS[given](1_000) if isinstance(given, str) else replace(DQNConfig(), **given)
+    config = replace(config, buffer_size=64)
+    # There is no generator on the meta device; without one, random tensors are as much without contents.
+    monkeypatch.setattr(torch, "Generator", lambda device: SimpleNamespace(manual_seed=lambda seed: None))
+    interface = EnvInterface((33 * 25,), "float32", 3, (33, 25), 7)
+    agent = DQN(config, interface, META)
+    frames, flags = torch.zeros(2, interface.frame_size, device=META), torch.zeros(2, dtype=torch.bool, device=META)
+    agent.begin(frames)
+    for _ in range(2):
+        assert agent.act().device == META
+        agent.remember(Transitions(frames, frames, frames[:, 0], flags, flags, flags, flags, {}))
+        agent.update(2)
+    assert agent.weights.device == META
