@@ -42,7 +42,7 @@ fi
 python3 -c "import torch; print(torch.__version__, torch.cuda.get_device_name())" || exit 1
 cuda="--set device=cuda"
 
-part 150 "tests" python3 -m pytest tests -m cuda -n 6 -q -p no:cacheprovider
+part 150 "tests" python3 -m pytest $(grep -l "mark.cuda" tests/test_*.py) -m cuda -n 6 -q -p no:cacheprovider
 part 90 "throughput" python3 benchmarks/throughput.py --device cuda --rounds 10 --largest 4096 \
     --json "$out/throughput-cuda.json"
 part 90 "agents" python3 benchmarks/agents.py --device cuda --num-envs 128 --rounds 4 --json "$out/agents-cuda.json"

@@ -78,6 +78,14 @@ def choose_engine(wanted: str, config: TaskConfig, device: torch.device, network
     return "torch"
 
 
+def engine_here() -> str:
+    """The engine of tasks that the kernels can train, on the CPU of this machine, in words."""
+    if os.environ.get(ENGINE_VARIABLE) == "torch":
+        return f"torch, because {ENGINE_VARIABLE} says so"
+    found = library.find()
+    return f"torch: {found}" if isinstance(found, str) else f"native ({library.instruction_sets(found)[0]})"
+
+
 @cache
 def _warn_once(reason: str) -> None:
     logging.getLogger("qan_gym").warning("training in PyTorch, several times slower than the kernels: %s", reason)

@@ -31,6 +31,7 @@ def list_environments(
     from qan_agents.agents import agent_names
     from qan_agents.bench.preparation import controllers
     from qan_agents.policies.fixed import fixed_policies
+    from qan_gym.core.engine import engine_here
     from qan_gym.games import game_of
     from qan_gym.registration import ENTRY_POINTS
     from qan_gym.tasks import TASKS
@@ -49,6 +50,7 @@ def list_environments(
     console.print(f"agents: {', '.join(agent_names())}; their presets: qan list AGENT")
     console.print(f"fixed policies: {', '.join(fixed_policies())}")
     console.print(f"controllers of qan bench: {', '.join(controllers())}")
+    console.print(f"engine of mnist-cnn on this CPU: {engine_here()}")
 
 
 def check(
