@@ -59,6 +59,10 @@ class Components:
     batches_per_epoch: int
     budget: int
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Components:
+        """Itself: nothing in it changes."""
+        return self
+
     @property
     def episode_length(self) -> int:
         """Actions of an episode that spends its budget."""
