@@ -355,9 +355,10 @@ class LearningRateEnv(QanEnv):
     budget that fills no action is dropped), `continuous`, `action_scale`, `schedule`, `validate_every`, `observation`,
     `reward`, `meta_momentum` (the pull c, on all weights, for CIFAR-10 all convolutions; `"filter-regression"`; None),
     `reference` (`"pretrained"`, `"previous"`, a path, None), `distillation`, `target_loss`, `early_stopping`; and
-    `device`, `render_mode` (`"rgb_array"`: pictures of 720 x 1080 pixels; `"human"`: the same in a window, as far as it
-    keeps up; `"ansi"`: a line of text), and `baseline_run=True`, which draws behind the loss that of the same seed with
-    nobody acting: a training of its own, as long again. A wrong one raises ValueError.
+    `device`, `engine` (`"auto"`: the kernels in C where they can train the task, else PyTorch; `"native"`; `"torch"`),
+    `render_mode` (`"rgb_array"`: pictures of 720 x 1080 pixels; `"human"`: the same in a window, as far as it keeps up;
+    `"ansi"`: a line of text), and `baseline_run=True`, which draws behind the loss that of the same seed with nobody
+    acting: a training of its own, as long again. A wrong one raises ValueError.
 
     The `"pretrained"` reference of CIFAR-10 does not ship: it is trained when the environment is first made, for as
     long as an episode takes, and cached (`qan reference` does it beforehand). `meta_momentum=None` needs none.

@@ -2,10 +2,12 @@
 
     python tests/golden_traces.py digests          # a SHA-256 per case: equal bits, on one machine
     python tests/golden_traces.py write            # golden_traces.json: numbers, for any machine
+    python tests/golden_traces.py write-digests    # golden_digests.json: of the native engine, for any machine
 
 The digest of a case covers observations, rewards, ends, infos and final weights, bit for bit. To compare two commits,
-run `digests` with each of them on PYTHONPATH and compare what is printed. The JSON file holds some numbers of the same
-episodes, which `test_golden_traces.py` compares with a tolerance, because processors round differently.
+run `digests` with each of them on PYTHONPATH and compare what is printed. golden_digests.json holds the digests of the
+cases that the native engine trains, which are the same on every machine; golden_traces.json some numbers of all cases,
+which `test_golden_traces.py` compares with a tolerance, because PyTorch rounds differently on other processors.
 """
 
 import hashlib
@@ -27,6 +29,7 @@ import torch
 import qan_gym  # noqa: F401 (registers the environments)
 
 FILE = Path(__file__).with_suffix(".json")
+DIGESTS = FILE.with_name("golden_digests.json")
 NUM_ENVS = 3
 MODES = ("NextStep", "SameStep")  # of resetting
 KEPT = ("SameStep",)  # those whose numbers are kept
@@ -82,6 +85,10 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any] | None]] = {
     "deep-adamw": (CIFAR, {**DEEP, "optimizer": "adamw", **ALONE}, None),
     "deep-previous": (CIFAR, {**DEEP, "reference": "previous"}, None),
 }
+
+# Trained by PyTorch in any case.
+TORCH_ONLY = ("distillation", "previous", "whiten", "augment", "bf16")
+NATIVE = tuple(name for name, (env_id, _, _) in CASES.items() if env_id != CIFAR and name not in TORCH_ONLY)
 
 
 @contextmanager
@@ -157,6 +164,8 @@ def digest(given: list[Any]) -> str:
     for one in given:
         for name, array in leaves(one):
             total.update(f"{name} {array.dtype} {array.shape}".encode())
+            if array.dtype.kind == "f":
+                array = np.where(np.isnan(array), np.nan, array)  # there are many bit patterns of it
             total.update(np.ascontiguousarray(array).tobytes())
     return total.hexdigest()
 
@@ -199,6 +208,9 @@ def main() -> None:
     elif command == "write":
         lines = (f"{json.dumps(name)}: {json.dumps(numbers(given))}" for name, given in traces(modes=KEPT))
         FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    elif command == "write-digests":
+        found = {name: digest(given) for name, given in traces(list(NATIVE), KEPT)}
+        DIGESTS.write_text(json.dumps(found, indent=1) + "\n")
     else:
         sys.exit(__doc__)
 
