@@ -35,18 +35,14 @@ INLINE void normalise(const struct qan_images *data, const uint8_t *image, float
 // Place of map 1 -> does its window of 7 x 7 pixels see anything but background, which is byte 0?
 INLINE int sees_more_than_background(const uint8_t *image, int channels, int place) {
   const int row = place / SIDE1 * POOL1, column = place % SIDE1 * POOL1;
-  const int last = column + 8 > SIDE;  // 8 bytes from here are beyond the row: take those from 1 before
   uint64_t any = 0;
   for (int c = 0; c < channels; c++)
     for (int y = 0; y < 7; y++) {
-      uint8_t bytes[8];
-      memcpy(bytes, image + c * PIXELS + (row + y) * SIDE + column - last, sizeof bytes);
-      bytes[last ? 0 : 7] = 0;
       uint64_t word;
-      memcpy(&word, bytes, sizeof word);
+      memcpy(&word, image + c * PIXELS + (row + y) * SIDE + column, sizeof word);
       any |= word;
     }
-  return any != 0;
+  return any << 8 != 0;  // without the eighth pixel of each row, which the highest byte holds (little-endian)
 }
 
 // The largest of some values, and where it was found.
