@@ -16,11 +16,14 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pytest
 import torch
 
 from qan_gym.config import TaskConfig
 from qan_gym.core.components import build_components
+from qan_gym.core.native_engine import NativeEngine
 from qan_gym.core.run_state import Layout, RunState
+from qan_gym.core.torch_engine import TorchEngine
 from qan_gym.core.training import Training
 from qan_gym.games import game_of
 from qan_gym.optimizee.network import Network
@@ -104,6 +107,18 @@ def steps_of(env: gym.Env[Any, Any]) -> Iterator[tuple[Any, ...]]:
         returned = env.step(env.action_space.sample())
         ended = returned[2] or returned[3]
         yield returned
+
+
+def evaluated_splits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A list to which the name of every split that networks are evaluated on is added from now on."""
+    splits: list[str] = []
+    for kind in (NativeEngine, TorchEngine):
+        evaluate = kind.evaluate
+        monkeypatch.setattr(
+            *(kind, "evaluate"),
+            lambda self, rows, split, evaluate=evaluate: splits.append(split) or evaluate(self, rows, split),
+        )
+    return splits
 
 
 def start(config: TaskConfig, seeds: list[int], reference: dict[str, torch.Tensor] | None = None) -> Training:

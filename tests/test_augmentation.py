@@ -84,13 +84,13 @@ def test_every_move_of_an_image(padding, shape):
 def forward_passes(core) -> list[SimpleNamespace]:
     """A list to which every forward pass from now on is added: its images (B, C, H, W), and whether in training."""
     seen: list[SimpleNamespace] = []
-    network = core.training.network
+    network = core.training.engine.network
 
     def forward(params, images, training):
         seen.append(SimpleNamespace(images=images[0].numpy().copy(), training=training))
         return network.forward(params, images, training)
 
-    core.training.network = replace(network, forward=forward)
+    core.training.engine.network = replace(network, forward=forward)
     return seen
 
 

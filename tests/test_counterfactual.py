@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.error import ResetNeeded
-from helpers import made_deep_game, made_npz
+from helpers import evaluated_splits, made_deep_game, made_npz
 from oracles.training import SlowCNN, evaluate
 
 import qan_gym
@@ -24,7 +24,6 @@ from qan_gym.config import TaskConfig
 from qan_gym.core.run_state import RunState
 from qan_gym.core.training import LOSS_LIMIT, Training
 from qan_gym.counterfactuals import Counterfactual
-from qan_gym.data.datasets import DeviceData
 from qan_gym.games import GAMES, Game
 from qan_gym.games.learning_rate import KEEP
 from qan_gym.utils.arrays import Array
@@ -183,13 +182,7 @@ def test_the_memory_is_given_back(make: Callable[..., gym.Env], forks: list[Any]
 def test_the_test_set_is_not_read(make: Callable[..., gym.Env], monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even where the rows come to the end of the episode."""
     env = playing(make(LR))
-    splits = []
-    batches = DeviceData.batches
-    monkeypatch.setattr(
-        DeviceData,
-        "batches",
-        lambda data, split, size: splits.append(split) or batches(data, split, size),
-    )
+    splits = evaluated_splits(monkeypatch)
     assert qan_gym.counterfactual(env, 50).steps.tolist() == [7, 7, 7]
     assert set(splits) == {"validation"}
 

@@ -1,13 +1,7 @@
 """The C kernels: against float64, the same bits everywhere, wrong input, and how they are compiled and found."""
 
-import hashlib
 import math
-import os
 import shutil
-import subprocess
-import sys
-import tarfile
-import zipfile
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -150,7 +144,9 @@ def make_case(
 def redraw(case: Case, step: int) -> None:
     """The mini-batches of another step; also counts it."""
     for row in range(len(case.indices)):
-        case.indices[row] = np.random.default_rng([3, step, row]).integers(0, len(case.data.labels), case.indices.shape[1])
+        case.indices[row] = np.random.default_rng([3, step, row]).integers(
+            0, len(case.data.labels), case.indices.shape[1]
+        )
     case.update.step[:] = step
 
 

@@ -13,14 +13,13 @@ import pytest
 import window_backend
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
-from helpers import SHORT, TINY, made_npz
+from helpers import SHORT, TINY, evaluated_splits, made_npz
 from matplotlib import pyplot
 from matplotlib.text import Text
 
 import qan_gym
 from qan_gym import rendering
 from qan_gym.core.observation import filter_pictures
-from qan_gym.data.datasets import DeviceData
 from qan_gym.env import QanEnv
 from qan_gym.games import Game
 from qan_gym.rendering.baseline_run import BaselineRun
@@ -216,10 +215,9 @@ def test_the_baseline_run_is_not_tested(monkeypatch):
     """The test set is not read for it."""
     env = gym.make(LR, **SHORT).unwrapped
     env.reset(seed=0)
-    baseline, read = BaselineRun(env.training), []
+    baseline = BaselineRun(env.training)
     baseline.until(0)
-    batches = DeviceData.batches
-    monkeypatch.setattr(DeviceData, "batches", lambda self, name, size: read.append(name) or batches(self, name, size))
+    read = evaluated_splits(monkeypatch)
     baseline.until(20)
     assert "validation" in read
     assert "test" not in read

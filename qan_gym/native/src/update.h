@@ -2,7 +2,7 @@
 
 // The numbers of an update; what they are for stands at the optimizers in `updated`.
 struct rule {
-  floats rate, momentum, decay, keep, fresh, beta2, fresh2, scale, epsilon, strength;
+  floats rate, momentum, decay, keep, fresh, beta2, fresh2, scale, epsilon, unpulled;
 };
 
 // base^count by repeated squaring.
@@ -19,7 +19,7 @@ static struct rule rule_of(const struct qan_training *job, int64_t n) {
       .rate = broadcast((float)rate),
       .momentum = broadcast((float)momentum),
       .decay = broadcast((float)decay),
-      .strength = broadcast(job->strength ? job->strength[n] : 0.0f),
+      .unpulled = broadcast(job->strength ? 1.0f - job->strength[n] : 1.0f),
   };
   if (job->optimizer == ADAMW) {
     const int64_t count = job->step[n] + 1;
@@ -68,7 +68,10 @@ INLINE void update_vector(const struct parameter *p, int64_t i, int64_t count, c
   floats w = updated(load_part(p->weights + i, count), gradient, &first, &second, rule, optimizer);
   if (optimizer != SGD) store_part(p->slots[0] + i, first, count);
   if (optimizer == ADAMW) store_part(p->slots[1] + i, second, count);
-  if (pulled) w = fmadd(rule->strength, load_part(p->reference + i, count) - w, w);
+  if (pulled) {  // w + c (w* - w), which is w* where c is 1
+    const floats reference = load_part(p->reference + i, count);
+    w = fmadd(rule->unpulled, w - reference, reference);
+  }
   store_part(p->weights + i, w, count);
   *check = fmadd(w, (floats){0}, *check);
 }
