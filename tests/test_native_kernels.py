@@ -343,3 +343,496 @@ def test_the_parameters_lie_as_the_network_lays_them():
             network = network_of(channels, n_classes)
             assert Kernels(channels, n_classes).size == network.size()
             assert tuple(network.shapes) == PARAMETERS
+
+
+# --- the same bits --------------------------------------------------------------------------------------------------
+
+# SHA-256 of the weights, slots, losses and evaluation after some steps, by (channels, classes, batch, optimizer).
+GOLDEN = {
+    (1, 10, 10, "sgd"): "3ca2e51df16f27810b11b46dc93c0d8ed6db63e6f3254c99b5750dafc46521aa",
+    (1, 10, 10, "momentum"): "02a73e14ded3fad0944728d4980a4186a85e1bd0fba8ffe4d1a9f89e0506ab99",
+    (1, 10, 10, "nesterov"): "12a2c5b291f6c11fb131683f1b0609d95b040462aa9c7fd14245a2a5e41786d7",
+    (1, 10, 10, "adamw"): "c5d983760143d3fef742357c4adf1e47fc703bc9e8eb21a8916da8adc7e35536",
+    (3, 62, 37, "sgd"): "7748676f183a6afa187b9b98f94c33ccade37c8bb958b767405fbabde264938e",
+}
+FUNCTIONS = "aff5fb70c8e380a8133e256b5d954b182f2147eda5523b787ca73bfeba353e5f"  # of exp, log and cos
+
+
+def trained_digest(key: tuple[int, int, int, str], **kwargs: Any) -> str:
+    channels, n_classes, batch, optimizer = key
+    data = made_images(channels, n_classes)
+    rate = 0.001 if optimizer == "adamw" else 0.02
+    case = make_case(3, batch, data, n_classes, optimizer, PARAMETERS[::2], rate, **kwargs)
+    call, digest = case.train(), hashlib.sha256()
+    for step in range(5):
+        redraw(case, step)
+        call()
+        digest.update(case.loss.tobytes())
+    loss, accuracy = np.zeros(3, np.float32), np.zeros(3, np.float32)
+    case.kernels.evaluation(data, case.weights, loss, accuracy)()
+    for array in (*case.contents(), loss, accuracy):
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+@needs_library
+@pytest.mark.parametrize("instruction_set", Kernels.available() or ["none"])
+@pytest.mark.parametrize("key", GOLDEN)
+def test_golden_digests_hold_with_every_instruction_set(key, instruction_set):
+    assert trained_digest(key, instruction_set=instruction_set) == GOLDEN[key]
+
+
+@needs_library
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_network_trains_the_same_alone_and_among_33(threads):
+    def trained(number: int, rows: list[int] | None = None) -> Case:
+        case = make_case(number, 7, digits(), optimizer="nesterov", pulled=("conv1.weight",), threads=threads)
+        call = case.train()
+        for step in range(3):
+            redraw(case, step)
+            call(rows)
+        return case
+
+    many = trained(33)
+    alone = trained(1)
+    for one, all_of_them in zip(alone.contents(), many.contents(), strict=True):
+        assert np.array_equal(one[0], all_of_them[0])
+    backwards = trained(33, list(range(32, -1, -1)))
+    for one, other in zip(backwards.contents(), many.contents(), strict=True):
+        assert np.array_equal(one, other)
+
+
+@needs_library
+def test_only_the_rows_that_are_named_are_trained():
+    case, untouched, all_of_them = (make_case(5, optimizer="momentum") for _ in range(3))
+    all_of_them.train()()
+    case.train()([4, 1])
+    for found, before, after in zip(case.contents(), untouched.contents(), all_of_them.contents(), strict=True):
+        assert np.array_equal(found[[1, 4]], after[[1, 4]])
+        assert np.array_equal(found[[0, 2, 3]], before[[0, 2, 3]])
+    case.train()([])
+
+
+@needs_library
+def test_rows_may_lie_apart_in_memory():
+    """As where the parameters of a network are part of a larger array."""
+    case, other = make_case(3), make_case(3)
+    wide = np.full((3, case.kernels.size + 48), 7, np.float32)
+    wide[:, 16:-32] = case.weights
+    case.weights = wide[:, 16:-32]
+    case.train()()
+    other.train()()
+    assert np.array_equal(case.weights, other.weights)
+    assert (wide[:, :16] == 7).all()
+    assert (wide[:, -32:] == 7).all()
+
+
+@pytest.mark.slow
+@needs_library
+@needs_compiler
+@pytest.mark.parametrize("flags", ["-O2", "-O3", "-O1", "-O3 -march=native"])
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_golden_digests_hold_with_every_compiler(compiler, flags, tmp_path, monkeypatch):
+    if shutil.which(compiler) is None:
+        pytest.skip(f"needs {compiler}")
+    monkeypatch.setenv("CC", compiler)
+    build.build(tmp_path / "other.so", tuple(flags.split()))
+    found = library.open_library(tmp_path / "other.so")
+    monkeypatch.setattr(library, "find", lambda: found)
+    for key, digest in GOLDEN.items():
+        for instruction_set in Kernels.available():
+            assert trained_digest(key, instruction_set=instruction_set) == digest
+
+
+def compile_program(name: str, compiler: str, target: Path, *flags: str) -> None:
+    """One of the programs in `tests/native`, with the sources of the library."""
+    sources = [C_PROGRAMS / name, *sorted(build.SOURCES.glob("*.c"))]
+    command = [compiler, *build.FLAGS, f"-I{build.SOURCES}", "-Wall", "-Wextra", "-Werror", *flags]
+    subprocess.run([*command, *sources, "-o", target], check=True)
+
+
+@pytest.mark.slow
+@needs_library
+@needs_compiler
+def test_arm64_gives_the_same_bits_under_emulation(tmp_path):
+    cross, emulator = "aarch64-linux-gnu-gcc", "qemu-aarch64"
+    if shutil.which(cross) is None or shutil.which(emulator) is None:
+        pytest.skip(f"needs {cross} and {emulator}")
+    compile_program("digest.c", build.compiler()[0], tmp_path / "here")
+    compile_program("digest.c", cross, tmp_path / "arm64", "-static")
+    here = subprocess.check_output([tmp_path / "here", instruction_set_bit()])
+    assert subprocess.check_output([emulator, tmp_path / "arm64", str(library.INSTRUCTION_SETS["neon"])]) == here
+
+
+def instruction_set_bit() -> str:
+    return str(library.INSTRUCTION_SETS[Kernels.available()[0]])
+
+
+# --- wrong input ----------------------------------------------------------------------------------------------------
+
+
+@needs_library
+@pytest.mark.parametrize("wrong", [-1, 400, 2**62, -(2**63)])
+def test_wrong_indices_are_refused_and_nothing_is_written(wrong):
+    case = make_case(3)
+    before = [array.copy() for array in case.contents()]
+    call = case.train()
+    case.indices[2, 9] = wrong
+    with pytest.raises(ValueError, match="indices: they must be from 0 to 399"):
+        call()
+    assert all(map(np.array_equal, before, case.contents()))
+    call([0, 1])  # those whose indices are right
+
+
+@needs_library
+@pytest.mark.parametrize("rows", [[0, 0], [3], [-1], [0, 1, 2, 1], [[0]], [0.0], ["0"]])
+def test_wrong_rows_are_refused(rows):
+    call = make_case(3).train()
+    with pytest.raises(ValueError, match="rows: "):
+        call(rows)
+
+
+@needs_library
+@pytest.mark.parametrize("wrong", [-1, 10, 2**40])
+def test_wrong_labels_are_refused_when_prepared_and_when_called(wrong):
+    case = make_case(1)
+    case.data = replace(case.data, labels=case.data.labels.copy())
+    train, evaluate = case.train(), case.kernels.evaluation(case.data, case.weights, case.loss, case.loss.copy())
+    case.data.labels[case.indices[0, 3]] = wrong
+    for call in (train, evaluate, case.train):
+        with pytest.raises(ValueError, match="labels: they must be from 0 to 9"):
+            call()
+
+
+@needs_library
+def test_steps_count_from_0():
+    case = make_case(2, optimizer="adamw")
+    case.update.step[1] = -1
+    with pytest.raises(ValueError, match="step: "):
+        case.train()()
+
+
+def wrong_arrays(array: np.ndarray) -> list[Any]:
+    """Other shapes, dtypes, layouts than an array's, and what is no array."""
+    other = np.float64 if array.dtype != np.float64 else np.float32
+    longer = np.concatenate([array, array], axis=-1)
+    wrong = [array[:-1], array[:0], array[None], longer, array.astype(other), None]
+    if array.itemsize > 1:
+        unaligned = np.frombuffer(bytearray(array.nbytes + 1), np.uint8)[1:].view(array.dtype).reshape(array.shape)
+        wrong += [array.astype(array.dtype.newbyteorder()), unaligned]
+    wrong += [longer[..., ::2]] if array.shape[-1] > 1 else []
+    return [*wrong, array.tolist(), torch.zeros(3)]
+
+
+@needs_library
+@pytest.mark.parametrize("name", ["weights", "indices", "loss", "finite", "gradients"])
+def test_wrong_arrays_are_refused(name):
+    case = make_case(3)
+    for wrong in wrong_arrays(getattr(case, name)):
+        if name == "indices" and np.shape(wrong) == (3, 20):
+            continue  # a larger mini-batch
+        with pytest.raises(ValueError, match=r"weights|indices|loss|finite|gradients"):
+            replace(case, **{name: wrong}).differentiate()
+
+
+@needs_library
+@pytest.mark.parametrize("name", ["images", "labels", "mean", "std"])
+def test_wrong_images_are_refused(name):
+    case = make_case(3)
+    for wrong in wrong_arrays(getattr(case.data, name)):
+        with pytest.raises(ValueError, match=r"images|labels|mean|std"):
+            replace(case, data=replace(case.data, **{name: wrong})).train()
+
+
+@needs_library
+@pytest.mark.parametrize(
+    "name",
+    ["learning_rate", "momentum", "weight_decay", "step", "strength", "reference", "slots", "optimizer", "pulled"],
+)
+def test_wrong_updates_are_refused(name):
+    case = make_case(3, optimizer="adamw", pulled=("conv1.weight",))
+    value = getattr(case.update, name)
+    if name == "slots":
+        wrongs: list[Any] = [(), value[:1], [value[0]] * 3, *([wrong, value[1]] for wrong in wrong_arrays(value[0]))]
+    elif name in ("optimizer", "pulled"):
+        wrongs = ["lion", "gradients", ""] if name == "optimizer" else [["conv3.weight"], ["conv1"]]
+    else:
+        wrongs = [wrong for wrong in wrong_arrays(value) if name != "strength" or wrong is not None]
+    for wrong in wrongs:
+        with pytest.raises(ValueError, match=name):
+            replace(case, update=replace(case.update, **{name: wrong})).train()
+
+
+@needs_library
+def test_read_only_and_overlapping_outputs_are_refused():
+    case = make_case(3)
+    case.loss.flags.writeable = False
+    with pytest.raises(ValueError, match="loss: it is read-only"):
+        case.train()
+    case = make_case(3)
+    overlapping = np.lib.stride_tricks.as_strided(case.weights, case.weights.shape, (64, 4))
+    with pytest.raises(ValueError, match="weights: "):
+        replace(case, weights=overlapping).train()
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("channels", "n_classes", "arguments"),
+    [(0, 10, {}), (4, 10, {}), (1, 1, {}), (1, 129, {}), (1, 10, {"threads": 0}), (1, 10, {"instruction_set": "sse"})],
+)
+def test_what_the_kernels_do_not_compute_is_refused(channels, n_classes, arguments):
+    with pytest.raises(ValueError, match=r"the kernels take|no instruction set"):
+        Kernels(channels, n_classes, **arguments)
+
+
+@needs_library
+def test_which_networks_are_supported():
+    assert Kernels.supports(network_of(1, 10)) is None
+    assert Kernels.supports(network_of(3, 128)) is None
+    assert "images of 32 x 32" in str(Kernels.supports(zoo.mnist_cnn((1, 40, 32), 10)))
+    assert "129" in str(Kernels.supports(zoo.mnist_cnn((1, 28, 28), 129)))
+    assert "4" in str(Kernels.supports(zoo.mnist_cnn((4, 28, 28), 10)))
+    same_shapes = replace(network_of(1, 10), forward=lambda params, images, training: images)
+    assert "mnist-cnn alone" in str(Kernels.supports(same_shapes))
+
+
+@needs_library
+@pytest.mark.parametrize("optimizer", ["gradients", "sgd", "adamw"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_network_that_is_not_finite_is_reported_and_harms_no_other(name, value, optimizer):
+    gradients_only = optimizer == "gradients"
+    case, sound = (make_case(3, 4, optimizer="sgd" if gradients_only else optimizer) for _ in range(2))
+    views = case.network.views(torch.from_numpy(case.weights))
+    views[name][(1, *[-1] * (views[name].dim() - 1))] = value
+    for each in (case, sound):
+        (each.differentiate if gradients_only else each.train)()()
+    assert case.finite[[0, 2]].all()
+    assert np.array_equal(case.weights[[0, 2]], sound.weights[[0, 2]])
+    if not gradients_only:
+        assert case.finite[1] == all(
+            np.isfinite(values).all() for values in (case.loss[1], *(v[1].numpy() for v in views.values()))
+        )
+    if not np.isfinite(value) and not gradients_only:
+        assert not case.finite[1]
+
+
+@needs_library
+def test_an_infinite_loss_is_reported():
+    case = make_case(2)
+    case.network.views(torch.from_numpy(case.weights))["linear2.bias"][1, ::2] = 3e38
+    case.network.views(torch.from_numpy(case.weights))["linear2.bias"][1, 1::2] = -3e38
+    case.differentiate()()
+    assert case.finite.tolist() == [1, 0]
+    assert not np.isfinite(case.loss[1])
+
+
+@pytest.mark.slow
+@needs_library
+@needs_compiler
+@pytest.mark.parametrize("seed", range(4))
+def test_a_hundred_thousand_calls_under_sanitizers(seed, tmp_path):
+    compiler = "clang" if shutil.which("clang") else build.compiler()[0]
+    flags = ("-g", "-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all")
+    try:
+        compile_program("fuzz.c", compiler, tmp_path / "fuzz", *flags)
+    except subprocess.CalledProcessError:
+        pytest.skip("the compiler has no sanitizers")
+    for instruction_set in Kernels.available():
+        calls = str(25_000 // len(Kernels.available()))
+        bit = str(library.INSTRUCTION_SETS[instruction_set])
+        done = subprocess.run([tmp_path / "fuzz", calls, str(seed), bit], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "refused" in done.stdout
+
+
+@needs_library
+def test_threads_may_call_at_once_and_processes_may_fork():
+    """Two callers share the kernels' memory by turns; a fork has no helpers, and does their share itself."""
+    import multiprocessing
+    import threading
+
+    cases = [make_case(4, 10, digits()) for _ in range(3)]
+    shared = Kernels(1, 10, threads=3)
+    for case in cases[:2]:
+        case.kernels = shared
+    calls = [case.train() for case in cases]
+    callers = [threading.Thread(target=lambda call=call: [call() for _ in range(20)]) for call in calls[:2]]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    for _ in range(20):
+        calls[2]()
+    assert np.array_equal(cases[0].weights, cases[2].weights)
+    assert np.array_equal(cases[1].weights, cases[2].weights)
+    if sys.platform == "linux":
+        process = multiprocessing.get_context("fork").Process(target=calls[0])
+        process.start()
+        process.join(timeout=30)
+        assert process.exitcode == 0
+
+
+# --- exp, log, cos --------------------------------------------------------------------------------------------------
+
+
+def units_apart(found: np.ndarray, expected: np.ndarray) -> float:
+    """The largest distance in units of the last place."""
+    return float((np.abs(found - expected) / np.spacing(np.abs(expected))).max())
+
+
+@needs_library
+def test_exp_log_and_cos_are_within_two_units_of_the_last_place():
+    kernels, rng = Kernels(1, 10), np.random.default_rng(0)
+    around_0 = rng.uniform(-2, 2, 20_000)
+    near_1 = np.concatenate([1 + s * rng.uniform(-1, 1, 5_000) for s in (0.5, 1e-2, 1e-6, 1e-12)])
+    multiples = np.arange(-4000, 4001) * (math.pi / 2)
+    cases = [
+        (kernels.exp, math.exp, np.concatenate([rng.uniform(-700, 700, 50_000), around_0, around_0 * 1e-9])),
+        (kernels.log, math.log, np.concatenate([np.exp(rng.uniform(-708, 709, 50_000)), near_1])),
+        (kernels.cos, math.cos, np.concatenate([rng.uniform(-6284, 6284, 50_000), around_0, multiples])),
+    ]
+    for function, reference, x in cases:
+        expected = np.array([reference(value) for value in x])
+        assert units_apart(function(x), expected) <= 2
+
+
+@needs_library
+def test_exp_log_and_cos_at_the_edges():
+    kernels, inf, nan = Kernels(1, 10), np.inf, np.nan
+    np.testing.assert_array_equal(kernels.exp(np.array([inf, -inf, nan, 710, -746, 0])), [inf, 0, nan, inf, 0, 1])
+    np.testing.assert_array_equal(
+        kernels.log(np.array([0, -0.0, -1, inf, -inf, nan, 1])), [-inf, -inf, nan, inf, nan, nan, 0]
+    )
+    np.testing.assert_array_equal(kernels.cos(np.array([0, inf, -inf, nan, 1e9])), [1, nan, nan, nan, nan])
+    assert kernels.log(np.array(5e-324)) == math.log(5e-324)
+    assert kernels.exp(np.zeros((2, 3))).shape == (2, 3)
+
+
+@needs_library
+def test_exp_log_and_cos_have_golden_digests():
+    kernels, x = Kernels(1, 10), np.arange(-20_000, 20_000) / 64
+    values = [kernels.exp(x), kernels.log(x[x > 0]), kernels.cos(x)]
+    assert hashlib.sha256(b"".join(value.tobytes() for value in values)).hexdigest() == FUNCTIONS
+
+
+# --- compiling and finding ------------------------------------------------------------------------------------------
+
+
+def test_without_a_library_the_reason_says_what_to_do(tmp_path):
+    assert library.BUILD in str(library.open_library(tmp_path / "missing.so"))
+    (tmp_path / "damaged.so").write_bytes(b"no library")
+    assert "cannot be loaded" in str(library.open_library(tmp_path / "damaged.so"))
+
+
+@needs_library
+def test_a_stale_library_is_refused(monkeypatch):
+    monkeypatch.setattr(build, "digest", lambda: "0" * 64)
+    reason = library.open_library(build.LIBRARY)
+    assert "other sources" in str(reason)
+    monkeypatch.setattr(library, "find", lambda: reason)
+    assert Kernels.supports(network_of(1, 10)) == reason
+    assert Kernels.available() == []
+    with pytest.raises(ValueError, match="other sources"):
+        Kernels(1, 10)
+
+
+@needs_library
+def test_a_processor_without_vectors_is_not_supported(monkeypatch):
+    monkeypatch.setattr(library, "instruction_sets", lambda _: [])
+    assert "AVX2 or NEON" in str(library.open_library(build.LIBRARY))
+
+
+def test_the_digest_is_of_every_source(tmp_path, monkeypatch):
+    sources = tmp_path / "src"
+    shutil.copytree(build.SOURCES, sources)
+    monkeypatch.setattr(build, "SOURCES", sources)
+    before = build.digest()
+    for path in sources.iterdir():
+        content = path.read_bytes()
+        path.write_bytes(content + b"\n")
+        assert build.digest() != before
+        path.write_bytes(content)
+    assert build.digest() == before
+
+
+@pytest.mark.parametrize(
+    ("compiler", "message"), [("/bin/false", "fails with status 1"), ("no-such-cc", "does not start")]
+)
+def test_a_broken_compiler_leaves_what_was_there(compiler, message, tmp_path, monkeypatch):
+    monkeypatch.setenv("CC", compiler)
+    target = tmp_path / "library.so"
+    target.write_bytes(b"before")
+    with pytest.raises(build.BuildError, match=message):
+        build.build(target)
+    assert target.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_without_a_compiler_building_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(build.BuildError, match="there is no C compiler"):
+        build.build(tmp_path / "library.so")
+
+
+@needs_compiler
+def test_a_failure_of_the_compiler_is_shown(tmp_path):
+    with pytest.raises(build.BuildError, match="no-such-flag"):
+        build.build(tmp_path / "library.so", ("--no-such-flag",))
+
+
+def test_the_package_imports_without_a_library(tmp_path):
+    """Nothing but the engine needs it."""
+    code = "from qan_gym.native import build; build.LIBRARY = build.FOLDER / 'missing'; import qan_gym.env"
+    code += "; from qan_gym.native import kernels; print(kernels.Kernels.available())"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT).strip() == "[]"
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """What is in version control, copied, so that nothing is built in place here."""
+    pytest.importorskip("hatchling")
+    folder = tmp_path / "checkout"
+    ignored = shutil.ignore_patterns(".git", "*.so", "__pycache__", "studies", "runs", ".*_cache", ".venv")
+    shutil.copytree(ROOT, folder, ignore=ignored)
+    return folder
+
+
+def hatch(checkout: Path, target: str, **environment: str) -> tuple[Path, str]:
+    """The file that hatchling builds, and what it says."""
+    command = [sys.executable, "-m", "hatchling", "build", "-t", target, "-d", str(checkout / "out")]
+    shutil.rmtree(checkout / "out", ignore_errors=True)
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, env=os.environ | environment)
+    assert done.returncode == 0, done.stderr
+    (built,) = (checkout / "out").iterdir()
+    return built, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_a_wheel_carries_the_library_and_a_pure_one_is_built_without_a_compiler(checkout, monkeypatch):
+    monkeypatch.delenv("CC", raising=False)
+    name = "qan_gym/native/_kernels.so"
+    wheel, _ = hatch(checkout, "wheel")
+    assert "-py3-none-" in wheel.name
+    assert not wheel.name.endswith("-any.whl")
+    assert zipfile.ZipFile(wheel).namelist().count(name) == 1
+    assert not (checkout / name).exists()
+    (checkout / name).write_bytes(b"of an earlier version")
+    for environment in ({"CC": "/bin/false"}, {"PATH": "/no/compiler"}):
+        pure, said = hatch(checkout, "wheel", **environment)
+        assert pure.name.endswith("-py3-none-any.whl")
+        assert name not in zipfile.ZipFile(pure).namelist()
+        assert "without its C kernels" in said
+
+
+@pytest.mark.slow
+def test_the_source_distribution_has_the_sources_and_never_a_library(checkout):
+    (checkout / "qan_gym" / "native" / "_kernels.so").write_bytes(b"built here")
+    archive, _ = hatch(checkout, "sdist")
+    with tarfile.open(archive) as opened:
+        names = [name.partition("/")[2] for name in opened.getnames()]
+    assert not [name for name in names if name.endswith(".so")]
+    for path in build.SOURCES.iterdir():
+        assert f"qan_gym/native/src/{path.name}" in names

@@ -2,7 +2,8 @@
 
 A call is prepared once: `Kernels.training` and `Kernels.evaluation` check arrays and keep their addresses, so that a
 step costs one call into C. What the arrays contain is read at each call. No contents can make C read or write outside
-of the arrays: rows, indices and labels are checked at each call, before anything is written.
+of the arrays: rows, indices, labels and steps are checked at each call, before anything is
+written.
 
 The results have the same bits with every instruction set, compiler, number of threads and order of rows.
 """
@@ -168,13 +169,11 @@ class Kernels:
         Raises:
             ValueError: an array is not as described, or what is needed is missing.
         """
-        number = len(weights)
+        number, _ = _shape("weights", weights, 2)
+        _, batch = _shape("indices", indices, 2)
         job = library.Training(work=self._work(number), data=self._data(data))
         call = Call(self, job, self._library.qan_begin_training, self._library.qan_train, number)
         call.keep(data, weights, indices, loss, finite, update, gradients)
-        batch = indices.shape[-1] if indices.ndim else 0
-        if batch < 1:
-            raise ValueError("indices: a mini-batch has at least one image")
         job.batch = batch
         job.indices = _address("indices", indices, np.int64, (number, batch))
         job.indices_stride = batch
@@ -202,7 +201,7 @@ class Kernels:
         Raises:
             ValueError: an array is not as described.
         """
-        number = len(weights)
+        number, _ = _shape("weights", weights, 2)
         job = library.Evaluation(work=self._work(number), data=self._data(data))
         call = Call(self, job, self._library.qan_begin_evaluation, self._library.qan_evaluate, number)
         call.keep(data, weights, loss, accuracy)
@@ -213,20 +212,16 @@ class Kernels:
         return call
 
     def _work(self, number: int) -> library.Work:
-        if number < 1:
-            raise ValueError("weights: there must be at least one network")
         code = library.INSTRUCTION_SETS[self.instruction_set]
         return library.Work(networks=number, count=number, instruction_set=code)
 
     def _data(self, data: Images) -> library.Images:
-        count, c = len(data.labels), self.channels
+        (count,), c = _shape("labels", data.labels, 1), self.channels
         job = library.Images(count=count, channels=c, classes=self.n_classes)
         job.images = _address("images", data.images, np.uint8, (count, c, SIDE, SIDE))
         job.labels = _address("labels", data.labels, np.int64, (count,))
         job.mean = _address("mean", data.mean, np.float32, (c,))
         job.std = _address("std", data.std, np.float32, (c,))
-        if count < 1:
-            raise ValueError("images: there must be at least one")
         if data.labels.min() < 0 or data.labels.max() >= self.n_classes:
             raise ValueError(f"labels: they must be from 0 to {self.n_classes - 1}")
         return job
@@ -258,7 +253,7 @@ class Kernels:
         reference = update.reference
         if reference is None:
             raise ValueError("reference: the pull needs it")
-        if reference.ndim == 1:
+        if isinstance(reference, np.ndarray) and reference.ndim == 1:
             job.reference = self._memory("reference", reference[None], 1)
             job.reference.stride = 0
         else:
@@ -328,7 +323,7 @@ class Call:
             rows: (M,) integers, the numbers of the networks that it is about, each at most once; None: all.
 
         Raises:
-            ValueError: rows, indices or labels are wrong; nothing has been written.
+            ValueError: rows, indices, labels or steps are wrong; nothing has been written.
         """
         count = self._number
         work = self._job.work
@@ -353,7 +348,16 @@ class Call:
             return f"indices: they must be from 0 to {len(self.data.labels) - 1}"
         if error == "wrong label":
             return f"labels: they must be from 0 to {self._kernels.n_classes - 1}"
+        if error == "wrong step":
+            return "step: it must count from 0"
         return error
+
+
+def _shape(name: str, array: Any, axes: int) -> tuple[int, ...]:
+    """The shape of what is checked to be an array with some number of axes, none of them empty."""
+    if not isinstance(array, np.ndarray) or array.ndim != axes or 0 in array.shape:
+        raise ValueError(f"{name}: it must be an array with {axes} axes, none of them empty")
+    return tuple(array.shape)
 
 
 def _address(

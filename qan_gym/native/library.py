@@ -13,7 +13,7 @@ from qan_gym.native import build
 
 INSTRUCTION_SETS = {"avx512": 2, "avx2": 1, "neon": 4}  # the fastest first; enum instruction_set
 OPTIMIZERS = ("gradients", "sgd", "momentum", "nesterov", "adamw")  # enum optimizer
-ERRORS = ("", "no engine", "wrong row", "repeated row", "wrong index", "wrong label")  # enum qan_error
+ERRORS = ("", "no engine", "wrong row", "repeated row", "wrong index", "wrong label", "wrong step")  # enum qan_error
 BUILD = "python -m qan_gym.native.build"
 
 Field = tuple[str, Any]

@@ -74,7 +74,15 @@ struct qan_evaluation {
   float *accuracy;  // (N,) out, from 0 to 1
 };
 
-enum qan_error { QAN_OK, QAN_NO_ENGINE, QAN_WRONG_ROW, QAN_REPEATED_ROW, QAN_WRONG_INDEX, QAN_WRONG_LABEL };
+enum qan_error {
+  QAN_OK,
+  QAN_NO_ENGINE,
+  QAN_WRONG_ROW,
+  QAN_REPEATED_ROW,
+  QAN_WRONG_INDEX,
+  QAN_WRONG_LABEL,
+  QAN_WRONG_STEP,
+};
 
 #pragma GCC visibility push(default)
 
@@ -87,7 +95,7 @@ int64_t qan_size(int64_t channels, int64_t classes);
 // Bytes that a thread needs to work in, aligned to 64.
 int64_t qan_workspace_size(void);
 
-// Check instruction set, rows, indices and labels before anything is written, and put `next` to the beginning.
+// Check instruction set, rows, indices, labels and steps before anything is written, and put `next` to the beginning.
 int32_t qan_begin_training(struct qan_training *job);
 int32_t qan_begin_evaluation(struct qan_evaluation *job);
 // After that, on any number of threads at once, each with its own workspace: take networks until there are none left.
