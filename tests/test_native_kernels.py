@@ -1,7 +1,14 @@
 """The C kernels: against float64, the same bits everywhere, wrong input, and how they are compiled and found."""
 
+import hashlib
 import math
+import multiprocessing
+import os
 import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -298,7 +305,7 @@ def test_losses_gradients_and_weights_are_those_of_float64(channels, n_classes, 
 
 @needs_library
 @pytest.mark.parametrize("pulled", [None, ("conv1.weight",), tuple(PARAMETERS[::2])])
-@pytest.mark.parametrize("optimizer", SLOTS.keys() - {"gradients"})
+@pytest.mark.parametrize("optimizer", sorted(SLOTS.keys() - {"gradients"}))
 def test_every_optimizer_with_and_without_pull(optimizer, pulled):
     rate = 0.001 if optimizer == "adamw" else 0.05
     check_steps(make_case(3, 10, digits(), optimizer=optimizer, pulled=pulled, rate=rate), 3)
@@ -649,7 +656,6 @@ def test_a_hundred_thousand_calls_under_sanitizers(seed, tmp_path):
 @needs_library
 def test_threads_may_call_at_once_and_processes_may_fork():
     """Two callers share the kernels' memory by turns; a fork has no helpers, and does their share itself."""
-    import multiprocessing
     import threading
 
     cases = [make_case(4, 10, digits()) for _ in range(3)]

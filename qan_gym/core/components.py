@@ -20,6 +20,8 @@ from qan_gym.optimizee.optimizers import Optimizer, build_optimizer
 from qan_gym.optimizee.zoo import build_network
 from qan_gym.utils.precision import Precision
 
+RUNNING_MEAN_IMAGES = 500  # the running mean of the losses remembers about so many images
+
 
 @dataclass(frozen=True, eq=False)
 class Components:
@@ -62,6 +64,11 @@ class Components:
     def __deepcopy__(self, memo: dict[int, Any]) -> Components:
         """Itself: nothing in it changes."""
         return self
+
+    @property
+    def running_mean_weight(self) -> float:
+        """Weight of a mini-batch's loss in the running mean."""
+        return min(1.0, self.config.batch_size / RUNNING_MEAN_IMAGES)
 
     @property
     def episode_length(self) -> int:

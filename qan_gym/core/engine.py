@@ -31,7 +31,13 @@ ENGINE_VARIABLE = "QAN_GYM_ENGINE"  # what "auto" stands for, where it is set
 
 
 class Engine(Protocol):
-    """Trains and measures the networks of a state, in place."""
+    """Trains and measures the networks of a state, in place.
+
+    Attributes:
+        in_order: whether it has `train_in_order`.
+    """
+
+    in_order: bool
 
     def train(self, indices: Array) -> Array:
         """One mini-batch of every run: gradient, update, pull, with the hyperparameters that stand in the state.
@@ -41,6 +47,18 @@ class Engine(Protocol):
 
         Returns:
             (N,) float32, the losses before the update.
+        """
+
+    def train_in_order(self, first: int, count: int, rates: Array | None) -> None:
+        """The mini-batches first, ..., first + count - 1 of an action, as `Training` would train on one after another.
+
+        Each is the next piece of a run's order. Their indices, the running mean of the losses, the clock and the pull
+        are written to the state; each loss is added to `loss`.
+
+        Args:
+            first: from 0.
+            count: at least 1; no run begins an epoch after the first of them.
+            rates: (count, N) float64, the learning rates; None: the one that stands in the state, for all.
         """
 
     def finite(self) -> Array:

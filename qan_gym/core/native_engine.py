@@ -12,7 +12,7 @@ from torch import Tensor
 from qan_gym.config import TaskConfig
 from qan_gym.core.meta_momentum import Pull
 from qan_gym.core.run_state import RunState
-from qan_gym.native.kernels import Call, Images, Kernels, Update
+from qan_gym.native.kernels import BatchSequence, Call, Images, Kernels, Update
 from qan_gym.optimizee.network import Network, Params
 from qan_gym.optimizee.optimizers import SGD
 from qan_gym.utils.arrays import Array
@@ -24,34 +24,44 @@ if TYPE_CHECKING:
 class NativeEngine:
     """See `qan_gym.core.engine.Engine`."""
 
+    in_order = True
+
     def __init__(self, parts: Components, run: RunState, reference: Params | None, pull: Pull) -> None:
         """See `qan_gym.core.engine.make_engine`; `native_obstacle` must have found none."""
         self.data = parts.data
         self.weights: NDArray[np.float32] = run.memory.numpy()
-        num_runs, batch = len(self.weights), parts.config.batch_size
-        self.kernels = Kernels(
-            parts.network.image_shape[0], parts.n_classes, threads=min(num_runs, torch.get_num_threads())
-        )
-        self.indices = np.zeros((num_runs, batch), np.int64)
+        num_runs, size = self.weights.shape
+        threads = min(num_runs, torch.get_num_threads())
+        self.kernels = Kernels(parts.network.image_shape[0], parts.n_classes, threads)
+        self.indices = np.zeros((num_runs, parts.config.batch_size), np.int64)
         self.loss, self.accuracy = np.zeros(num_runs, np.float32), np.zeros(num_runs, np.float32)
         self.is_finite = np.ones(num_runs, np.bool_)
-        self.update = self.kernels.training(
-            self._images("train"),
-            self.weights,
-            self.indices,
-            self.loss,
-            self.is_finite.view(np.uint8),
-            Update(
-                optimizer=_kind(parts),
-                learning_rate=run.learning_rate.numpy(),
-                momentum=run.momentum.numpy(),
-                weight_decay=run.weight_decay.numpy(),
-                step=run.clock.numpy(),
-                slots=[_memory(buffers, parts.network.size()) for buffers in run.slots.values()],
-                strength=None if reference is None else run.pull.numpy(),
-                reference=None if reference is None else _memory(reference, parts.network.size()),
-                pulled=pull.names,
-            ),
+        update = Update(
+            optimizer=_kind(parts),
+            learning_rate=run.learning_rate.numpy(),
+            momentum=run.momentum.numpy(),
+            weight_decay=run.weight_decay.numpy(),
+            step=run.clock.numpy(),
+            slots=[_memory(buffers, size) for buffers in run.slots.values()],
+            strength=None if reference is None else run.pull.numpy(),
+            reference=None if reference is None else _memory(reference, size),
+            pulled=pull.names,
+        )
+        sequence = BatchSequence(
+            order=run.order.numpy(),
+            clock=run.clock.numpy(),
+            per_epoch=parts.batches_per_epoch,
+            pulled=run.has_reference.numpy(),
+            pull_end=pull.batches,
+            pull_strength=pull.strength,
+            smoothed=run.smoothed_loss.numpy(),
+            smoothing=parts.running_mean_weight,
+        )
+        images, finite = self._images("train"), self.is_finite.view(np.uint8)
+        self.on_batch = self.kernels.training(images, self.weights, self.indices, self.loss, finite, update)
+        self.on_sequence = self.kernels.training(
+            *(images, self.weights, run.batch_indices.numpy(), run.loss.numpy(), finite, update),
+            sequence=sequence,
         )
         self.measure: dict[str, Call] = {}  # by the name of the split
 
@@ -63,8 +73,12 @@ class NativeEngine:
     def train(self, indices: Array) -> Array:
         """See `Engine.train`."""
         self.indices[:] = indices
-        self.update()
+        self.on_batch()
         return self.loss.copy()
+
+    def train_in_order(self, first: int, count: int, rates: Array | None) -> None:
+        """See `Engine.train_in_order`."""
+        self.on_sequence.part(first, count, rates)
 
     def finite(self) -> Array:
         """See `Engine.finite`."""

@@ -37,6 +37,8 @@ class Block:
 class TorchEngine:
     """See `qan_gym.core.engine.Engine`."""
 
+    in_order = False
+
     def __init__(self, parts: Components, run: RunState, reference: Params | None, pull: Pull) -> None:
         """See `qan_gym.core.engine.make_engine`."""
         self.parts, self.config, self.network, self.data = parts, parts.config, parts.network, parts.data
@@ -97,6 +99,10 @@ class TorchEngine:
         moves = augmentation.draw(self.run.device_seed[rows], self.run.clock[rows], self.config.batch_size)
         moved, inside = augmentation.gather(images, indices, moves, self.config.augment)
         return self.data.normalise(moved) * inside
+
+    def train_in_order(self, first: int, count: int, rates: Array | None) -> None:
+        """See `Engine.train_in_order`."""
+        raise NotImplementedError
 
     def finite(self) -> Array:
         """See `Engine.finite`."""

@@ -6,6 +6,7 @@ import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +26,6 @@ from qan_gym.schedules import SCHEDULES
 from qan_gym.utils.arrays import Array, as_array, as_tensor, to_numpy
 from qan_gym.utils.cuda_graph import CapturedGraph
 
-RUNNING_MEAN_IMAGES = 500  # the running mean of the losses remembers about so many images
 LOSS_LIMIT = 1e6  # replaces larger losses and NaN
 
 Info = dict[str, Array]  # name -> (N,)
@@ -103,7 +103,6 @@ class Training:
         self.sampler = Sampler(self.data.labels["train"], num_runs, parts.n_classes, config.batch_size)
         self.schedule = SCHEDULES[config.schedule]
         self.pull = Pull(config, self.network, parts.batches_per_epoch)
-        self.running_mean_weight = min(1.0, config.batch_size / RUNNING_MEAN_IMAGES)
         self.loss_limit = as_array(torch.tensor(LOSS_LIMIT, device=parts.device))
         self.on_cpu = parts.device.type == "cpu"
         self.run = run or RunState.allocate(self._layout())
@@ -113,6 +112,7 @@ class Training:
         if run is None:
             self.run.has_reference.fill_(reference is not None)
         self.engine = make_engine(parts, self.run, self.reference, self.pull)
+        self.shuffled = parts.game.class_counts(self.arrays, config) is None  # whether mini-batches are never by class
         on_cuda = self.device.type == "cuda"
         self.act_and_train: Callable[[], None] = CapturedGraph(self._act_and_train) if on_cuda else self._act_and_train
         self.see: Callable[[], Seen] = CapturedGraph(self._see) if on_cuda else self._see
@@ -179,7 +179,7 @@ class Training:
         run.copy_clocks()
         for name, value in self.network.initial_params(run.device_seed[rows]).items():
             run.params[name][rows] = value
-        self.arrays.by_class[rows] = not shuffled and self.parts.game.class_counts(self.arrays, self.config) is not None
+        self.arrays.by_class[rows] = not (shuffled or self.shuffled)
         self._validate(mask)
         for loss in (
             *(run.loss, run.smoothed_loss, run.smoothed_loss_before),
@@ -295,30 +295,50 @@ class Training:
         run.validation_loss_before[:] = run.validation_loss
         self.parts.game.apply(run, run.action, config)
         run.last_action[:] = self.parts.game.shown_action(run.action, config)
-        losses = []
-        for number in range(config.batches_per_action):
-            if begins is not None and number > 0:
-                self._start_epochs(begins[number - 1], number)
-            losses.append(self._train_on_batch(number))
-        run.loss[:] = reduce(operator.add, losses) / len(losses)  # one after the other: the same for every N
+        run.loss[:] = 0
+        later = [] if begins is None else (np.flatnonzero(begins.any(axis=1)) + 1).tolist()
+        for first, end in pairwise([0, *later, config.batches_per_action]):
+            if first > 0 and begins is not None:
+                self._start_epochs(begins[first - 1], first)
+            self._train_on_batches(first, end)
+        run.loss /= config.batches_per_action  # added up one after the other: the same for every N
         run.diverged[:] = ~self.engine.finite()
         run.loss[:] = xp.fmin(run.loss, self.loss_limit)  # and where it is not a number
         run.smoothed_loss[:] = xp.fmin(run.smoothed_loss, self.loss_limit)
         if config.target_loss is not None:
             run.success[:] = ~run.diverged & (run.smoothed_loss <= config.target_loss)
 
-    def _train_on_batch(self, number: int) -> Array:
-        """Mini-batch, gradient, update, pull; returns the loss (N,) before the update."""
-        run, xp = self.arrays, self.parts.xp
+    def _train_on_batches(self, first: int, end: int) -> None:
+        """The mini-batches first, ..., end - 1 of an action; no run begins an epoch after the first of them."""
+        if not (self.engine.in_order and self.shuffled):
+            for number in range(first, end):
+                self._train_on_batch(number)
+            return
+        rates = None
+        if end - first > 1 and self.config.schedule != "constant":
+            rates = self._learning_rates(np.arange(end - first)[:, None])
+            self.engine.train_in_order(first, end - first, rates)
+            return
+        self.arrays.learning_rate[:] = self._learning_rates(0)
+        self.engine.train_in_order(first, end - first, None)
+
+    def _train_on_batch(self, number: int) -> None:
+        """Mini-batch, gradient, update, pull."""
+        run = self.arrays
         indices = self.sampler.draw(run, self.parts.game.class_counts(run, self.config))  # (N, B)
         run.batch_indices[:, number] = indices
-        share = xp.astype(run.clock, xp.float64) / self.parts.budget
-        run.learning_rate[:] = self.schedule.rate(xp, run.chosen_learning_rate, share)
+        run.learning_rate[:] = self._learning_rates(0)
         run.pull[:] = (run.has_reference & (run.clock < self.pull.batches)) * self.pull.strength
         loss = self.engine.train(indices)
-        run.smoothed_loss += self.running_mean_weight * (loss - run.smoothed_loss)
+        run.smoothed_loss += self.parts.running_mean_weight * (loss - run.smoothed_loss)
+        run.loss += loss
         run.clock += 1
-        return loss
+
+    def _learning_rates(self, ahead: Array) -> Array:
+        """(N,) of the next mini-batch, or (T, N) of those that are `ahead` (T, 1) of it."""
+        run, xp = self.arrays, self.parts.xp
+        share = xp.astype(run.clock + ahead, xp.float64) / self.parts.budget
+        return self.schedule.rate(xp, run.chosen_learning_rate, share)
 
     # --- evaluation, observation, reward ----------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ The results have the same bits with every instruction set, compiler, number of t
 """
 
 import ctypes
+import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -76,6 +77,30 @@ class Update:
     strength: Float32 | None = None
     reference: Float32 | None = None
     pulled: Iterable[str] = ()
+
+
+@dataclass(frozen=True)
+class BatchSequence:
+    """Several mini-batches in a row, each the next piece of a network's own order of the images.
+
+    Attributes:
+        order: (N, n) int32, from 0 to n - 1.
+        clock: (N,) int64, mini-batches done before; moves on. The mini-batch is the one of number clock % per_epoch.
+        per_epoch: mini-batches of an epoch.
+        pulled: (N,) bool, whether a network is pulled, by `pull_strength`, as long as its clock is below `pull_end`.
+        pull_end, pull_strength: see `pulled`.
+        smoothed: (N,) float32, a running mean of the losses, in place.
+        smoothing: weight of a new loss in it.
+    """
+
+    order: NDArray[np.int32]
+    clock: Int64
+    per_epoch: int
+    pulled: NDArray[np.bool_]
+    pull_end: int
+    pull_strength: float
+    smoothed: Float32
+    smoothing: float
 
 
 class Kernels:
@@ -153,30 +178,36 @@ class Kernels:
         finite: NDArray[np.uint8],
         update: Update | None = None,
         gradients: Float32 | None = None,
+        sequence: BatchSequence | None = None,
     ) -> "Call":
         """Prepare the training of N networks on one mini-batch each: gradients of the mean cross-entropy, update, pull.
+
+        With a sequence: on several mini-batches each, which `Call.part` trains on.
 
         Args:
             data: the images.
             weights: (N, size) float32, laid out as `Network.views` says; changed by the update.
-            indices: (N, B) int64, each network's mini-batch, from 0 to n - 1.
-            loss: (N,) float32, out: of the mini-batch, before the update.
+            indices: (N, B) int64, each network's mini-batch, from 0 to n - 1; with a sequence (N, T, B), out: what was
+                drawn.
+            loss: (N,) float32, out: of the mini-batch, before the update; a sequence adds each to what is there.
             finite: (N,) uint8, out: 1 if the loss and all weights after the update are finite; with `gradients`, if
                 the loss is.
             update: what follows; None: nothing does, the gradients are the result.
             gradients: (N, size) float32, out, without `update`. The gaps between parameters may be written to.
+            sequence: see above; it sets the update's `strength`, and its `learning_rate` where `Call.part` is given
+                rates.
 
         Raises:
             ValueError: an array is not as described, or what is needed is missing.
         """
         number, _ = _shape("weights", weights, 2)
-        _, batch = _shape("indices", indices, 2)
+        _, *most, batch = _shape("indices", indices, 2 if sequence is None else 3)
         job = library.Training(work=self._work(number), data=self._data(data))
         call = Call(self, job, self._library.qan_begin_training, self._library.qan_train, number)
         call.keep(data, weights, indices, loss, finite, update, gradients)
         job.batch = batch
-        job.indices = _address("indices", indices, np.int64, (number, batch))
-        job.indices_stride = batch
+        job.indices = _address("indices", indices, np.int64, (number, *most, batch), written=sequence is not None)
+        job.indices_stride = batch * math.prod(most)
         job.weights = self._memory("weights", weights, number, written=True)
         job.loss = _address("loss", loss, np.float32, (number,), written=True)
         job.finite = _address("finite", finite, np.uint8, (number,), written=True)
@@ -186,7 +217,9 @@ class Kernels:
             job.gradients = self._memory("gradients", gradients, number, written=True)
         if update is not None:
             self._declare_update(job, update, number)
-        call.data, call.indices = data, indices
+        if sequence is not None:
+            self._declare_sequence(job, sequence, number, batch)
+        call.bind(data, indices)
         return call
 
     def evaluation(self, data: Images, weights: Float32, loss: Float32, accuracy: Float32) -> "Call":
@@ -247,6 +280,17 @@ class Kernels:
             job.beta2, job.epsilon = AdamW.BETA2, AdamW.EPSILON
         if update.strength is not None:
             self._declare_pull(job, update, update.strength, number)
+
+    def _declare_sequence(self, job: library.Training, sequence: BatchSequence, number: int, batch: int) -> None:
+        declared, count = job.sequence, job.data.count
+        if not 1 <= sequence.per_epoch <= count // batch:
+            raise ValueError(f"per_epoch: it must be from 1 to {count // batch}, not {sequence.per_epoch}")
+        declared.per_epoch, declared.smoothing = sequence.per_epoch, sequence.smoothing
+        declared.pull_end, declared.pull_strength = sequence.pull_end, sequence.pull_strength
+        declared.order = _address("order", sequence.order, np.int32, (number, count))
+        declared.clock = _address("clock", sequence.clock, np.int64, (number,), written=True)
+        declared.pulled = _address("pulled", sequence.pulled, np.bool_, (number,))
+        declared.smoothed = _address("smoothed", sequence.smoothed, np.float32, (number,), written=True)
 
     def _declare_pull(self, job: library.Training, update: Update, strength: Float32, number: int) -> None:
         job.strength = _address("strength", strength, np.float32, (number,))
@@ -311,10 +355,15 @@ class Call:
         self._kept: tuple[Any, ...] = ()
         self.data: Images | None = None
         self.indices: Int64 | None = None
+        self._first_index = 0  # its address
 
     def keep(self, *arrays: Any) -> None:
         """Hold on to what the job has addresses of."""
         self._kept = arrays
+
+    def bind(self, data: Images, indices: Int64) -> None:
+        """Remember what the training is of."""
+        self.data, self.indices, self._first_index = data, indices, self._job.indices
 
     def __call__(self, rows: Int64 | Sequence[int] | None = None) -> None:
         """Do it.
@@ -341,6 +390,26 @@ class Call:
         if error:
             raise ValueError(self._message(library.ERRORS[error]))
 
+    def part(self, first: int, count: int, rates: Float64 | None = None) -> None:
+        """Train on the mini-batches first, ..., first + count - 1 of a sequence.
+
+        Args:
+            first: from 0.
+            count: at least 1; first + count is at most T.
+            rates: (count, N) float64, the learning rates; None: that of the update stays.
+
+        Raises:
+            ValueError: as a call; or an argument is out of its range.
+        """
+        most = 0 if self.indices is None or self.indices.ndim < 3 else self.indices.shape[1]
+        if not (0 <= first < first + count <= most):
+            raise ValueError(f"first and count: {first} and {count} do not lie within {most} mini-batches")
+        sequence = self._job.sequence
+        sequence.count = count
+        sequence.rates = None if rates is None else _address("rates", rates, np.float64, (count, self._number))
+        self._job.indices = self._first_index + first * self._job.batch * np.dtype(np.int64).itemsize
+        self()
+
     def _message(self, error: str) -> str:
         if error in ("wrong row", "repeated row"):
             return f"rows: they must be different numbers from 0 to {self._number - 1}"
@@ -348,8 +417,8 @@ class Call:
             return f"indices: they must be from 0 to {len(self.data.labels) - 1}"
         if error == "wrong label":
             return f"labels: they must be from 0 to {self._kernels.n_classes - 1}"
-        if error == "wrong step":
-            return "step: it must count from 0"
+        if error in ("wrong step", "wrong clock"):
+            return f"{error.removeprefix('wrong ')}: it must count from 0"
         return error
 
 

@@ -4,7 +4,7 @@ The structures are those of `src/kernels.h`.
 """
 
 import ctypes
-from ctypes import POINTER, Structure, c_char_p, c_double, c_int32, c_int64, c_uint32, c_void_p
+from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int32, c_int64, c_uint32, c_void_p
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,10 @@ from qan_gym.native import build
 
 INSTRUCTION_SETS = {"avx512": 2, "avx2": 1, "neon": 4}  # the fastest first; enum instruction_set
 OPTIMIZERS = ("gradients", "sgd", "momentum", "nesterov", "adamw")  # enum optimizer
-ERRORS = ("", "no engine", "wrong row", "repeated row", "wrong index", "wrong label", "wrong step")  # enum qan_error
+ERRORS = (  # enum qan_error
+    *("", "no engine", "wrong row", "repeated row"),
+    *("wrong index", "wrong label", "wrong step", "wrong clock"),
+)
 BUILD = "python -m qan_gym.native.build"
 
 Field = tuple[str, Any]
@@ -48,12 +51,27 @@ class Work(Structure):
     )
 
 
+class Sequence(Structure):
+    """struct qan_sequence."""
+
+    _fields_ = (
+        ("count", c_int64),
+        ("per_epoch", c_int64),
+        *((name, c_void_p) for name in ("order", "clock", "rates", "pulled")),
+        ("pull_end", c_int64),
+        ("pull_strength", c_float),
+        ("smoothing", c_float),
+        ("smoothed", c_void_p),
+    )
+
+
 class Training(Structure):
     """struct qan_training."""
 
     _fields_ = (
         ("work", Work),
         ("data", Images),
+        ("sequence", Sequence),
         ("batch", c_int64),
         ("indices_stride", c_int64),
         ("indices", c_void_p),

@@ -58,9 +58,23 @@ static int32_t check_label(const struct qan_images *data, int64_t index) {
   return data->labels[index] < 0 || data->labels[index] >= data->classes ? QAN_WRONG_LABEL : QAN_OK;
 }
 
+// The mini-batches of a sequence become `indices`, which hold nothing but what is drawn here.
+static int32_t draw(const struct qan_training *job, int64_t row) {
+  const struct qan_sequence *sequence = &job->sequence;
+  const int64_t clock = sequence->clock[row];
+  if (clock < 0 || clock > INT64_MAX - sequence->count) return QAN_WRONG_CLOCK;
+  int64_t *indices = job->indices + row * job->indices_stride;
+  for (int64_t number = 0; number < sequence->count; number++, indices += job->batch) {
+    const int64_t place = (clock + number) % sequence->per_epoch * job->batch;
+    for (int64_t i = 0; i < job->batch; i++) indices[i] = sequence->order[row * job->data.count + place + i];
+  }
+  return QAN_OK;
+}
+
 static int32_t check_indices(const struct qan_training *job, int64_t row) {
   const int64_t *indices = job->indices + row * job->indices_stride;
-  for (int64_t i = 0; i < job->batch; i++) {
+  const int64_t count = job->batch * (job->sequence.count ? job->sequence.count : 1);
+  for (int64_t i = 0; i < count; i++) {
     if (indices[i] < 0 || indices[i] >= job->data.count) return QAN_WRONG_INDEX;
     const int32_t error = check_label(&job->data, indices[i]);
     if (error) return error;
@@ -72,7 +86,8 @@ int32_t qan_begin_training(struct qan_training *job) {
   int32_t error = check_work(&job->work);
   for (int64_t entry = 0; entry < job->work.count && !error; entry++) {
     const int64_t row = row_of(&job->work, entry);
-    error = check_indices(job, row);
+    if (job->sequence.count) error = draw(job, row);
+    if (!error) error = check_indices(job, row);
     if (!error && job->optimizer == ADAMW && (job->step[row] < 0 || job->step[row] == INT64_MAX)) error = QAN_WRONG_STEP;
   }
   job->work.next = 0;

@@ -46,23 +46,39 @@ struct qan_work {
   int32_t reserved;
 };
 
+// Several mini-batches in a row, each the next piece of a network's own order of the images.
+struct qan_sequence {
+  int64_t count;          // mini-batches; 0: a single one, whose `indices` are given
+  int64_t per_epoch;      // mini-batches of an epoch, at least 1
+  const int32_t *order;   // (N, n) of the images, from 0 to n - 1
+  int64_t *clock;         // (N,) mini-batches done before, at least 0; moves on
+  const double *rates;    // (count, N) which become the learning rate in turn; or NULL: it stays
+  const uint8_t *pulled;  // (N,) whether a network is pulled, as long as its clock is below `pull_end`
+  int64_t pull_end;
+  float pull_strength;
+  float smoothing;  // weight of a new loss in the running mean
+  float *smoothed;  // (N,) running mean of the losses
+};
+
 struct qan_training {
   struct qan_work work;
   struct qan_images data;
+  struct qan_sequence sequence;
   int64_t batch;           // images of a mini-batch
   int64_t indices_stride;  // from the indices of one network to the next
-  const int64_t *indices;  // (N, batch) from 0 to n - 1
+  int64_t *indices;        // (N, batch) from 0 to n - 1; (N, count, batch) out with a sequence
   struct qan_memory weights;
   struct qan_memory gradients;  // GRADIENTS_ONLY: where they go
   struct qan_memory reference;  // w*; used where `strength` is not 0
   struct qan_memory slots[2];   // SGD: the velocity; ADAMW: mean and mean square of the gradients
   int32_t optimizer;            // enum optimizer
   uint32_t pulled;              // bit t: tensor t is pulled
-  const double *learning_rate, *momentum, *weight_decay;  // (N,)
-  double beta2, epsilon;                                  // ADAMW
-  const int64_t *step;                                    // (N,) updates before this one; ADAMW
-  const float *strength;                                  // (N,) of the pull; or NULL: no pull
-  float *loss;                                            // (N,) out
+  double *learning_rate;                  // (N,) set by the `rates` of a sequence
+  const double *momentum, *weight_decay;  // (N,)
+  double beta2, epsilon;                  // ADAMW
+  const int64_t *step;                    // (N,) updates before this one; ADAMW; may be the sequence's clock
+  float *strength;                        // (N,) of the pull; or NULL: no pull; set by a sequence
+  float *loss;                            // (N,) out; a sequence adds each loss to what is there
   uint8_t *finite;  // (N,) out: 1 if the loss and all weights after the update are finite; GRADIENTS_ONLY: the loss
 };
 
@@ -82,6 +98,7 @@ enum qan_error {
   QAN_WRONG_INDEX,
   QAN_WRONG_LABEL,
   QAN_WRONG_STEP,
+  QAN_WRONG_CLOCK,
 };
 
 #pragma GCC visibility push(default)

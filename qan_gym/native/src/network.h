@@ -1,10 +1,10 @@
 // A mini-batch of one network, and the evaluation of one.
 
 // Gradients of the mini-batch; returns its loss.
-static float gradients_of(const struct qan_training *job, int64_t network, struct workspace *space, float *memory) {
+static float gradients_of(const struct qan_training *job, int64_t network, const int64_t *indices,
+                          struct workspace *space, float *memory) {
   const struct model model = model_of(&job->data, of_network(&job->weights, network));
   const struct layout layout = layout_of(job->data.channels, job->data.classes);
-  const int64_t *indices = job->indices + network * job->indices_stride;
   float *gradient[TENSORS];
   for (int t = 0; t < TENSORS; t++) gradient[t] = memory + layout.start[t];
   conv1_of_background(&model, &job->data, space);
@@ -22,12 +22,32 @@ static float gradients_of(const struct qan_training *job, int64_t network, struc
   return (float)(loss / (double)job->batch);
 }
 
-static void train_network(const struct qan_training *job, int64_t network, struct workspace *space) {
+// One mini-batch: gradients and update; returns its loss.
+static float train_batch(const struct qan_training *job, int64_t network, const int64_t *indices,
+                         struct workspace *space) {
   float *gradient = job->optimizer == GRADIENTS_ONLY ? of_network(&job->gradients, network) : space->gradient;
-  const float loss = gradients_of(job, network, space, gradient);
+  const float loss = gradients_of(job, network, indices, space, gradient);
   const int weights_finite = job->optimizer == GRADIENTS_ONLY || update_network(job, network, gradient);
-  job->loss[network] = loss;
   job->finite[network] = (uint8_t)(weights_finite && loss - loss == 0);
+  return loss;
+}
+
+static void train_network(const struct qan_training *job, int64_t network, struct workspace *space) {
+  const struct qan_sequence *sequence = &job->sequence;
+  const int64_t *indices = job->indices + network * job->indices_stride;
+  if (!sequence->count) {
+    job->loss[network] = train_batch(job, network, indices, space);
+    return;
+  }
+  for (int64_t number = 0; number < sequence->count; number++, indices += job->batch) {
+    if (sequence->rates) job->learning_rate[network] = sequence->rates[number * job->work.networks + network];
+    const int pulled = sequence->pulled[network] && sequence->clock[network] < sequence->pull_end;
+    if (job->strength) job->strength[network] = pulled ? sequence->pull_strength : 0;
+    const float loss = train_batch(job, network, indices, space);
+    job->loss[network] += loss;
+    sequence->smoothed[network] += sequence->smoothing * (loss - sequence->smoothed[network]);
+    sequence->clock[network]++;
+  }
 }
 
 static int largest_of(const float *logits, int classes) {
