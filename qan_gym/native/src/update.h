@@ -1,4 +1,5 @@
-// One pass over the parameters of a network: the optimizer's update, then the pull. It also finds whether they are finite.
+// One pass over the parameters of a network: the optimizer's update, then the pull. It also finds whether all of them
+// are finite.
 
 // The numbers of an update; what they are for stands at the optimizers in `updated`.
 struct rule {
