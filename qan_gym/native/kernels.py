@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qan_gym.native import library
+from qan_gym.native.arrays import Addresses, shape_of
 from qan_gym.optimizee import zoo
 from qan_gym.optimizee.network import Network
 from qan_gym.optimizee.optimizers import AdamW
@@ -109,6 +110,7 @@ class Kernels:
     Attributes:
         instruction_set: "avx512", "avx2" or "neon".
         size: floats of one network in memory, as `Network.size` says.
+        lock: held during a call: the memory that the threads work in is there once.
     """
 
     def __init__(self, channels: int, n_classes: int, threads: int = 1, instruction_set: str | None = None) -> None:
@@ -127,11 +129,10 @@ class Kernels:
         if isinstance(found, str):
             raise ValueError(found)
         available = library.instruction_sets(found)
-        if not 1 <= channels <= MAX_CHANNELS or not 2 <= n_classes <= MAX_CLASSES or threads < 1:
-            raise ValueError(
-                f"the kernels take 1 to {MAX_CHANNELS} channels, 2 to {MAX_CLASSES} classes and at least one thread, "
-                f"not {channels}, {n_classes} and {threads}"
-            )
+        if reason := _outside(channels, n_classes):
+            raise ValueError(reason)
+        if threads < 1:
+            raise ValueError(f"threads: at least 1, not {threads}")
         if instruction_set is not None and instruction_set not in available:
             raise ValueError(f"no instruction set {instruction_set!r} here; there are {', '.join(available)}")
         self.channels, self.n_classes, self.threads = channels, n_classes, threads
@@ -141,7 +142,7 @@ class Kernels:
         self._memories = [np.empty(found.qan_workspace_size() + 64, np.uint8) for _ in range(threads)]
         self._workspaces = [-(-memory.ctypes.data // 64) * 64 for memory in self._memories]  # addresses
         self._helpers = ThreadPoolExecutor(threads - 1, "qan-kernels") if threads > 1 else None
-        self._lock = threading.Lock()  # one call at a time: the workspaces are shared
+        self.lock = threading.Lock()
 
     @staticmethod
     def available() -> list[str]:
@@ -161,13 +162,7 @@ class Kernels:
         channels, *sides = network.image_shape
         if sides != [SIDE, SIDE]:
             return f"the kernels take images of {SIDE} x {SIDE}, not {' x '.join(map(str, sides))}"
-        n_classes = network.shapes["linear2.bias"][0]
-        if not 1 <= channels <= MAX_CHANNELS or not 2 <= n_classes <= MAX_CLASSES:
-            return (
-                f"the kernels take 1 to {MAX_CHANNELS} channels and 2 to {MAX_CLASSES} classes, "
-                f"not {channels} and {n_classes}"
-            )
-        return None
+        return _outside(channels, network.shapes["linear2.bias"][0])
 
     def training(
         self,
@@ -200,27 +195,26 @@ class Kernels:
         Raises:
             ValueError: an array is not as described, or what is needed is missing.
         """
-        number, _ = _shape("weights", weights, 2)
-        _, *most, batch = _shape("indices", indices, 2 if sequence is None else 3)
-        job = library.Training(work=self._work(number), data=self._data(data))
-        call = Call(self, job, self._library.qan_begin_training, self._library.qan_train, number)
-        call.keep(data, weights, indices, loss, finite, update, gradients)
-        job.batch = batch
-        job.indices = _address("indices", indices, np.int64, (number, *most, batch), written=sequence is not None)
-        job.indices_stride = batch * math.prod(most)
-        job.weights = self._memory("weights", weights, number, written=True)
-        job.loss = _address("loss", loss, np.float32, (number,), written=True)
-        job.finite = _address("finite", finite, np.uint8, (number,), written=True)
+        number, _ = shape_of("weights", weights, 2)
+        _, *most, batch = shape_of("indices", indices, 2 if sequence is None else 3)
+        addresses = Addresses()
+        job = library.Training(work=self._work(number), data=self._data(addresses, data))
+        job.batch, job.indices_stride = batch, batch * math.prod(most)
+        shape = (number, *most, batch)
+        job.indices = addresses.of("indices", indices, np.int64, shape, written=sequence is not None)
+        job.weights = addresses.memory("weights", weights, number, self.size, written=True)
+        job.loss = addresses.of("loss", loss, np.float32, (number,), written=True)
+        job.finite = addresses.of("finite", finite, np.uint8, (number,), written=True)
         if (update is None) == (gradients is None):
             raise ValueError("either update or gradients must be given")
         if gradients is not None:
-            job.gradients = self._memory("gradients", gradients, number, written=True)
+            job.gradients = addresses.memory("gradients", gradients, number, self.size, written=True)
         if update is not None:
-            self._declare_update(job, update, number)
+            self._declare_update(job, addresses, update, number)
         if sequence is not None:
-            self._declare_sequence(job, sequence, number, batch)
-        call.bind(data, indices)
-        return call
+            self._declare_sequence(job, addresses, sequence, number)
+        most_batches = most[0] if most else 0
+        return Call(self, job, addresses, self._library.qan_begin_training, self._library.qan_train, most_batches)
 
     def evaluation(self, data: Images, weights: Float32, loss: Float32, accuracy: Float32) -> "Call":
         """Prepare the evaluation of N networks on all images.
@@ -234,78 +228,67 @@ class Kernels:
         Raises:
             ValueError: an array is not as described.
         """
-        number, _ = _shape("weights", weights, 2)
-        job = library.Evaluation(work=self._work(number), data=self._data(data))
-        call = Call(self, job, self._library.qan_begin_evaluation, self._library.qan_evaluate, number)
-        call.keep(data, weights, loss, accuracy)
-        job.weights = self._memory("weights", weights, number)
-        job.loss = _address("loss", loss, np.float32, (number,), written=True)
-        job.accuracy = _address("accuracy", accuracy, np.float32, (number,), written=True)
-        call.data = data
-        return call
+        number, _ = shape_of("weights", weights, 2)
+        addresses = Addresses()
+        job = library.Evaluation(work=self._work(number), data=self._data(addresses, data))
+        job.weights = addresses.memory("weights", weights, number, self.size)
+        job.loss = addresses.of("loss", loss, np.float32, (number,), written=True)
+        job.accuracy = addresses.of("accuracy", accuracy, np.float32, (number,), written=True)
+        return Call(self, job, addresses, self._library.qan_begin_evaluation, self._library.qan_evaluate)
 
     def _work(self, number: int) -> library.Work:
         code = library.INSTRUCTION_SETS[self.instruction_set]
         return library.Work(networks=number, count=number, instruction_set=code)
 
-    def _data(self, data: Images) -> library.Images:
-        (count,), c = _shape("labels", data.labels, 1), self.channels
+    def _data(self, addresses: Addresses, data: Images) -> library.Images:
+        (count,), c = shape_of("labels", data.labels, 1), self.channels
         job = library.Images(count=count, channels=c, classes=self.n_classes)
-        job.images = _address("images", data.images, np.uint8, (count, c, SIDE, SIDE))
-        job.labels = _address("labels", data.labels, np.int64, (count,))
-        job.mean = _address("mean", data.mean, np.float32, (c,))
-        job.std = _address("std", data.std, np.float32, (c,))
+        job.images = addresses.of("images", data.images, np.uint8, (count, c, SIDE, SIDE))
+        job.labels = addresses.of("labels", data.labels, np.int64, (count,))
+        job.mean = addresses.of("mean", data.mean, np.float32, (c,))
+        job.std = addresses.of("std", data.std, np.float32, (c,))
         if data.labels.min() < 0 or data.labels.max() >= self.n_classes:
             raise ValueError(f"labels: they must be from 0 to {self.n_classes - 1}")
         return job
 
-    def _memory(self, name: str, array: Float32, number: int, written: bool = False) -> library.Memory:
-        address = _address(name, array, np.float32, (number, self.size), written, gaps=True)
-        return library.Memory(address, array.strides[0] // array.itemsize)
-
-    def _declare_update(self, job: library.Training, update: Update, number: int) -> None:
-        if update.optimizer not in library.OPTIMIZERS[1:]:
-            raise ValueError(f"no optimizer {update.optimizer!r}; there are {', '.join(library.OPTIMIZERS[1:])}")
-        if len(update.slots) != SLOTS[update.optimizer]:
-            raise ValueError(f"slots: {update.optimizer} has {SLOTS[update.optimizer]}, not {len(update.slots)}")
-        job.optimizer = library.OPTIMIZERS.index(update.optimizer)
-        for name in ("learning_rate", "momentum", "weight_decay"):
-            setattr(job, name, _address(name, getattr(update, name), np.float64, (number,)))
-        for place, slot in enumerate(update.slots):
-            job.slots[place] = self._memory(f"slots[{place}]", slot, number, written=True)
-        if update.optimizer == "adamw":
-            if update.step is None:
-                raise ValueError("step: adamw needs it")
-            job.step = _address("step", update.step, np.int64, (number,))
+    def _declare_update(self, job: library.Training, addresses: Addresses, update: Update, number: int) -> None:
+        optimizer, slots = update.optimizer, tuple(update.slots)
+        if optimizer not in library.OPTIMIZERS[1:]:
+            raise ValueError(f"no optimizer {optimizer!r}; there are {', '.join(library.OPTIMIZERS[1:])}")
+        if len(slots) != SLOTS[optimizer]:
+            raise ValueError(f"slots: {optimizer} has {SLOTS[optimizer]}, not {len(slots)}")
+        job.optimizer = library.OPTIMIZERS.index(optimizer)
+        job.learning_rate = addresses.of("learning_rate", update.learning_rate, np.float64, (number,))
+        job.momentum = addresses.of("momentum", update.momentum, np.float64, (number,))
+        job.weight_decay = addresses.of("weight_decay", update.weight_decay, np.float64, (number,))
+        for place, slot in enumerate(slots):
+            job.slots[place] = addresses.memory(f"slots[{place}]", slot, number, self.size, written=True)
+        if optimizer == "adamw":
+            job.step = addresses.of("step", update.step, np.int64, (number,))
             job.beta2, job.epsilon = AdamW.BETA2, AdamW.EPSILON
         if update.strength is not None:
-            self._declare_pull(job, update, update.strength, number)
+            job.strength = addresses.of("strength", update.strength, np.float32, (number,))
+            job.reference = self._reference(addresses, update.reference, number)
+            job.pulled = _bits(update.pulled)
 
-    def _declare_sequence(self, job: library.Training, sequence: BatchSequence, number: int, batch: int) -> None:
+    def _declare_sequence(
+        self, job: library.Training, addresses: Addresses, sequence: BatchSequence, number: int
+    ) -> None:
         declared, count = job.sequence, job.data.count
-        if not 1 <= sequence.per_epoch <= count // batch:
-            raise ValueError(f"per_epoch: it must be from 1 to {count // batch}, not {sequence.per_epoch}")
+        if not 1 <= sequence.per_epoch <= count // job.batch:
+            raise ValueError(f"per_epoch: it must be from 1 to {count // job.batch}, not {sequence.per_epoch}")
         declared.per_epoch, declared.smoothing = sequence.per_epoch, sequence.smoothing
         declared.pull_end, declared.pull_strength = sequence.pull_end, sequence.pull_strength
-        declared.order = _address("order", sequence.order, np.int32, (number, count))
-        declared.clock = _address("clock", sequence.clock, np.int64, (number,), written=True)
-        declared.pulled = _address("pulled", sequence.pulled, np.bool_, (number,))
-        declared.smoothed = _address("smoothed", sequence.smoothed, np.float32, (number,), written=True)
+        declared.order = addresses.of("order", sequence.order, np.int32, (number, count))
+        declared.clock = addresses.of("clock", sequence.clock, np.int64, (number,), written=True)
+        declared.pulled = addresses.of("pulled", sequence.pulled, np.bool_, (number,))
+        declared.smoothed = addresses.of("smoothed", sequence.smoothed, np.float32, (number,), written=True)
 
-    def _declare_pull(self, job: library.Training, update: Update, strength: Float32, number: int) -> None:
-        job.strength = _address("strength", strength, np.float32, (number,))
-        reference = update.reference
-        if reference is None:
-            raise ValueError("reference: the pull needs it")
+    def _reference(self, addresses: Addresses, reference: Float32 | None, number: int) -> library.Memory:
         if isinstance(reference, np.ndarray) and reference.ndim == 1:
-            job.reference = self._memory("reference", reference[None], 1)
-            job.reference.stride = 0
-        else:
-            job.reference = self._memory("reference", reference, number)
-        names = set(update.pulled)
-        if unknown := names.difference(PARAMETERS):
-            raise ValueError(f"pulled: no parameters {', '.join(sorted(unknown))}; there are {', '.join(PARAMETERS)}")
-        job.pulled = sum(1 << PARAMETERS.index(name) for name in names)
+            shared = addresses.memory("reference", reference[None], 1, self.size)
+            return library.Memory(shared.at, 0)
+        return addresses.memory("reference", reference, number, self.size)
 
     def exp(self, x: Float64) -> Float64:
         """e^x, float64 of any shape."""
@@ -325,45 +308,35 @@ class Kernels:
         function(x.ctypes.data, result.ctypes.data, x.size)
         return result
 
-    def run(self, begin: Callable[[Any], int], work: Callable[[Any, int], None], job: Any, count: int) -> int:
-        """Do a call's networks on up to `threads` threads; returns the code of an error."""
-        with self._lock:
-            error = begin(job)
-            if error:
-                return error
-            futures = []
-            if self._helpers is not None:
-                helpers = min(self.threads, count) - 1
-                futures = [self._helpers.submit(work, job, space) for space in self._workspaces[1 : 1 + helpers]]
-            work(job, self._workspaces[0])
-            for future in futures:
-                if not future.cancel():  # one that has not begun has nothing left to do
-                    future.result()
-            return 0
+    def share(self, work: Callable[[Any, int], None], job: Any, count: int) -> None:
+        """Let up to `threads` threads take the `count` networks of a job, one after another; while `lock` is held."""
+        futures = []
+        if self._helpers is not None:
+            spaces = self._workspaces[1:count]
+            futures = [self._helpers.submit(work, job, space) for space in spaces]
+        work(job, self._workspaces[0])
+        for future in futures:
+            if not future.cancel():  # one that has not begun has nothing left to do
+                future.result()
 
 
 class Call:
     """A prepared call. It holds on to its arrays; their contents are read, and results written, when it is called."""
 
-    def __init__(self, kernels: Kernels, job: Any, begin: Any, work: Any, number: int) -> None:
-        """Made by `Kernels`."""
-        self._kernels, self._job, self._begin, self._work, self._number = kernels, job, begin, work, number
-        self._reference = ctypes.byref(job)
-        self._rows = np.zeros(number, np.int64)
-        self._seen = np.zeros(number, np.uint8)
+    def __init__(
+        self, kernels: Kernels, job: Any, addresses: Addresses, begin: Any, work: Any, most_batches: int = 0
+    ) -> None:
+        """Made by `Kernels`.
+
+        `begin` and `work` are the two functions of the library for this kind of job; `most_batches` is T of a sequence.
+        """
+        self._most_batches, self._first_index = most_batches, getattr(job, "indices", None)
+        self._kernels, self._job, self._addresses = kernels, job, addresses
+        self._begin, self._work, self._reference = begin, work, ctypes.byref(job)
+        self._number: int = job.work.networks
+        self._rows = np.zeros(self._number, np.int64)
+        self._seen = np.zeros(self._number, np.uint8)
         job.work.seen = self._seen.ctypes.data
-        self._kept: tuple[Any, ...] = ()
-        self.data: Images | None = None
-        self.indices: Int64 | None = None
-        self._first_index = 0  # its address
-
-    def keep(self, *arrays: Any) -> None:
-        """Hold on to what the job has addresses of."""
-        self._kept = arrays
-
-    def bind(self, data: Images, indices: Int64) -> None:
-        """Remember what the training is of."""
-        self.data, self.indices, self._first_index = data, indices, self._job.indices
 
     def __call__(self, rows: Int64 | Sequence[int] | None = None) -> None:
         """Do it.
@@ -374,24 +347,13 @@ class Call:
         Raises:
             ValueError: rows, indices, labels or steps are wrong; nothing has been written.
         """
-        count = self._number
-        work = self._job.work
-        if rows is None:
-            work.rows = None
-        else:
-            rows = np.asarray(rows)
-            count = len(rows)
-            if count > self._number or rows.ndim != 1 or (count and rows.dtype.kind not in "iu"):
-                raise ValueError(f"rows: at most {self._number} integers, each at most once")
-            self._rows[:count] = rows
-            work.rows = self._rows.ctypes.data
-        work.count = count
-        error = self._kernels.run(self._begin, self._work, self._reference, count)
-        if error:
-            raise ValueError(self._message(library.ERRORS[error]))
+        if self._most_batches:
+            raise ValueError("a sequence is trained on part by part: call `part`")
+        with self._kernels.lock:
+            self._do(self._choose(rows))
 
     def part(self, first: int, count: int, rates: Float64 | None = None) -> None:
-        """Train on the mini-batches first, ..., first + count - 1 of a sequence.
+        """Train all networks on the mini-batches first, ..., first + count - 1 of a sequence.
 
         Args:
             first: from 0.
@@ -401,49 +363,59 @@ class Call:
         Raises:
             ValueError: as a call; or an argument is out of its range.
         """
-        most = 0 if self.indices is None or self.indices.ndim < 3 else self.indices.shape[1]
-        if not (0 <= first < first + count <= most):
-            raise ValueError(f"first and count: {first} and {count} do not lie within {most} mini-batches")
-        sequence = self._job.sequence
-        sequence.count = count
-        sequence.rates = None if rates is None else _address("rates", rates, np.float64, (count, self._number))
-        self._job.indices = self._first_index + first * self._job.batch * np.dtype(np.int64).itemsize
-        self()
+        if not (0 <= first < first + count <= self._most_batches):
+            raise ValueError(f"{first} and {count} do not lie within {self._most_batches} mini-batches")
+        job, shape = self._job, (count, self._number)
+        with self._kernels.lock:
+            job.sequence.count = count
+            job.sequence.rates = None if rates is None else Addresses().of("rates", rates, np.float64, shape)
+            job.indices = self._first_index + first * job.batch * np.dtype(np.int64).itemsize
+            self._do(self._choose(None))
+
+    def _do(self, count: int) -> None:
+        error = self._begin(self._reference)
+        if error:
+            raise ValueError(self._message(library.ERRORS[error]))
+        self._kernels.share(self._work, self._reference, count)
+
+    def _choose(self, rows: Int64 | Sequence[int] | None) -> int:
+        """Write the rows into the job; returns how many there are."""
+        work = self._job.work
+        if rows is None:
+            work.count, work.rows = self._number, None
+            return self._number
+        rows = np.asarray(rows)
+        count = len(rows) if rows.ndim == 1 else -1
+        if not 0 <= count <= self._number or (count and rows.dtype.kind not in "iu"):
+            raise ValueError(f"rows: at most {self._number} integers, each at most once")
+        self._rows[:count] = rows
+        work.count, work.rows = count, self._rows.ctypes.data
+        return count
 
     def _message(self, error: str) -> str:
-        if error in ("wrong row", "repeated row"):
-            return f"rows: they must be different numbers from 0 to {self._number - 1}"
-        if error == "wrong index" and self.data is not None:
-            return f"indices: they must be from 0 to {len(self.data.labels) - 1}"
-        if error == "wrong label":
-            return f"labels: they must be from 0 to {self._kernels.n_classes - 1}"
-        if error in ("wrong step", "wrong clock"):
-            return f"{error.removeprefix('wrong ')}: it must count from 0"
-        return error
+        data = self._job.data
+        return {
+            "wrong row": f"rows: they must be from 0 to {self._number - 1}",
+            "repeated row": "rows: each at most once",
+            "wrong index": f"indices: they must be from 0 to {data.count - 1}",
+            "wrong label": f"labels: they must be from 0 to {data.classes - 1}",
+            "wrong step": "step: it must count from 0",
+            "wrong clock": "clock: it must count from 0",
+        }.get(error, error)
 
 
-def _shape(name: str, array: Any, axes: int) -> tuple[int, ...]:
-    """The shape of what is checked to be an array with some number of axes, none of them empty."""
-    if not isinstance(array, np.ndarray) or array.ndim != axes or 0 in array.shape:
-        raise ValueError(f"{name}: it must be an array with {axes} axes, none of them empty")
-    return tuple(array.shape)
+def _outside(channels: int, n_classes: int) -> str | None:
+    """Why the kernels are not for so many channels and classes, if they are not."""
+    if 1 <= channels <= MAX_CHANNELS and 2 <= n_classes <= MAX_CLASSES:
+        return None
+    return (
+        f"the kernels take 1 to {MAX_CHANNELS} channels and 2 to {MAX_CLASSES} classes, not {channels} and {n_classes}"
+    )
 
 
-def _address(
-    name: str, array: Any, dtype: Any, shape: tuple[int, ...], written: bool = False, gaps: bool = False
-) -> int:
-    """The address of an array that is checked to be as C expects it; `gaps`: there may be room between its rows."""
-    if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != shape:
-        what = f"{array.shape} of {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
-        raise ValueError(f"{name}: it must be {shape} of {np.dtype(dtype)}, not {what}")
-    rows = array[0] if gaps else array
-    if not rows.flags.c_contiguous or not array.flags.aligned or (gaps and not _rows_apart(array)):
-        raise ValueError(f"{name}: it must be contiguous and aligned")
-    if written and not array.flags.writeable:
-        raise ValueError(f"{name}: it is read-only")
-    return array.ctypes.data
-
-
-def _rows_apart(array: NDArray[Any]) -> bool:
-    step, size = array.strides[0], array.shape[1] * array.itemsize
-    return step % array.itemsize == 0 and (len(array) == 1 or step >= size)
+def _bits(names: Iterable[str]) -> int:
+    """The bits of some parameters' names."""
+    names = set(names)
+    if unknown := names.difference(PARAMETERS):
+        raise ValueError(f"pulled: no parameters {', '.join(sorted(unknown))}; there are {', '.join(PARAMETERS)}")
+    return sum(1 << PARAMETERS.index(name) for name in names)

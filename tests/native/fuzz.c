@@ -1,6 +1,6 @@
-// Calls with made contents, right and wrong, for a build with sanitizers. Wrong rows, indices, labels and steps must be
-// refused with nothing written; numbers of any kind must do no harm. Arguments: how many calls, the seed, the bit of the
-// instruction set. Prints how many were refused; ends with status 1 at the first wrong answer.
+// Calls with made contents, right and wrong, for a build with sanitizers. Wrong rows, indices, labels and steps must
+// be refused with nothing written; numbers of any kind must do no harm. Arguments: how many calls, the seed, the bit of
+// the instruction set. Prints how many were refused; ends with status 1 at the first wrong answer.
 #include "made.h"
 
 enum { MOST_NETWORKS = 3, CALLS = 100 };
@@ -46,7 +46,8 @@ static void restore(struct qan_training *job, const float *pristine, int64_t *ro
   for (int slot = 0; slot < 2; slot++)
     if (job->slots[slot].at) memset(job->slots[slot].at, 0, bytes);
   for (int64_t i = 0; i < n * job->batch; i++) ((int64_t *)job->indices)[i] = (int64_t)draw((uint64_t)job->data.count);
-  for (int64_t i = 0; i < job->data.count; i++) ((int64_t *)job->data.labels)[i] = (int64_t)draw((uint64_t)job->data.classes);
+  int64_t *labels = (int64_t *)job->data.labels;
+  for (int64_t i = 0; i < job->data.count; i++) labels[i] = (int64_t)draw((uint64_t)job->data.classes);
   for (int64_t c = 0; c < job->data.channels; c++) ((float *)job->data.mean)[c] = ((float *)job->data.std)[c] = 50.0f;
   for (int64_t i = 0; i < n; i++) {
     rows[i] = n - 1 - i;

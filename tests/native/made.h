@@ -1,4 +1,4 @@
-// Made data and jobs for the programs beside this file. Every array is of its own and exactly as long as it may be used.
+// Made data and jobs for the programs beside this file. Every array is of its own and exactly as long as it is.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

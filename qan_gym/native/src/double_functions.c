@@ -1,5 +1,5 @@
-// exp, log and cos in double precision, for the bookkeeping around the kernels: within 1 ulp, and the same bits on every
-// machine, because they consist of IEEE additions, multiplications and divisions alone.
+// exp, log and cos in double precision, for the bookkeeping around the kernels: within 1 ulp, and the same bits on
+// every machine, because they consist of IEEE additions, multiplications and divisions alone.
 //
 // Algorithms and coefficients are those of fdlibm 5.3, which this notice of its goes with: "Copyright (C) 2004 by Sun
 // Microsystems, Inc. All rights reserved. Permission to use, copy, modify, and distribute this software is freely
@@ -8,7 +8,8 @@
 
 #include "kernels.h"
 
-static const double LOG2_HIGH = 6.93147180369123816490e-01;  // log(2), its first 32 bits: products by integers are exact
+// log(2), its first 32 bits, whose products by the integers here are exact, and the rest.
+static const double LOG2_HIGH = 6.93147180369123816490e-01;
 static const double LOG2_LOW = 1.90821492927058770002e-10;
 
 static uint64_t bits_of(double x) {
@@ -58,11 +59,15 @@ static double log_of(double x) {
   const double m = of_bits((bits & 0xfffffffffffff) | ((above ^ 0x3ff00000) << 32));
   const int64_t exponent = (int64_t)(bits >> 52) - 1023 + (int64_t)(above >> 20) - (scaled != x ? 54 : 0);
   const double n = (double)exponent, f = m - 1.0, s = f / (2.0 + f), z = s * s, w = z * z;
-  const double even = w * (3.999999999940941908e-01 + w * (2.222219843214978396e-01 + w * 1.531383769920937332e-01));
-  const double odd = z * (6.666666666666735130e-01 +
-                          w * (2.857142874366239149e-01 + w * (1.818357216161805012e-01 + w * 1.479819860511658591e-01)));
+  double even = 1.531383769920937332e-01;
+  even = 2.222219843214978396e-01 + w * even;
+  even = 3.999999999940941908e-01 + w * even;
+  double odd = 1.479819860511658591e-01;
+  odd = 1.818357216161805012e-01 + w * odd;
+  odd = 2.857142874366239149e-01 + w * odd;
+  odd = 6.666666666666735130e-01 + w * odd;
   const double half = 0.5 * f * f;
-  return n * LOG2_HIGH - ((half - (s * (half + (even + odd)) + n * LOG2_LOW)) - f);
+  return n * LOG2_HIGH - ((half - (s * (half + (w * even + z * odd)) + n * LOG2_LOW)) - f);
 }
 
 // cos(x + low), |x| <= pi / 4.

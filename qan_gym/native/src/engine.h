@@ -30,7 +30,7 @@ struct workspace {
   float d_map1[CHUNK * MAP1];
   float conv2_by_filter[KERNEL * FILTERS2 * SPAN2];   // (5, 64, 160) conv2's weights: kernel row, filter, rest
   float linear2_by_class[MAX_CLASSES * HIDDEN_ROOM];  // (K, 208) linear2's weights; behind the 200 are zeros
-  float columns[(SIDE - KERNEL + 1) * SIDE * COLUMN + TAPS];  // (28, 32, 8) an image: the 8 pixels from (row, column) on
+  float columns[(SIDE - KERNEL + 1) * SIDE * COLUMN + TAPS];  // (28, 32, 8) by column, row: the 8 pixels from there on
   float conv1_taps[MAX_CHANNELS * FILTERS1 * TAPS];  // (C, 32, 48) gradient of conv1's weights: 5 rows of COLUMN
   float conv2_rows[16 * SPAN2];                      // gradient of conv2's weights, one kernel row of 16 filters
   float gradient[MAX_SIZE];                          // of one network, laid out like its parameters

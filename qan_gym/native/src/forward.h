@@ -201,8 +201,16 @@ static void linear1_forward(const struct model *model, int count, struct workspa
       for (int c = 0; c < FILTERS2; c++)
         space->features[b * FEATURES + c * PLACES2 + place] = space->map2[b * FEATURES + place * FILTERS2 + c];
   const struct linear layer = {
-      space->features, model->at[LINEAR1], model->at[LINEAR1_BIAS], space->hidden, FEATURES, (HIDDEN + LANES - 1) / LANES * LANES,
-      FEATURES, HIDDEN, HIDDEN_ROOM};
+      .x = space->features,
+      .weight = model->at[LINEAR1],
+      .bias = model->at[LINEAR1_BIAS],
+      .out = space->hidden,
+      .inputs = FEATURES,
+      .outputs = (HIDDEN + LANES - 1) / LANES * LANES,
+      .x_stride = FEATURES,
+      .weight_stride = HIDDEN,
+      .out_stride = HIDDEN_ROOM,
+  };
   linear_forward(&layer, count);
   for (int b = 0; b < count; b++) {
     float *hidden = space->hidden + b * HIDDEN_ROOM;
@@ -213,8 +221,16 @@ static void linear1_forward(const struct model *model, int count, struct workspa
 
 static void linear2_forward(const struct model *model, int count, struct workspace *space) {
   const struct linear layer = {
-      space->hidden, model->at[LINEAR2], model->at[LINEAR2_BIAS], space->logits, HIDDEN, model->class_room,
-      HIDDEN_ROOM, model->classes, model->class_room};
+      .x = space->hidden,
+      .weight = model->at[LINEAR2],
+      .bias = model->at[LINEAR2_BIAS],
+      .out = space->logits,
+      .inputs = HIDDEN,
+      .outputs = model->class_room,
+      .x_stride = HIDDEN_ROOM,
+      .weight_stride = model->classes,
+      .out_stride = model->class_room,
+  };
   linear_forward(&layer, count);
 }
 
@@ -231,8 +247,8 @@ static void forward(const struct model *model, const struct qan_images *data, co
   linear2_forward(model, count, space);
 }
 
-// Cross-entropy of one image, from its K logits. With a batch: its logits become the gradient of the mean over that many
-// images, (softmax - target) / batch, and 0 behind the K.
+// Cross-entropy of one image, from its K logits. With a batch: its logits become the gradient of the mean over that
+// many images, (softmax - target) / batch, and 0 behind the K.
 INLINE float cross_entropy(const struct model *model, float *logits, int64_t label, int64_t batch) {
   float largest = logits[0], sum = 0, exps[MAX_CLASSES];
   for (int k = 1; k < model->classes; k++) largest = logits[k] > largest ? logits[k] : largest;

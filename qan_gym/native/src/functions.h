@@ -1,4 +1,4 @@
-// tanh of vectors, exp and log of numbers, in float32. Without the C library, whose last bits differ from one to another.
+// tanh of vectors, exp and log of numbers, in float32; the last bits of the C library's differ from one to another.
 
 // A rational approximation of Eigen's; 1 beyond +-7.9.
 INLINE floats tanh_of(floats x) {

@@ -82,13 +82,15 @@ static int32_t check_indices(const struct qan_training *job, int64_t row) {
   return QAN_OK;
 }
 
+static int32_t check_step(int64_t step) { return step < 0 || step == INT64_MAX ? QAN_WRONG_STEP : QAN_OK; }
+
 int32_t qan_begin_training(struct qan_training *job) {
   int32_t error = check_work(&job->work);
   for (int64_t entry = 0; entry < job->work.count && !error; entry++) {
     const int64_t row = row_of(&job->work, entry);
     if (job->sequence.count) error = draw(job, row);
     if (!error) error = check_indices(job, row);
-    if (!error && job->optimizer == ADAMW && (job->step[row] < 0 || job->step[row] == INT64_MAX)) error = QAN_WRONG_STEP;
+    if (!error && job->optimizer == ADAMW) error = check_step(job->step[row]);
   }
   job->work.next = 0;
   return error;

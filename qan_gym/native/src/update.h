@@ -1,4 +1,5 @@
-// One pass over the parameters of a network: the optimizer's update, then the pull. It also finds whether they are finite.
+// One pass over the parameters of a network: the optimizer's update, then the pull. It also finds whether all of them
+// are finite.
 
 // The numbers of an update; what they are for stands at the optimizers in `updated`.
 struct rule {
@@ -76,11 +77,15 @@ INLINE void update_vector(const struct parameter *p, int64_t i, int64_t count, c
   *check = fmadd(w, (floats){0}, *check);
 }
 
-INLINE void update_each(const struct parameter *p, const struct rule *rule, floats *check, const int optimizer,
-                        const int pulled) {
+INLINE void update_each(const struct parameter *parameter, const struct rule *numbers, floats *check,
+                        const int optimizer, const int pulled) {
+  const struct parameter p = *parameter;  // copies, because what is written might be what pointers point to
+  const struct rule rule = *numbers;
+  floats sum = *check;
   int64_t i = 0;
-  for (; i + LANES <= p->length; i += LANES) update_vector(p, i, LANES, rule, check, optimizer, pulled);
-  if (i < p->length) update_vector(p, i, p->length - i, rule, check, optimizer, pulled);
+  for (; i + LANES <= p.length; i += LANES) update_vector(&p, i, LANES, &rule, &sum, optimizer, pulled);
+  if (i < p.length) update_vector(&p, i, p.length - i, &rule, &sum, optimizer, pulled);
+  *check = sum;
 }
 
 INLINE void update_pulled(const struct parameter *p, const struct rule *rule, floats *check, const int optimizer,
