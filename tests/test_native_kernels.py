@@ -478,12 +478,12 @@ def instruction_set_bit() -> str:
 # --- several mini-batches in a row ----------------------------------------------------------------------------------
 
 
-def sequence_of(case: Case, clock: list[int], **changes: Any) -> tuple[BatchSequence, np.ndarray, Call]:
+def sequence_of(case: Case, clock: Any, **changes: Any) -> tuple[BatchSequence, np.ndarray, Call]:
     """A sequence of at most 4 mini-batches of 10, 5 of an epoch, what it draws, and the call."""
     number = len(case.weights)
     order = np.array([np.random.default_rng(row).permutation(400) for row in range(number)], np.int32)
     declared = {
-        **{"order": order, "clock": np.array(clock), "per_epoch": 5, "pulled": np.arange(number) % 2 == 0},
+        **{"order": order, "clock": np.asarray(clock), "per_epoch": 5, "pulled": np.arange(number) % 2 == 0},
         **{"pull_end": 4, "pull_strength": 0.25, "smoothed": np.full(number, 2.0, np.float32), "smoothing": 0.02},
     }
     sequence, drawn = BatchSequence(**declared | changes), np.zeros((number, 4, 10), np.int64)
@@ -501,7 +501,7 @@ def test_a_sequence_is_its_mini_batches_one_after_another(optimizer, with_rates)
     mine, plain = (make_case(3, 10, optimizer=optimizer, pulled=PARAMETERS[::2], rate=0.01) for _ in range(2))
     clock = [2, 3, 4]
     mine.update.step[:] = clock
-    sequence, drawn, call = sequence_of(mine, clock, clock=mine.update.step)  # as in an environment
+    sequence, drawn, call = sequence_of(mine, mine.update.step)  # as in an environment
     rates = 0.01 * np.arange(1, 10.0).reshape(3, 3) if with_rates else None
     mine.loss[:], smoothed, losses = 1.5, sequence.smoothed.copy(), np.full(3, 1.5, np.float32)
     call.part(1, 3, rates)
