@@ -28,6 +28,8 @@ def single_action(space: spaces.Space[Any], action: Any) -> NDArray[Any]:
         if value.dtype.kind not in "iu" or not space.contains(value.astype(space.dtype)):
             raise ValueError(f"the action must be in {space}: {action!r}")
         return value.astype(np.int64)[None]
+    if type(action) is int and isinstance(space, spaces.Discrete) and 0 <= action - int(space.start) < int(space.n):
+        return np.array([action])
     if not space.contains(np.asarray(action)[()]) and not space.contains(action):
         raise ValueError(f"the action must be in {space}: {action!r}")
     return np.array([int(action)])

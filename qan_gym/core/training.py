@@ -186,8 +186,7 @@ class Training:
             *(run.validation_loss_before, run.best_validation_loss),
         ):
             loss[rows] = run.validation_loss[rows]
-        with np.errstate(all="ignore"):  # what is not finite is replaced
-            seen = self._see()
+        seen = self._see()
         for value in seen.reward_terms.values():
             value[rows] = 0
         return seen.observation, {**self.info(), **seen.reward_terms}
@@ -204,29 +203,28 @@ class Training:
         """
         run, count, per_epoch = self.run, self.config.batches_per_action, self.parts.batches_per_epoch
         self._set("action", actions)
-        with np.errstate(all="ignore"):  # what is not finite is replaced
-            self._train(count)
-            before = run.batch.copy()
-            run.batch += count
-            diverged, success = self._flags()  # here the host waits for the device
-            playing = ~run.over
-            epochs = run.batch // per_epoch - before // per_epoch  # (N,) that have passed
-            budget_spent = (run.batch >= self.parts.budget) & playing
-            terminated = (diverged | success) & playing
-            due = terminated | budget_spent | ((epochs > 0) & playing)
-            if self.config.validate_every is not None:
-                every = self.config.validate_every
-                due |= (run.batch // every > before // every) & playing
-            self._validate(due)
-            if self.config.early_stopping is not None and (epochs > 0).any():
-                stopped = self._stop_early((epochs > 0) & playing & ~terminated, epochs, self.config.early_stopping)
-                terminated = terminated | stopped
-            truncated = budget_spent & ~terminated
-            ended = terminated | truncated
-            run.over |= ended
-            self._set("ended", ended)
-            test = self._finish(ended, ended & ~diverged)
-            seen = self.see()
+        self._train(count)
+        before = run.batch.copy()
+        run.batch += count
+        diverged, success = self._flags()  # here the host waits for the device
+        playing = ~run.over
+        epochs = run.batch // per_epoch - before // per_epoch  # (N,) that have passed
+        budget_spent = (run.batch >= self.parts.budget) & playing
+        terminated = (diverged | success) & playing
+        due = terminated | budget_spent | ((epochs > 0) & playing)
+        if self.config.validate_every is not None:
+            every = self.config.validate_every
+            due |= (run.batch // every > before // every) & playing
+        self._validate(due)
+        if self.config.early_stopping is not None and np.count_nonzero(epochs):
+            stopped = self._stop_early((epochs > 0) & playing & ~terminated, epochs, self.config.early_stopping)
+            terminated = terminated | stopped
+        truncated = budget_spent & ~terminated
+        ended = terminated | truncated
+        run.over |= ended
+        self._set("ended", ended)
+        test = self._finish(ended, ended & ~diverged)
+        seen = self.see()
         return StepResult(
             observation=seen.observation,
             reward=reduce(operator.add, seen.reward_terms.values()),
@@ -280,7 +278,7 @@ class Training:
 
     def _start_epochs(self, begins: Flags, ahead: int) -> None:
         """Draw new orders for the runs that begin an epoch with the mini-batch that is `ahead` of the next one."""
-        if begins.any():
+        if np.count_nonzero(begins):
             epoch = (self.run.batch[begins] + ahead) // self.parts.batches_per_epoch
             seeds, epochs = (torch.from_numpy(value).to(self.device) for value in (self.run.seed[begins], epoch))
             self.sampler.start_epoch(self.run, self._rows(begins), seeds, epochs)
@@ -311,16 +309,16 @@ class Training:
     def _train_on_batches(self, first: int, end: int) -> None:
         """The mini-batches first, ..., end - 1 of an action; no run begins an epoch after the first of them."""
         if not (self.engine.in_order and self.shuffled):
-            for number in range(first, end):
-                self._train_on_batch(number)
+            with np.errstate(all="ignore"):  # what is not finite is replaced
+                for number in range(first, end):
+                    self._train_on_batch(number)
             return
-        rates = None
-        if end - first > 1 and self.config.schedule != "constant":
+        if self.config.schedule == "constant":
+            self.arrays.learning_rate[:] = self.arrays.chosen_learning_rate
+            self.engine.train_in_order(first, end - first, None)
+        else:
             rates = self._learning_rates(np.arange(end - first)[:, None])
             self.engine.train_in_order(first, end - first, rates)
-            return
-        self.arrays.learning_rate[:] = self._learning_rates(0)
-        self.engine.train_in_order(first, end - first, None)
 
     def _train_on_batch(self, number: int) -> None:
         """Mini-batch, gradient, update, pull."""
@@ -344,7 +342,7 @@ class Training:
 
     def _validate(self, mask: Flags) -> None:
         """Measure the validation loss and accuracy of some runs."""
-        if mask.any():
+        if np.count_nonzero(mask):
             rows = as_array(self._rows(mask))
             loss, self.arrays.validation_accuracy[rows] = self.engine.evaluate(rows, "validation")
             self.arrays.validation_loss[rows] = self.parts.xp.fmin(loss, self.loss_limit)
@@ -355,7 +353,7 @@ class Training:
 
     def _finish(self, ended: Flags, whole: Flags) -> Info:
         """The test set, read where an episode has ended; and the weights of whole ones for the next one's reference."""
-        if not self.tests or not ended.any():
+        if not self.tests or not np.count_nonzero(ended):
             return {}
         run, rows, xp = self.run, as_array(self._rows(ended)), self.parts.xp
         test = {name: xp.zeros_like(self.arrays.loss) for name in ("test_loss", "test_accuracy")}

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from qan_gym.native import library
 from qan_gym.utils.arrays import NUMPY
 
-FEW = 4  # numbers that are computed one by one
-
 
 class PortableNumpy:
     """The namespace of the arrays around the kernels: NumPy's, with the library's exp, log and cos."""
@@ -27,7 +25,12 @@ class PortableNumpy:
         self.exp = _elementwise(found.qan_exp, found.qan_exp_of)
         self.log = _elementwise(found.qan_log, found.qan_log_of)
         self.cos = _elementwise(found.qan_cos, found.qan_cos_of)
-        self.__dict__ |= {name: getattr(NUMPY, name) for name in dir(NUMPY) if name not in self.__dict__}
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is NumPy's; found once."""
+        value = getattr(NUMPY, name)
+        setattr(self, name, value)
+        return value
 
 
 def _elementwise(
@@ -36,8 +39,10 @@ def _elementwise(
     """A function of float64 or float32 arrays, which keeps their type, from one of addresses and one of numbers."""
 
     def apply(x: NDArray[Any]) -> NDArray[Any]:
-        if x.size <= FEW:
-            return np.array([of_one(one) for one in x.ravel().tolist()], x.dtype).reshape(x.shape)
+        if x.size == 1:  # without addresses: a fraction of the time
+            one = np.empty(x.shape, x.dtype)
+            one[...] = of_one(x.item())
+            return one
         given = np.ascontiguousarray(x, np.float64)
         result = np.empty_like(given)
         of_array(given.ctypes.data, result.ctypes.data, given.size)

@@ -7,7 +7,6 @@ PyTorch's, on CUDA the same lines are tensor operations that a graph captures.
 
 from typing import Any
 
-import array_api_compat.numpy
 import array_api_compat.torch
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 
 Array = Any  # NDArray[Any] | Tensor, whose operators and slices are the same
 
-NUMPY = array_api_compat.numpy
+NUMPY = np
 TORCH = array_api_compat.torch
 
 
