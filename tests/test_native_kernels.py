@@ -304,7 +304,7 @@ def test_losses_gradients_and_weights_are_those_of_float64(channels, n_classes, 
 
 @needs_library
 @pytest.mark.parametrize("pulled", [None, ("conv1.weight",), tuple(PARAMETERS[::2])])
-@pytest.mark.parametrize("optimizer", SLOTS.keys() - {"gradients"})
+@pytest.mark.parametrize("optimizer", library.OPTIMIZERS[1:])
 def test_every_optimizer_with_and_without_pull(optimizer, pulled):
     rate = 0.001 if optimizer == "adamw" else 0.05
     check_steps(make_case(3, 10, digits(), optimizer=optimizer, pulled=pulled, rate=rate), 3)
