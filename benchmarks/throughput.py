@@ -8,6 +8,9 @@ all of them.
 
 - `textbook_over_env`: a textbook PyTorch training step of the same CNN (nn.Module, optim.SGD, tensors in memory,
   `loss.item()`), over `env.step`; on CPU both on one thread.
+- `textbook_over_vector`: the same over an environment step of N = 16 at once (CUDA: 1,024), with one thread, and on CPU
+  also with two.
+- `textbook_over_minibatch`: a textbook step of 128 images over `env.step` of the mini-batch game; on one thread.
 - `vector_speedup`: environment steps per second at N = 16 (CUDA: 1,024) over N = 1.
 - `async_over_vector`: time per environment step of Gymnasium's AsyncVectorEnv with N = 16 processes of one thread
   each, over the vector environment's (CPU only).
@@ -15,6 +18,8 @@ all of them.
   time per environment step of the vector environment.
 - `dacbench_over_env`: DACBench's SGDEnv on the same CNN, data and batch size, over `env.step`, both on MNIST; where
   dacbench is installed and MNIST is there.
+- `shares`: where the native engine trains, the shares of `env.step` that are forward pass, backward pass and update in
+  the kernels, and the bookkeeping around them; and the time of an evaluation on 500 images.
 - a table over N: steps per second, memory per environment. A picture of it is written beside the JSON.
 """
 
@@ -27,6 +32,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +43,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from qan_gym.core.engine import engine_here
 from qan_gym.data.datasets import data_root  # and registers the environments
 from qan_gym.data.downloads import missing
 
 ENV = "QanLR-MNIST5k-v0"
+MINIBATCH = "QanMinibatch-MNIST5k-v0"
 ONE_BATCH = {"batches_per_action": 1}
 KEEP = 2
 TABLE = (1, 4, 16, 64, 256, 1024, 4096)
@@ -101,9 +109,12 @@ def env_step(env_id: str, device: str) -> Step:
     return step
 
 
-def vector_step(num_envs: int, device: str = "cpu", **kwargs: Any) -> Step:
-    """One step of N environments per call."""
+def vector_step(num_envs: int, device: str = "cpu", threads: int | None = None, **kwargs: Any) -> Step:
+    """One step of N environments per call; threads: of the engine; None: PyTorch's number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
     env = gym.make_vec(ENV, num_envs=num_envs, **kwargs, **ONE_BATCH, device=device)
+    torch.set_num_threads(before)
     env.reset(seed=0)
     actions: Any = np.full(num_envs, KEEP)
     if kwargs.get("output") == "torch":
@@ -267,17 +278,21 @@ def table(device: str, largest: int) -> list[dict[str, Any]]:
 
 def compare(device: str, rounds: int) -> dict[str, Any]:
     """All ratios."""
-    many, threads = NUM_ENVS[device], torch.get_num_threads()
+    many = NUM_ENVS[device]
     single = gym.make(ENV, **ONE_BATCH).unwrapped
     images, labels = (torch.from_numpy(array).to(device) for array in single.split("train"))
     contest = Contest(device)
     contest.enter("textbook", textbook_step(images, labels, single.config.batch_size))
     contest.enter("env", env_step(ENV, device))
-    contest.enter("vector of 1", vector_step(1, device), threads=threads)
-    vector = f"vector of {many}"
-    contest.enter(vector, vector_step(many, device), envs=many, threads=threads, calls=max(4, 60 // many))
+    contest.enter("textbook of 128", textbook_step(images, labels, 128), calls=4)
+    contest.enter("mini-batch game of 128", env_step(MINIBATCH, device), calls=8)
+    contest.enter("vector of 1", vector_step(1, device, threads=1))
+    vector, few = f"vector of {many}", max(4, 60 // many)
+    contest.enter(vector, vector_step(many, device, threads=1), envs=many, calls=few)
     if device == "cpu":
-        contest.enter("async", async_step(many), envs=many, calls=max(4, 60 // many))
+        two = f"{vector}, two threads"
+        contest.enter(two, vector_step(many, device, threads=2), envs=many, threads=2, calls=few)
+        contest.enter("async", async_step(many), envs=many, calls=few)
     if device == "cpu" and importlib.util.find_spec("dacbench") and not missing("mnist", data_root()):
         contest.enter("dacbench", dacbench_step(data_root()), calls=2)
         contest.enter("env on MNIST", env_step("QanLR-MNIST-v0", device))
@@ -288,8 +303,11 @@ def compare(device: str, rounds: int) -> dict[str, Any]:
         "textbook_over_env": contest.ratio("textbook", "env"),
         "vector_speedup": contest.ratio("vector of 1", vector),
         "textbook_over_vector": contest.ratio("textbook", vector),
+        "textbook_over_minibatch": contest.ratio("textbook of 128", "mini-batch game of 128"),
         "floor_share": {"median": floor / contest.median(vector)},
     }
+    if device == "cpu":
+        ratios["textbook_over_vector_two_threads"] = contest.ratio("textbook", two)
     for slow, fast in (("async", vector), ("dacbench", "env on MNIST")):
         if slow in contest.times:
             ratios[f"{slow}_over_{fast.split()[0]}"] = contest.ratio(slow, fast)
@@ -297,6 +315,38 @@ def compare(device: str, rounds: int) -> dict[str, Any]:
         "milliseconds_per_step": {name: contest.median(name) for name in contest.times},
         "ratios": ratios,
         "mflop_per_step": flop / 1e6,
+        "shares": shares() if device == "cpu" else None,
+    }
+
+
+def shares() -> dict[str, float] | None:
+    """Shares of a step of the environment, and milliseconds of an evaluation; None without the native engine."""
+    env = gym.make(ENV, **ONE_BATCH).unwrapped
+    training, engine = env.training, env.training.engine
+    if training.parts.engine != "native":
+        return None
+    env.reset(seed=0)
+    env.step(KEEP)
+    data, finite = engine.images("train"), np.zeros(1, np.uint8)
+    batch = np.ascontiguousarray(env.batch_indices[:1])
+    few = replace(data, images=data.images[batch[0]], labels=data.labels[batch[0]])
+    loss, accuracy, gradients = np.zeros(1, np.float32), np.zeros(1, np.float32), np.zeros_like(engine.weights)
+    engine.indices[:] = batch
+    everyone = np.ones(1, np.bool_)
+    contest = Contest("cpu")
+    contest.enter("env", lambda: env.step(KEEP))
+    contest.enter("kernels", engine.on_batch)
+    contest.enter("gradients", engine.kernels.training(data, engine.weights, batch, loss, finite, gradients=gradients))
+    contest.enter("forward", engine.kernels.evaluation(few, engine.weights, loss, accuracy))
+    contest.enter("evaluation", lambda: training.engine.evaluate(np.flatnonzero(everyone), "validation"), calls=4)
+    contest.play(6)
+    env_ms, kernels, gradient, forward = map(contest.median, ("env", "kernels", "gradients", "forward"))
+    return {
+        "forward": forward / env_ms,
+        "backward": (gradient - forward) / env_ms,
+        "update": (kernels - gradient) / env_ms,
+        "bookkeeping": 1 - kernels / env_ms,
+        "evaluation_of_500_ms": contest.median("evaluation"),
     }
 
 
@@ -333,13 +383,16 @@ def main() -> None:
     parser.add_argument("--largest", type=int, default=256, help="the largest N of the table")
     parser.add_argument("--json", type=Path, help="write the figures here, and the picture beside them")
     arguments = parser.parse_args()
-    found = {"hardware": hardware(arguments.device), **compare(arguments.device, arguments.rounds)}
-    print(found["hardware"])
+    engine = engine_here() if arguments.device == "cpu" else "torch"
+    found = {"hardware": hardware(arguments.device), "engine": engine, **compare(arguments.device, arguments.rounds)}
+    print(f"{found['hardware']}; engine: {engine}")
     for name, value in found["milliseconds_per_step"].items():
         print(f"{name:15s} {value:8.3f} ms per environment step")
     for name, ratio in found["ratios"].items():
         spread = f" (quartiles {ratio['low']:.2f} to {ratio['high']:.2f})" if "low" in ratio else ""
         print(f"{name}: {ratio['median']:.2f}{spread}")
+    for name, share in (found["shares"] or {}).items():
+        print(f"{name}: {share:.2f}" if name.endswith("_ms") else f"{name}: {share:.0%} of a step")
     found["table"] = table(arguments.device, arguments.largest)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(found, indent=2) + "\n")

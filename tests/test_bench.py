@@ -168,6 +168,7 @@ def die_or_run(one: Cell) -> object:
     return run_cell_or_fail(one)
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_a_failed_cell():
     outcomes = {one.label: outcome for one, outcome in run_in_processes([DIES, cell()], 1, die_or_run)}
     assert isinstance(outcomes["dies"], Failure)
@@ -193,7 +194,8 @@ def whole(grid_file) -> Path:
     return path
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_bench_goes_on_with_what_is_left(grid_file, whole, tmp_path, how):
     path = tmp_path / "r.parquet"
     process = start_qan("bench", grid_file, "--out", path, "--workers", 1)

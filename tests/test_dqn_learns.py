@@ -92,7 +92,8 @@ CARTPOLE = DQNConfig(
 )
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
 def test_cartpole_is_solved(seed):
     """Within 144,000 steps: a mean return of at least 475 over 20 episodes, played greedily with the last weights."""
     env = gym.make_vec("CartPole-v1", num_envs=16, vectorization_mode="vector_entry_point")

@@ -269,8 +269,8 @@ ENDING = {"learning_rate": 0.1, "target_loss": 2.3}  # rows end at different tim
     ("output", "mode", "ending"),
     [
         ("numpy", AutoresetMode.NEXT_STEP, ENDING),
-        ("torch", AutoresetMode.NEXT_STEP, {}),  # all at once, by truncation
-        ("numpy", AutoresetMode.SAME_STEP, {}),
+        pytest.param("torch", AutoresetMode.NEXT_STEP, {}, marks=pytest.mark.slow),  # all at once, by truncation
+        pytest.param("numpy", AutoresetMode.SAME_STEP, {}, marks=pytest.mark.slow),
         ("torch", AutoresetMode.SAME_STEP, ENDING),
     ],
 )

@@ -128,7 +128,8 @@ def test_make_with_the_module_in_the_id():
     assert float(run_python(code)) == pytest.approx(env.step(0)[1], abs=1e-6)
 
 
-@pytest.mark.parametrize("env_id", [LR, pytest.param(CIFAR, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("env_id", [LR, CIFAR])
 def test_spawned_workers(env_id, tmp_path):
     """Two spawned workers; each gives what the single environment with its seed gives."""
     arguments = made_deep_game(tmp_path) | {"batch_size": 4} if env_id == CIFAR else {}

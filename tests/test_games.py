@@ -256,7 +256,7 @@ def test_ppo_of_sb3_plays_two_knobs():
         assert agent.num_timesteps == 24
 
 
-@pytest.mark.parametrize("agent", ["dqn", "dqn-native"])
+@pytest.mark.parametrize("agent", [pytest.param("dqn", marks=pytest.mark.slow), "dqn-native"])
 def test_qan_train_plays_the_example(agent, tmp_path):
     """From the folder of the example, as its docstring says."""
     command = [sys.executable, "-m", "qan_agents", "train", f"custom_game:{MOMENTUM}", "--episodes", "2"]

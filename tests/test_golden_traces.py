@@ -21,7 +21,14 @@ DIGESTS = json.loads(golden_traces.DIGESTS.read_text())
 NATIVE_HERE = engine_here().startswith("native")
 
 
-@pytest.mark.parametrize("case", golden_traces.CASES)
+# Those that PyTorch trains take half of the time.
+ORDINARY = (*golden_traces.NATIVE, "distillation", "bf16", "deep-augment")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [case if case in ORDINARY else pytest.param(case, marks=pytest.mark.slow) for case in golden_traces.CASES],
+)
 def test_episodes_are_what_they_were(case):
     compared = 0
     for name, given in golden_traces.traces([case], golden_traces.KEPT):

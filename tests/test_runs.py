@@ -126,12 +126,13 @@ def test_the_folder_holds_everything(whole, agent):
     assert not list(whole.rglob(".*")), "nothing written aside is left"
 
 
-# Both signals for both agents; those of the ordinary run are chosen so that each agent and each signal is there once.
+# Both signals for both agents; one of them in the ordinary run, where the others are played in process.
 SIGNALS = [
     ("dqn", signal.SIGKILL),
-    ("dqn-native", signal.SIGINT),
-    pytest.param("dqn", signal.SIGINT, marks=pytest.mark.slow),
-    pytest.param("dqn-native", signal.SIGKILL, marks=pytest.mark.slow),
+    *(
+        pytest.param(agent, how, marks=pytest.mark.slow)
+        for agent, how in (("dqn-native", signal.SIGINT), ("dqn", signal.SIGINT), ("dqn-native", signal.SIGKILL))
+    ),
 ]
 
 
@@ -346,6 +347,7 @@ def test_an_episode_is_filmed(whole, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["film.mp4"]
 
 
+@pytest.mark.slow
 @only("dqn-native")
 def test_an_episode_is_shown_in_a_window(whole, monkeypatch):
     """With the agent's values in the last frame."""

@@ -1185,7 +1185,7 @@ def resident() -> int:
     return int(path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if path.exists() else 0
 
 
-@pytest.mark.parametrize("mode", [NEXT_STEP, SAME_STEP], ids=str)
+@pytest.mark.parametrize("mode", [NEXT_STEP, pytest.param(SAME_STEP, marks=pytest.mark.slow)], ids=str)
 def test_memory_does_not_grow(mode, small):
     """Over 75 steps and many episodes, which end at different times."""
     arguments = {**small, "train_size": 20, "batches_per_action": 1, "reference": "previous", "distillation": 0.5}

@@ -57,7 +57,7 @@ class NativeEngine:
             smoothed=run.smoothed_loss.numpy(),
             smoothing=parts.running_mean_weight,
         )
-        images, finite = self._images("train"), self.is_finite.view(np.uint8)
+        images, finite = self.images("train"), self.is_finite.view(np.uint8)
         self.on_batch = self.kernels.training(images, self.weights, self.indices, self.loss, finite, update)
         self.on_sequence = self.kernels.training(
             *(images, self.weights, run.batch_indices.numpy(), run.loss.numpy(), finite, update),
@@ -65,7 +65,8 @@ class NativeEngine:
         )
         self.measure: dict[str, Call] = {}  # by the name of the split
 
-    def _images(self, split: str) -> Images:
+    def images(self, split: str) -> Images:
+        """The images of a split, as the kernels take them."""
         data = self.data
         mean, std = (value.flatten().numpy() for value in (data.mean, data.std))
         return Images(data.images[split].numpy(), data.labels[split].numpy(), mean, std)
@@ -87,7 +88,7 @@ class NativeEngine:
     def evaluate(self, rows: Array, split: str) -> tuple[Array, Array]:
         """See `Engine.evaluate`."""
         if split not in self.measure:
-            self.measure[split] = self.kernels.evaluation(self._images(split), self.weights, self.loss, self.accuracy)
+            self.measure[split] = self.kernels.evaluation(self.images(split), self.weights, self.loss, self.accuracy)
         self.measure[split](rows)
         return self.loss[rows], self.accuracy[rows]
 

@@ -210,7 +210,7 @@ class Kernels:
         if gradients is not None:
             job.gradients = addresses.memory("gradients", gradients, number, self.size, written=True)
         if update is not None:
-            self._declare_update(job, addresses, update, number)
+            self._declare_update(job, addresses, update, number, sequenced=sequence is not None)
         if sequence is not None:
             self._declare_sequence(job, addresses, sequence, number)
         most_batches = most[0] if most else 0
@@ -251,14 +251,18 @@ class Kernels:
             raise ValueError(f"labels: they must be from 0 to {self.n_classes - 1}")
         return job
 
-    def _declare_update(self, job: library.Training, addresses: Addresses, update: Update, number: int) -> None:
+    def _declare_update(
+        self, job: library.Training, addresses: Addresses, update: Update, number: int, sequenced: bool
+    ) -> None:
         optimizer, slots = update.optimizer, tuple(update.slots)
         if optimizer not in library.OPTIMIZERS[1:]:
             raise ValueError(f"no optimizer {optimizer!r}; there are {', '.join(library.OPTIMIZERS[1:])}")
         if len(slots) != SLOTS[optimizer]:
             raise ValueError(f"slots: {optimizer} has {SLOTS[optimizer]}, not {len(slots)}")
         job.optimizer = library.OPTIMIZERS.index(optimizer)
-        job.learning_rate = addresses.of("learning_rate", update.learning_rate, np.float64, (number,))
+        job.learning_rate = addresses.of(
+            "learning_rate", update.learning_rate, np.float64, (number,), written=sequenced
+        )
         job.momentum = addresses.of("momentum", update.momentum, np.float64, (number,))
         job.weight_decay = addresses.of("weight_decay", update.weight_decay, np.float64, (number,))
         for place, slot in enumerate(slots):
@@ -267,7 +271,7 @@ class Kernels:
             job.step = addresses.of("step", update.step, np.int64, (number,))
             job.beta2, job.epsilon = AdamW.BETA2, AdamW.EPSILON
         if update.strength is not None:
-            job.strength = addresses.of("strength", update.strength, np.float32, (number,))
+            job.strength = addresses.of("strength", update.strength, np.float32, (number,), written=sequenced)
             job.reference = self._reference(addresses, update.reference, number)
             job.pulled = _bits(update.pulled)
 

@@ -26,9 +26,10 @@ def as_array(tensor: Tensor) -> Array:
 
 def as_tensor(array: Array) -> Tensor:
     """The same memory as a tensor; a copy of an array that must not be written to."""
-    if not isinstance(array, np.ndarray):
-        return array
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
+    if isinstance(array, np.ndarray):
+        return torch.from_numpy(array if array.flags.writeable else array.copy())
+    tensor: Tensor = array
+    return tensor
 
 
 def to_numpy(array: Array) -> NDArray[Any]:

@@ -114,7 +114,8 @@ def scheduled_rates(schedule: str, chosen: Settings, length: int) -> NDArray[np.
     settings = settings_of_shape(schedule, chosen, length)
     share = np.arange(length) / length
     rates: NDArray[np.float64] = np.full(length, chosen["learning_rate"])
-    return rates * SCHEDULES[schedule].shape(NUMPY, share, **settings)
+    rates *= SCHEDULES[schedule].shape(NUMPY, share, **settings)
+    return rates
 
 
 def settings_of_shape(schedule: str, chosen: Settings, length: int) -> dict[str, float]:

@@ -3,7 +3,7 @@
 
 // The numbers of an update; what they are for stands at the optimizers in `updated`.
 struct rule {
-  floats rate, momentum, decay, keep, fresh, beta2, fresh2, scale, epsilon, unpulled;
+  floats rate, momentum, decay, keep, fresh, beta2, fresh2, scale, epsilon, pull, unpulled;
 };
 
 // base^count by repeated squaring.
@@ -20,6 +20,7 @@ static struct rule rule_of(const struct qan_training *job, int64_t n) {
       .rate = broadcast((float)rate),
       .momentum = broadcast((float)momentum),
       .decay = broadcast((float)decay),
+      .pull = broadcast(job->strength ? job->strength[n] : 0.0f),
       .unpulled = broadcast(job->strength ? 1.0f - job->strength[n] : 1.0f),
   };
   if (job->optimizer == ADAMW) {
@@ -59,9 +60,12 @@ struct parameter {
   int64_t length;
 };
 
+// w + c (w* - w), computed from the nearer end: exact for a small c, and w* for a c of 1.
+enum pull { NO_PULL, WEAK, STRONG };  // c below 1/2, or not
+
 // Updates `count` numbers from `i` on; adds 0 to `check`, or NaN where a new weight is not finite.
 INLINE void update_vector(const struct parameter *p, int64_t i, int64_t count, const struct rule *rule, floats *check,
-                          const int optimizer, const int pulled) {
+                          const int optimizer, const enum pull pull) {
   floats first = {0}, second = {0};
   if (optimizer != SGD) first = load_part(p->slots[0] + i, count);
   if (optimizer == ADAMW) second = load_part(p->slots[1] + i, count);
@@ -69,40 +73,41 @@ INLINE void update_vector(const struct parameter *p, int64_t i, int64_t count, c
   floats w = updated(load_part(p->weights + i, count), gradient, &first, &second, rule, optimizer);
   if (optimizer != SGD) store_part(p->slots[0] + i, first, count);
   if (optimizer == ADAMW) store_part(p->slots[1] + i, second, count);
-  if (pulled) {  // w + c (w* - w), which is w* where c is 1
+  if (pull != NO_PULL) {
     const floats reference = load_part(p->reference + i, count);
-    w = fmadd(rule->unpulled, w - reference, reference);
+    w = pull == WEAK ? fmadd(rule->pull, reference - w, w) : fmadd(rule->unpulled, w - reference, reference);
   }
   store_part(p->weights + i, w, count);
   *check = fmadd(w, (floats){0}, *check);
 }
 
 INLINE void update_each(const struct parameter *parameter, const struct rule *numbers, floats *check,
-                        const int optimizer, const int pulled) {
+                        const int optimizer, const enum pull pull) {
   const struct parameter p = *parameter;  // copies, because what is written might be what pointers point to
   const struct rule rule = *numbers;
   floats sum = *check;
   int64_t i = 0;
-  for (; i + LANES <= p.length; i += LANES) update_vector(&p, i, LANES, &rule, &sum, optimizer, pulled);
-  if (i < p.length) update_vector(&p, i, p.length - i, &rule, &sum, optimizer, pulled);
+  for (; i + LANES <= p.length; i += LANES) update_vector(&p, i, LANES, &rule, &sum, optimizer, pull);
+  if (i < p.length) update_vector(&p, i, p.length - i, &rule, &sum, optimizer, pull);
   *check = sum;
 }
 
 INLINE void update_pulled(const struct parameter *p, const struct rule *rule, floats *check, const int optimizer,
-                          int pulled) {
-  if (pulled)
-    update_each(p, rule, check, optimizer, 1);
-  else
-    update_each(p, rule, check, optimizer, 0);
+                          enum pull pull) {
+  switch (pull) {
+    case NO_PULL: update_each(p, rule, check, optimizer, NO_PULL); break;
+    case WEAK: update_each(p, rule, check, optimizer, WEAK); break;
+    case STRONG: update_each(p, rule, check, optimizer, STRONG); break;
+  }
 }
 
 KEEP_OUT void update_parameter(const struct parameter *p, const struct rule *rule, floats *check, int optimizer,
-                               int pulled) {
+                               enum pull pull) {
   switch (optimizer) {
-    case SGD: update_pulled(p, rule, check, SGD, pulled); break;
-    case SGD_MOMENTUM: update_pulled(p, rule, check, SGD_MOMENTUM, pulled); break;
-    case SGD_NESTEROV: update_pulled(p, rule, check, SGD_NESTEROV, pulled); break;
-    case ADAMW: update_pulled(p, rule, check, ADAMW, pulled); break;
+    case SGD: update_pulled(p, rule, check, SGD, pull); break;
+    case SGD_MOMENTUM: update_pulled(p, rule, check, SGD_MOMENTUM, pull); break;
+    case SGD_NESTEROV: update_pulled(p, rule, check, SGD_NESTEROV, pull); break;
+    case ADAMW: update_pulled(p, rule, check, ADAMW, pull); break;
   }
 }
 
@@ -115,6 +120,7 @@ static int update_network(const struct qan_training *job, int64_t network, const
   const struct layout layout = layout_of(job->data.channels, job->data.classes);
   const struct rule rule = rule_of(job, network);
   const uint32_t pulled = job->strength && job->strength[network] != 0 ? job->pulled : 0;
+  const enum pull pull = pulled && job->strength[network] < 0.5f ? WEAK : STRONG;
   float *weights = of_network(&job->weights, network), *reference = of_network(&job->reference, network);
   float *first = of_network(&job->slots[0], network), *second = of_network(&job->slots[1], network);
   floats check = {0};
@@ -127,7 +133,7 @@ static int update_network(const struct qan_training *job, int64_t network, const
         .slots = {first ? first + start : 0, second ? second + start : 0},
         .length = layout.length[t],
     };
-    update_parameter(&p, &rule, &check, job->optimizer, pulled >> t & 1);
+    update_parameter(&p, &rule, &check, job->optimizer, pulled >> t & 1 ? pull : NO_PULL);
   }
   for (int i = 0; i < LANES; i++)
     if (check[i] != 0) return 0;  // NaN is not equal to anything
