@@ -304,6 +304,7 @@ def test_results_of_an_agent_that_has_another_name_now_are_still_those_of_a_lear
     assert comparison_table([*other_tuned, tuned, constant], constant) == ""  # these are not learned
 
 
+@pytest.mark.slow
 def test_the_target_is_the_constant_of_the_same_budget():
     curve = [4.0, 2.0, 1.0]
     few, many = (

@@ -292,7 +292,12 @@ def test_rows_that_diverge_wait_for_the_others():
 # --- preparation ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", controllers())
+SLOW_ONES = ("schedule-free-adamw", "qr-dqn", "sac", "td3")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW_ONES else name for name in controllers()]
+)
 def test_every_controller_is_prepared_and_plays(name):
     preparation = controllers()[name].preparation
     in_lr = preparation == Preparation.TUNING or name in ("constant", "base", "sac", "td3", "qr-dqn")

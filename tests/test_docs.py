@@ -79,6 +79,7 @@ def site(tmp_path_factory):
     return root / "site", pages
 
 
+@pytest.mark.slow
 def test_every_link_of_the_site_leads_somewhere(site):
     """As a browser follows them: also those of the navigation, of generated pages, and pictures."""
     root, pages = site
@@ -98,6 +99,7 @@ def test_every_link_of_the_site_leads_somewhere(site):
     assert not broken
 
 
+@pytest.mark.slow
 def test_every_id_has_a_page_with_a_picture(site):
     from qan_gym.registration import ENTRY_POINTS
 

@@ -117,7 +117,7 @@ def cartpole_return(agent: DQN, seed: int) -> float:
     return total
 
 
-@pytest.mark.parametrize("switches", [{}, ALL])
+@pytest.mark.parametrize("switches", [{}, pytest.param(ALL, marks=pytest.mark.slow)])
 def test_the_same_seed_learns_the_same(switches):
     (one, first), (two, second), (other, third) = (
         identity(replace(SMALL, **switches), 800, seed=seed) for seed in (5, 5, 6)

@@ -271,7 +271,7 @@ ENDING = {"learning_rate": 0.1, "target_loss": 2.3}  # rows end at different tim
         ("numpy", AutoresetMode.NEXT_STEP, ENDING),
         pytest.param("torch", AutoresetMode.NEXT_STEP, {}, marks=pytest.mark.slow),  # all at once, by truncation
         pytest.param("numpy", AutoresetMode.SAME_STEP, {}, marks=pytest.mark.slow),
-        ("torch", AutoresetMode.SAME_STEP, ENDING),
+        pytest.param("torch", AutoresetMode.SAME_STEP, ENDING, marks=pytest.mark.slow),
     ],
 )
 def test_the_environments_of_qan_gym(output, mode, ending):

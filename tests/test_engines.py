@@ -189,6 +189,7 @@ def test_counterfactuals_are_exact(monkeypatch):
         assert found.smoothed_loss[action] == info["smoothed_loss"]
 
 
+@pytest.mark.slow
 @needs_library
 def test_another_process_gives_the_same_digits():
     code = (

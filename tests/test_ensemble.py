@@ -26,6 +26,7 @@ def trained_ensemble(steps: int) -> Ensemble:
     return ensemble
 
 
+@pytest.mark.slow
 def test_it_learns_the_identity_game():
     ensemble = trained_ensemble(3_000)
     observations = torch.eye(4)[:, None]

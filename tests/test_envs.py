@@ -176,7 +176,7 @@ def test_gymnasium_check_env(env_id, as_registered):
 @pytest.mark.parametrize(
     ("env_id", "render_mode"),
     [
-        pytest.param(env_id, mode, marks=[] if (env_id, mode) == (LR, "human") else [pytest.mark.slow])
+        pytest.param(env_id, mode, marks=[] if (env_id, mode) == (LR, "rgb_array") else [pytest.mark.slow])
         for env_id in ENTRY_POINTS
         for mode in RENDER_MODES
     ],

@@ -87,7 +87,7 @@ def test_spawned_processes():
     assert len(returns_of("async_vector_env", "--num-envs", 2)) == 2
 
 
-@pytest.mark.parametrize("name", ["QRDQN", "RecurrentPPO"])
+@pytest.mark.parametrize("name", ["QRDQN", pytest.param("RecurrentPPO", marks=pytest.mark.slow)])
 def test_sb3_contrib(name):
     require("sb3_contrib", "sb3-contrib")
     example = load_example("sb3_algorithms")

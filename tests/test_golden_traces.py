@@ -22,7 +22,7 @@ NATIVE_HERE = engine_here().startswith("native")
 
 
 # Those that PyTorch trains take half of the time.
-ORDINARY = (*golden_traces.NATIVE, "distillation", "bf16", "deep-augment")
+ORDINARY = (*golden_traces.NATIVE, "distillation")
 
 
 @pytest.mark.parametrize(

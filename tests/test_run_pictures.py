@@ -100,7 +100,7 @@ class RandomAgent(Agent):
         self.env.close()
 
 
-@pytest.fixture(scope="module", params=list(SPACES))
+@pytest.fixture(scope="module", params=[pytest.param("box", marks=pytest.mark.slow), "multi-discrete"])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A trained and evaluated run of such a game, of 5 actions an episode."""
     folder = tmp_path_factory.mktemp("runs")

@@ -48,7 +48,7 @@ def invoke(*arguments: object, status: int = 0) -> str:
     return result.output
 
 
-@pytest.fixture(params=list(PRESETS))
+@pytest.fixture(params=[pytest.param("dqn", marks=pytest.mark.slow), "dqn-native"])
 def agent(request) -> str:
     """The name of each of them."""
     return request.param

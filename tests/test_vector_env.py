@@ -711,7 +711,7 @@ def check_close(env: VectorEnv, action: Any) -> None:
         env.reset(seed=0)
 
 
-@pytest.mark.parametrize(("env_id", "mode"), in_turn(IDS, all_modes=[LR, MINIBATCH]), ids=str)
+@pytest.mark.parametrize(("env_id", "mode"), [*product([LR, MINIBATCH], MODES), slow(CIFAR, SAME_STEP)], ids=str)
 def test_check_vector_env(env_id, mode, of_id):
     env = make(env_id, 2 if env_id == CIFAR else 3, mode, **of_id(env_id, "tiny"))
     check_vector_env(env)
@@ -1141,7 +1141,8 @@ def test_episode_length_is_the_steps_of_an_episode(batches_per_action, small):
 LONGER = {"train_size": None, "batch_size": 10, "epochs": 6, "batches_per_action": 8, "learning_rate": 0.1}
 
 
-@pytest.mark.parametrize("env_id", [LR, slow(MINIBATCH)])
+@pytest.mark.slow
+@pytest.mark.parametrize("env_id", [LR, MINIBATCH])
 def test_bf16_trains(env_id, small):
     """The loss falls nearly as in float32; the weights are float32, and not equal to those of float32."""
     exact, rough = (make(env_id, 2, precision=name, engine="torch", **small | LONGER) for name in ("float32", "bf16"))
@@ -1185,7 +1186,8 @@ def resident() -> int:
     return int(path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if path.exists() else 0
 
 
-@pytest.mark.parametrize("mode", [NEXT_STEP, pytest.param(SAME_STEP, marks=pytest.mark.slow)], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [NEXT_STEP, SAME_STEP], ids=str)
 def test_memory_does_not_grow(mode, small):
     """Over 75 steps and many episodes, which end at different times."""
     arguments = {**small, "train_size": 20, "batches_per_action": 1, "reference": "previous", "distillation": 0.5}
