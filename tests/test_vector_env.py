@@ -711,7 +711,14 @@ def check_close(env: VectorEnv, action: Any) -> None:
         env.reset(seed=0)
 
 
-@pytest.mark.parametrize(("env_id", "mode"), [*product([LR, MINIBATCH], MODES), slow(CIFAR, SAME_STEP)], ids=str)
+@pytest.mark.parametrize(
+    ("env_id", "mode"),
+    [
+        *in_turn([env_id for env_id in IDS if env_id != CIFAR], all_modes=[LR, MINIBATCH]),
+        *(slow(CIFAR, mode) for mode in MODES),
+    ],
+    ids=str,
+)
 def test_check_vector_env(env_id, mode, of_id):
     env = make(env_id, 2 if env_id == CIFAR else 3, mode, **of_id(env_id, "tiny"))
     check_vector_env(env)
