@@ -5,6 +5,7 @@ whose shape depends on the contents), and whatever mixes it with a tensor of ano
 would be in a captured graph; no GPU is needed. The numbers are compared by the tests that are marked `cuda`.
 """
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
@@ -75,6 +76,16 @@ def parts_on_meta(env_id: str, arguments: dict, colour_data: str = "") -> Compon
     return replace(parts, device=META, data=moved, precision=kind, xp=namespace("torch", META))
 
 
+def refuse_copies(make: Callable) -> Callable:
+    """A function that makes tensors, but none on the device of what is on the host: a graph cannot capture the copy."""
+
+    def made(data, *args, device=None, **kwargs):
+        assert device is None or getattr(data, "device", None) == META, "a number was copied to the device"
+        return make(data, *args, device=device, **kwargs)
+
+    return made
+
+
 @pytest.mark.parametrize(
     "case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
 )
@@ -86,9 +97,12 @@ def test_both_halves_of_a_step_stay_on_the_device(case, colour_data, monkeypatch
     shapes = parts.network.shapes
     reference = {name: torch.zeros(shape, device=META) for name, shape in shapes.items()} if needs_reference else None
     training = Training(parts, reference, NUM_RUNS)
-    for _ in range(2):
-        training._act_and_train()
-        seen = training._see()
+    with monkeypatch.context() as patch:
+        for name in ("asarray", "as_tensor", "tensor"):
+            patch.setattr(torch, name, refuse_copies(getattr(torch, name)))
+        for _ in range(2):
+            training._act_and_train()
+            seen = training._see()
     rows, columns = parts.observer.shape
     assert seen.observation.shape == (NUM_RUNS, rows * columns)
     assert all(value.shape == (NUM_RUNS,) for value in seen.reward_terms.values())

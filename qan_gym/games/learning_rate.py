@@ -92,12 +92,12 @@ def next_learning_rate(xp: Any, learning_rate: Array, actions: Array, config: Ta
             changed = xp.exp(low + (high - low) * (place + 1) / 2)
         else:
             changed = learning_rate * xp.exp(place * math.log(CONTINUOUS_FACTOR))
-    elif config.action_scale == "additive":
-        step = config.learning_rate_step
-        changed = learning_rate + step * (actions == RAISE) - step * (actions == LOWER)
     else:
-        factor = MULTIPLICATIVE_FACTOR
-        changed = learning_rate * xp.where(actions == RAISE, factor, xp.where(actions == LOWER, 1 / factor, 1.0))
+        if config.action_scale == "additive":
+            higher, lower = learning_rate + config.learning_rate_step, learning_rate - config.learning_rate_step
+        else:
+            higher, lower = learning_rate * MULTIPLICATIVE_FACTOR, learning_rate * (1 / MULTIPLICATIVE_FACTOR)
+        changed = xp.where(actions == RAISE, higher, xp.where(actions == LOWER, lower, learning_rate))
     return xp.minimum(xp.maximum(changed, config.learning_rate_min), config.learning_rate_max)
 
 

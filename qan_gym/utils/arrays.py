@@ -15,8 +15,32 @@ from torch import Tensor
 
 Array = Any  # NDArray[Any] | Tensor, whose operators and slices are the same
 
+
+class _CapturableTorch:
+    """`array_api_compat.torch`, but for functions of a tensor and a number.
+
+    There the number becomes a tensor on the host that is copied to the device, which a captured graph cannot do.
+    """
+
+    where = staticmethod(torch.where)
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else."""
+        return getattr(array_api_compat.torch, name)
+
+    @staticmethod
+    def maximum(x: Tensor, y: Tensor | float) -> Tensor:
+        """The larger of each two; NaN where one is."""
+        return torch.maximum(x, y) if isinstance(y, Tensor) else x.clamp(min=y)
+
+    @staticmethod
+    def minimum(x: Tensor, y: Tensor | float) -> Tensor:
+        """The smaller of each two; NaN where one is."""
+        return torch.minimum(x, y) if isinstance(y, Tensor) else x.clamp(max=y)
+
+
 NUMPY = np
-TORCH = array_api_compat.torch
+TORCH = _CapturableTorch()
 
 
 def as_array(tensor: Tensor) -> Array:
