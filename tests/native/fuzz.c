@@ -108,6 +108,42 @@ static int one_call(struct qan_training *job, const float *pristine, int32_t ins
   return 0;
 }
 
+// A sequence of up to three mini-batches, drawn from orders that may be wrong; all arrays are as small as they may be.
+static void one_sequence(struct qan_training job, const float *pristine, int32_t instruction_set, void *space) {
+  int64_t rows[MOST_NETWORKS];
+  restore(&job, pristine, rows, instruction_set);
+  const int64_t n = job.work.networks, images = job.data.count, count = 1 + (int64_t)draw(3);
+  if (images < job.batch) return;
+  int32_t *order = room((size_t)(n * images), sizeof *order);
+  int64_t *clock = room((size_t)n, sizeof *clock), *indices = room((size_t)(n * count * job.batch), sizeof *indices);
+  double *rates = room((size_t)(count * n), sizeof *rates);
+  uint8_t *pulled = room((size_t)n, 1);
+  float *smoothed = room((size_t)n, sizeof *smoothed);
+  for (int64_t i = 0; i < n * images; i++) order[i] = (int32_t)draw((uint64_t)images);
+  for (int64_t i = 0; i < n; i++) clock[i] = (int64_t)draw(1000), pulled[i] = (uint8_t)draw(2);
+  job.sequence = (struct qan_sequence){count, images / job.batch, order, clock, draw(2) ? rates : 0, pulled,
+                                       (int64_t)draw(1000), 0.5f, 0.02f, smoothed};
+  job.indices = indices;
+  job.indices_stride = count * job.batch;
+  job.step = clock;
+  const int64_t row = job.work.rows ? rows[draw((uint64_t)job.work.count)] : (int64_t)draw((uint64_t)n);
+  const int64_t before = clock[row];
+  int32_t expected = QAN_OK;
+  if (draw(4) == 0) {
+    clock[row] = draw(2) ? -1 : INT64_MAX;
+    expected = QAN_WRONG_CLOCK;
+  } else if (draw(4) == 0) {
+    for (int64_t i = 0; i < images; i++) order[row * images + i] = draw(2) ? (int32_t)images : INT32_MIN;
+    expected = QAN_WRONG_INDEX;
+  }
+  const int32_t error = qan_begin_training(&job);
+  if (error != expected) wrong("another answer to a sequence");
+  if (!error) qan_train(&job, space);
+  if (!error && clock[row] != before + count) wrong("the clock");
+  void *const all[] = {order, clock, indices, rates, pulled, smoothed};
+  for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+}
+
 static void one_evaluation(const struct qan_training *job, int32_t instruction_set, void *space) {
   struct qan_evaluation evaluation = evaluation_of(job);
   evaluation.work.instruction_set = instruction_set;
@@ -141,6 +177,7 @@ static int some_calls(int64_t count, int32_t instruction_set, void *space) {
       if (memcmp(pristine, job.weights.at, bytes) || job.loss[0] != -1) wrong("written before it was checked");
     }
     if (i % 16 == 0) one_evaluation(&job, instruction_set, space);
+    if (i % 4 == 0) one_sequence(job, pristine, instruction_set, space);
   }
   free(pristine);
   release(&job, &none);
