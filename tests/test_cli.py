@@ -51,6 +51,7 @@ def invoke(*arguments: object, status: int = 0) -> str:
     return result.output
 
 
+@pytest.mark.slow
 def test_the_current_folder_is_searched_for_modules(tmp_path: Path) -> None:
     """Also by the script `qan`; and `qan list` imports no agent."""
     (tmp_path / "my_module.py").write_text(MODULE)

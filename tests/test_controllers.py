@@ -292,7 +292,7 @@ def test_rows_that_diverge_wait_for_the_others():
 # --- preparation ----------------------------------------------------------------------------------------------------
 
 
-SLOW_ONES = ("schedule-free-adamw", "qr-dqn", "sac", "td3")
+SLOW_ONES = ("schedule-free-adamw", "schedule-free-sgd", "qr-dqn", "sac", "td3")
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,9 @@ def identity(config: DQNConfig, steps: int, seed: int = 0, num_envs: int = 4) ->
     return agent, train(agent, env, steps, seed=seed)
 
 
-@pytest.mark.parametrize("switches", [{}, ALL, {"optimizer": "rmsprop", "optimizer_epsilon": 1e-5}])
+@pytest.mark.parametrize(
+    "switches", [{}, pytest.param(ALL, marks=pytest.mark.slow), {"optimizer": "rmsprop", "optimizer_epsilon": 1e-5}]
+)
 def test_the_identity_game(switches):
     config = replace(SMALL, **switches)
     agent, finished = identity(config, 3000)

@@ -884,6 +884,7 @@ def test_a_failure_of_the_compiler_is_shown(tmp_path):
         build.build(tmp_path / "library.so", ("--no-such-flag",))
 
 
+@pytest.mark.slow
 def test_the_package_imports_without_a_library(tmp_path):
     """Nothing but the engine needs it."""
     code = "from qan_gym.native import build; build.LIBRARY = build.FOLDER / 'missing'; import qan_gym.env"

@@ -377,7 +377,8 @@ def test_rows_of_other_games(name, mode, of_id, one_thread):
     assert ends.sum(axis=0).tolist() == [2] * 2
 
 
-@pytest.mark.parametrize("network", ["nin", slow("wrn-40-4")])
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["nin", "wrn-40-4"])
 def test_rows_of_deep_networks(network, of_id, one_thread):
     """Two steps, so that the second has momentum."""
     game = of_id(CIFAR) | {"network": network, "reference": None, "batches_per_action": 1}
