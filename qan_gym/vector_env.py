@@ -215,7 +215,7 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
         return as_tensor(values) if self.output == "torch" else to_numpy(values)
 
     def _flags_out(self, flags: Flags) -> Array:
-        return self._out(self._on_device(flags))
+        return as_tensor(self._on_device(flags)) if self.output == "torch" else flags
 
     def _on_device(self, flags: Flags) -> Values:
         return as_array(torch.from_numpy(flags).to(self.training.device))
