@@ -12,14 +12,13 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
-from torch import Tensor
 
 from qan_gym.config import TaskConfig
 from qan_gym.core.reward import safe_log
 from qan_gym.core.run_state import RunState
 from qan_gym.games import game_of
 from qan_gym.optimizee.network import Network, Params
-from qan_gym.utils.arrays import Array
+from qan_gym.utils.arrays import Array, to_numpy
 
 LIMIT = 10.0  # every value is kept within +-LIMIT
 
@@ -156,9 +155,7 @@ class Observer:
         screen = xp.zeros(shape, dtype=xp.float32, device=weights.device)  # (N, rows, columns)
         if self.filters:
             rows, columns = self.weights_shape
-            screen[:, :rows, :columns] = weights.reshape(len(weights), -1)[:, : rows * columns].reshape(
-                -1, rows, columns
-            )
+            screen[:, :rows, :columns] = _in_rows(weights, self.weights_shape)
         for place, name in enumerate(self.features):
             screen[:, -1, place] = FEATURES[name](run)
         for place, name in enumerate(self.extra, start=len(SCORE_LINE)):
@@ -167,11 +164,10 @@ class Observer:
         return xp.where(within == within, within, 0.0)  # what is not a number does not equal itself
 
 
-def shown_weights(network: Network, params: Params) -> Tensor:
-    """The weights that the agent sees, (N, rows, columns): a row per filter, unless the network says otherwise."""
-    rows, columns = _weights_shape(network)
-    shown: Tensor = params[network.shown].flatten(1)[:, : rows * columns].unflatten(1, (rows, columns))
-    return shown
+def _in_rows(weights: Array, shape: tuple[int, int]) -> Array:
+    """The weights that the agent sees, (N, rows, columns), of (N, *shape of the weight): the first numbers of each."""
+    rows, columns = shape
+    return weights.reshape(len(weights), -1)[:, : rows * columns].reshape(-1, rows, columns)
 
 
 def filter_pictures(network: Network, params: Params, row: int) -> NDArray[np.float32]:
@@ -180,7 +176,7 @@ def filter_pictures(network: Network, params: Params, row: int) -> NDArray[np.fl
     if network.screen is None and weight.dim() == 5 and weight[0, 0, 0].numel() > 1:
         filters: NDArray[np.float32] = weight[row].mean(dim=1).cpu().numpy()
         return filters
-    return shown_weights(network, {network.shown: weight[row : row + 1]}).cpu().numpy()
+    return to_numpy(_in_rows(weight[row : row + 1], _weights_shape(network)))
 
 
 def _weights_shape(network: Network) -> tuple[int, int]:

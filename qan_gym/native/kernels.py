@@ -2,8 +2,7 @@
 
 A call is prepared once: `Kernels.training` and `Kernels.evaluation` check arrays and keep their addresses, so that a
 step costs one call into C. What the arrays contain is read at each call. No contents can make C read or write outside
-of the arrays: rows, indices, labels and steps are checked at each call, before anything is
-written.
+of the arrays: rows, indices, labels and steps are checked at each call, before anything is written.
 
 The results have the same bits with every instruction set, compiler, number of threads and order of rows.
 """
@@ -293,24 +292,6 @@ class Kernels:
             shared = addresses.memory("reference", reference[None], 1, self.size)
             return library.Memory(shared.at, 0)
         return addresses.memory("reference", reference, number, self.size)
-
-    def exp(self, x: Float64) -> Float64:
-        """e^x, float64 of any shape."""
-        return self._map(self._library.qan_exp, x)
-
-    def log(self, x: Float64) -> Float64:
-        """The natural logarithm, float64 of any shape."""
-        return self._map(self._library.qan_log, x)
-
-    def cos(self, x: Float64) -> Float64:
-        """The cosine, float64 of any shape, for |x| up to 2 pi 1,000."""
-        return self._map(self._library.qan_cos, x)
-
-    def _map(self, function: Callable[[int, int, int], None], x: Float64) -> Float64:
-        x = np.ascontiguousarray(x, dtype=np.float64)
-        result = np.empty_like(x)
-        function(x.ctypes.data, result.ctypes.data, x.size)
-        return result
 
     def share(self, work: Callable[[Any, int], None], job: Any, count: int) -> None:
         """Let up to `threads` threads take the `count` networks of a job, one after another; while `lock` is held."""

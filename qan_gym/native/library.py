@@ -19,8 +19,6 @@ ERRORS = (  # enum qan_error
 )
 BUILD = "python -m qan_gym.native.build"
 
-Field = tuple[str, Any]
-
 
 class Memory(Structure):
     """struct qan_memory."""
