@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from qan_gym.config import FILTER_REGRESSION, TaskConfig
 from qan_gym.core import references
 from qan_gym.core.components import build_components
+from qan_gym.core.engine import engine_here
 from qan_gym.core.references import SEED, load_reference, make_reference, reference_name, resolve_reference
 from qan_gym.data.datasets import ASSETS
 from qan_gym.optimizee import zoo as networks
@@ -103,24 +104,34 @@ def test_games_start_with_the_shipped_reference(env_id, cache):
     assert not cache.exists()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("env_id", [LR, MINIBATCH])
-def test_shipped_reference_can_be_made_again(env_id, cache):
-    """2,000 (or 155) updates, done again.
+def distances(weights: dict[str, torch.Tensor], shipped: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Relative distance of each array."""
+    return {name: float((weights[name] - value).norm() / value.norm()) for name, value in shipped.items()}
 
-    Another processor or version of torch rounds sums otherwise, and training enlarges a difference of 1e-7 with every
-    update, so that the tolerance is wide; another seed is 100 times farther away than this.
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["torch", "native"])
+@pytest.mark.parametrize("env_id", [LR, MINIBATCH])
+def test_shipped_reference_can_be_made_again(env_id, engine, cache, monkeypatch):
+    """2,000 (or 155) updates, done again; those of the package were made with PyTorch.
+
+    Another engine, processor or version of PyTorch rounds sums otherwise, and training enlarges a difference of 1e-7
+    with every update: with PyTorch the farthest array (conv2.weight) was .009 away, with the native engine .032. Another
+    seed is more than .6 away in every array.
     """
+    monkeypatch.setenv("QAN_GYM_ENGINE", engine)
+    if engine == "native" and not engine_here().startswith("native"):
+        pytest.skip("no native engine here")
     shipped = {
         name: torch.from_numpy(value) for name, value in load_arrays(SHIPPED / reference_name(TASKS[env_id]))[0].items()
     }
     again = make_reference(TASKS[env_id])
-    for name, value in shipped.items():
-        torch.testing.assert_close(again[name], value, rtol=0, atol=0.02)
-        difference = (again[name] - value).norm() / value.norm()
-        assert difference < 0.02, name
+    bound = {"torch": 0.02, "native": 0.06}[engine]
+    assert max(distances(again, shipped).values()) < bound
     ours, theirs = (scores(TASKS[env_id], weights, "validation") for weights in (again, shipped))
     assert ours == pytest.approx(theirs, abs=0.02)
+    monkeypatch.setattr(references, "SEED", SEED + 1)
+    assert min(distances(make_reference(TASKS[env_id]), shipped).values()) > 5 * bound
 
 
 # --- those that are trained -----------------------------------------------------------------------------------------
