@@ -116,8 +116,8 @@ def test_shipped_reference_can_be_made_again(env_id, engine, cache, monkeypatch)
     """2,000 (or 155) updates, done again; those of the package were made with PyTorch.
 
     Another engine, processor or version of PyTorch rounds sums otherwise, and training enlarges a difference of 1e-7
-    with every update: with PyTorch the farthest array (conv2.weight) was .009 away, with the native engine .032. Another
-    seed is more than .6 away in every array.
+    with every update: with PyTorch the farthest array (conv2.weight) was .009 away, with the native engine .032. That
+    of another seed is more than .6 away in every array.
     """
     monkeypatch.setenv("QAN_GYM_ENGINE", engine)
     if engine == "native" and not engine_here().startswith("native"):
