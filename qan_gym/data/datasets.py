@@ -140,8 +140,8 @@ def load_dataset(name: str) -> Dataset:
     """The data set of a registered name, or of the path of an `.npz` file.
 
     The `.npz` holds `x_train, y_train, x_test, y_test`: images (n, H, W) or (n, H, W, C) uint8 with C of 1 or 3,
-    labels (n,) integers 0 to k - 1. Of each class the last ninth of the training images, in all at most 5,000, is
-    the validation split.
+    labels (n,) integers 0 to k - 1. The validation split is `x_validation, y_validation`, where the file has them;
+    else, of each class, the last ninth of the training images, in all at most 5,000.
 
     Raises:
         ValueError: the name is not registered, or the data are damaged or unusable; the message names the file.
@@ -163,7 +163,7 @@ def register_dataset(name: str, loader: Callable[[], Arrays]) -> None:
 
     Args:
         name: what `dataset=` will accept; must not end in `.npz`.
-        loader: returns `x_train, y_train, x_test, y_test` as in an `.npz` file (see `load_dataset`).
+        loader: returns `x_train, y_train, x_test, y_test` and what else an `.npz` file may hold (see `load_dataset`).
 
     Raises:
         ValueError: the name is taken or ends in `.npz`.
@@ -209,29 +209,27 @@ def read_npz(path: Path) -> Arrays:
 
 
 def make_dataset(source: str, arrays: Arrays) -> Dataset:
-    """Verify four arrays and split them.
+    """Verify the arrays of a data set and split them.
 
     Raises:
         ValueError: an array is missing or wrongly shaped, or labels and images do not go together.
     """
-    for name in ("x_train", "y_train", "x_test", "y_test"):
+    parts = ("train", "validation", "test") if {"x_validation", "y_validation"} & arrays.keys() else ("train", "test")
+    for name in (f"{axis}_{part}" for part in parts for axis in "xy"):
         if name not in arrays:
             raise ValueError(f"{source}: the array {name} is missing; there are {', '.join(arrays) or 'none'}")
-    train = _verify_split(source, "train", arrays)
-    test = _verify_split(source, "test", arrays)
-    if train.images.shape[1:] != test.images.shape[1:]:
-        shapes = f"{train.images.shape[1:]} and {test.images.shape[1:]}"
-        raise ValueError(f"{source}: the images of x_train and x_test differ in (C, H, W): {shapes}")
-    n_classes = _verify_classes(source, train, test)
-    held_out = _held_out(train.labels, n_classes)
-    return Dataset(
-        name=source,
-        train=Split(train.images[~held_out], train.labels[~held_out]),
-        validation=Split(train.images[held_out], train.labels[held_out]),
-        test=test,
-        n_classes=n_classes,
-        fingerprint=_fingerprint(train, test),
-    )
+    splits = {part: _verify_split(source, part, arrays) for part in parts}
+    train, others = splits["train"], {part: split for part, split in splits.items() if part != "train"}
+    for part, split in others.items():
+        if split.images.shape[1:] != train.images.shape[1:]:
+            shapes = f"{train.images.shape[1:]} and {split.images.shape[1:]}"
+            raise ValueError(f"{source}: the images of x_train and x_{part} differ in (C, H, W): {shapes}")
+    n_classes = _verify_classes(source, train, others)
+    fingerprint = _fingerprint(*splits.values())
+    if "validation" not in splits:
+        held_out = _held_out(train.labels, n_classes)
+        train, splits["validation"] = (Split(train.images[rows], train.labels[rows]) for rows in (~held_out, held_out))
+    return Dataset(source, train, splits["validation"], splits["test"], n_classes, fingerprint)
 
 
 def _verify_split(source: str, part: str, arrays: Arrays) -> Split:
@@ -249,7 +247,7 @@ def _verify_split(source: str, part: str, arrays: Arrays) -> Split:
     return Split(np.ascontiguousarray(images.transpose(0, 3, 1, 2)), labels.astype(np.int64))  # (n, C, H, W)
 
 
-def _verify_classes(source: str, train: Split, test: Split) -> int:
+def _verify_classes(source: str, train: Split, others: dict[str, Split]) -> int:
     present = np.unique(train.labels)
     if present[0] < 0 or present[-1] >= len(train):
         raise ValueError(f"{source}: y_train has labels from {present[0]} to {present[-1]}; classes count from 0")
@@ -260,8 +258,9 @@ def _verify_classes(source: str, train: Split, test: Split) -> int:
     if counts.min() < 2:
         few = ", ".join(map(str, np.flatnonzero(counts < 2)[:5]))
         raise ValueError(f"{source}: every class from 0 to {n_classes - 1} needs 2 training images; too few of {few}")
-    if test.labels.min() < 0 or test.labels.max() >= n_classes:
-        raise ValueError(f"{source}: y_test has labels outside the classes of y_train, 0 to {n_classes - 1}")
+    for part, split in others.items():
+        if split.labels.min() < 0 or split.labels.max() >= n_classes:
+            raise ValueError(f"{source}: y_{part} has labels outside the classes of y_train, 0 to {n_classes - 1}")
     return n_classes
 
 
@@ -291,7 +290,7 @@ def _fingerprint(*splits: Split) -> str:
 # --- MNIST-5k, inside the package -----------------------------------------------------------------------------------
 
 MNIST5K_FILE = ASSETS / "mnist5k.npz"  # written by assets/make_mnist5k.py
-MNIST5K_SHA256 = "6130a513a0444e977b10be0f248a28a1e15808682f217e22282201c3e1877c80"
+MNIST5K_SHA256 = "64c7656b69756e815d258914b8eff82bd7f87c8519b691966a79fef624fefe70"
 
 
 def _load_mnist5k() -> Arrays:
