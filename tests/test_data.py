@@ -56,27 +56,31 @@ def each_image(*splits: data.Split) -> list[bytes]:
 def test_mnist5k_split():
     dataset = load_dataset("mnist5k")
     assert dataset.n_classes == 10
-    for split, per_class in ((dataset.train, 400), (dataset.validation, 50), (dataset.test, 50)):
-        assert split.images.shape == (10 * per_class, 1, 28, 28)
+    for split, size in ((dataset.train, 4_000), (dataset.validation, 1_000), (dataset.test, 10_000)):
+        assert split.images.shape == (size, 1, 28, 28)
         assert split.images.dtype == np.uint8
         assert split.labels.dtype == np.int64
+    for split, per_class in ((dataset.train, 400), (dataset.validation, 100)):
         assert np.bincount(split.labels).tolist() == [per_class] * 10
-    assert data.MNIST5K_FILE.stat().st_size < 1.5e6
+    assert data.MNIST5K_FILE.stat().st_size < 2.6e6
 
 
 def test_mnist5k_has_no_image_twice():
     dataset = load_dataset("mnist5k")
-    assert len(set(each_image(dataset.train, dataset.validation, dataset.test))) == 5_000
+    assert len(set(each_image(dataset.train, dataset.validation, dataset.test))) == 15_000
 
 
 def test_mnist5k_is_in_mnist_with_its_labels(mnist_root):
-    """All 5,000, test images included, are from MNIST's training set, so none is in its test set."""
+    """Training and validation images are from MNIST's training set; the test images are its test set, in its order."""
     images, labels = raw_mnist(mnist_root, "train")
     real = {image.tobytes(): label for image, label in zip(images, labels, strict=True)}
     dataset = load_dataset("mnist5k")
-    for split in (dataset.train, dataset.validation, dataset.test):
+    for split in (dataset.train, dataset.validation):
         for image, label in zip(split.images, split.labels, strict=True):
             assert real.get(image.tobytes()) == label
+    images, labels = raw_mnist(mnist_root, "t10k")
+    assert np.array_equal(dataset.test.images[:, 0], images)
+    assert np.array_equal(dataset.test.labels, labels)
 
 
 def one_pixel(arrays):
@@ -116,6 +120,38 @@ def test_truncated_mnist5k_is_refused(tmp_path, monkeypatch, read_again):
     with pytest.raises(ValueError, match="damaged") as caught:
         gym.make(LR)
     assert str(path) in str(caught.value)
+
+
+# --- a validation split of the file's own ---------------------------------------------------------------------------
+
+
+def test_validation_split_of_a_file(tmp_path):
+    """It is taken as it is, no training image is held out, and the fingerprint depends on it."""
+    arrays = made_arrays()
+    own = arrays | {"x_validation": arrays["x_test"][::-1].copy(), "y_validation": arrays["y_test"][::-1].copy()}
+    dataset = make_dataset("own", own)
+    assert len(dataset.train) == len(arrays["x_train"])
+    assert np.array_equal(dataset.validation.labels, own["y_validation"])
+    assert np.array_equal(dataset.validation.images[:, 0], own["x_validation"])
+    assert dataset.fingerprint != make_dataset("none", arrays).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x_validation": None}, "x_validation is missing"),
+        ({"y_validation": None}, "y_validation is missing"),
+        ({"y_validation": np.full(5, 1)}, "x_validation has .* images but y_validation has 5 labels"),
+        ({"x_validation": np.zeros((5, 3, 3), np.uint8), "y_validation": np.zeros(5, int)}, "x_train and x_validation"),
+        ({"y_validation": np.full(40, 99)}, "y_validation has labels outside"),
+    ],
+)
+def test_wrong_validation_splits_are_refused(changes, message):
+    arrays = made_arrays()
+    images, labels = arrays["x_test"][:1].repeat(40, axis=0), arrays["y_test"][:1].repeat(40)
+    arrays |= {"x_validation": images, "y_validation": labels} | changes
+    with pytest.raises(ValueError, match=message):
+        make_dataset("own", {name: array for name, array in arrays.items() if array is not None})
 
 
 # --- full MNIST -----------------------------------------------------------------------------------------------------
