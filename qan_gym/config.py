@@ -36,6 +36,24 @@ class TaskConfig:
     train_size: int | None = setting(
         None, optional(integer(at_least=1)), "only the first so many images of the training split; None: all of them"
     )
+    resolution: int | None = setting(
+        None, optional(integer(at_least=2)), "pixels a side, each the mean of a square of the data set's; None: all"
+    )
+    classes: tuple[int, ...] | None = setting(
+        None,
+        optional(list_of(integer(at_least=0), "labels")),
+        "the labels that are kept, which become 0, 1, ...; None: all",
+    )
+    data_seed: int | None = setting(
+        None,
+        optional(integer(at_least=0)),
+        "of the choice of train_size images and of the label noise; None: the first images",
+    )
+    label_noise: float = setting(
+        0.0, number(at_least=0, at_most=1), "share of the training labels that are drawn anew, of any class"
+    )
+    input_scale: float = setting(1.0, number(above=0), "multiplies the normalised images")
+    input_centre: float = setting(1.0, number(at_least=0, at_most=1), "share of the mean that normalising takes off")
     preprocess: str = setting(
         "normalise",
         one_of("normalise", "whiten"),
@@ -47,6 +65,7 @@ class TaskConfig:
         "random flip, and random crop after such a padding by 4 pixels; None: neither",
     )
     network: str = setting("mnist-cnn", text(), "a registered name")
+    initial_scale: float = setting(1.0, number(above=0), "multiplies the initial weights, not the biases")
     optimizer: str = setting(
         "sgd", text(), "a registered name; 'adamw' brings its own learning rates, momentum and weight decay"
     )
@@ -62,6 +81,9 @@ class TaskConfig:
     weight_decay: float = setting(0.0, number(at_least=0), "SGD: added to the gradient; AdamW: decoupled from it")
     batch_size: int = setting(10, integer(at_least=1), "images of a mini-batch")
     epochs: int = setting(20, integer(at_least=1), "the budget of an episode")
+    batches: int | None = setting(
+        None, optional(integer(at_least=1)), "the budget in mini-batches, in the place of epochs; None: epochs"
+    )
     precision: str = setting(
         "float32", one_of("float32", "tf32", "bf16"), "of the network's arithmetic; 'tf32' on CUDA only"
     )
@@ -83,6 +105,16 @@ class TaskConfig:
         "the base schedule, which multiplies the learning rate that the actions have set",
     )
     learning_rate_step: float = setting(0.005, number(above=0), "of one additive action")
+    learning_rate_factor: float | None = setting(
+        None,
+        optional(number(above=1)),
+        "of one multiplicative action, and of a continuous action of 1; None: 1.25, and 2",
+    )
+    learning_rate_factors: tuple[float, ...] | None = setting(
+        None,
+        optional(list_of(number(above=0), "numbers above 0")),
+        "learning-rate game: one discrete action per factor of the learning rate; None: raise, lower, keep",
+    )
 
     # What the agent is shown and paid for.
     observation: str | tuple[str, ...] = setting(
@@ -91,6 +123,7 @@ class TaskConfig:
         "'screen': filters and score line; 'filters': the paper's; or a list of registered features, one number each",
     )
     reward: str = setting("log-loss", text(), "a registered name")
+    divergence_penalty: float = setting(10.0, number(at_least=0), "what diverging costs, in the place of the reward")
     target_loss: float | None = setting(
         None, optional(number(above=0)), "running mean of the training loss at which the episode is won; None: none"
     )
@@ -120,10 +153,13 @@ class TaskConfig:
     )
 
     def __post_init__(self) -> None:
-        """Check every field and what goes together; a list of features becomes a tuple."""
+        """Check every field and what goes together; lists become tuples."""
         check_settings(self)
-        if isinstance(self.observation, list):
-            object.__setattr__(self, "observation", tuple(self.observation))
+        for name in ("observation", "classes", "learning_rate_factors"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.learning_rate_factors is not None and (self.continuous or len(self.learning_rate_factors) < 2):
+            raise ValueError("learning_rate_factors are 2 or more discrete actions: leave continuous=False")
         if self.action_scale == "absolute" and not self.continuous:
             raise ValueError("action_scale='absolute' needs continuous=True: the action is the learning rate itself")
         if self.distillation > 0 and self.reference is None:

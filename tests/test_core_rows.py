@@ -12,7 +12,7 @@ from helpers import made_network, made_npz, made_runs, start
 from qan_gym.config import FILTER_REGRESSION, TaskConfig
 from qan_gym.core.meta_momentum import Pull, filter_regression_pull
 from qan_gym.core.observation import LIMIT, Observer, register_feature
-from qan_gym.core.reward import DIVERGENCE_PENALTY, REWARDS, reward_terms, safe_log
+from qan_gym.core.reward import REWARDS, reward_terms, safe_log
 from qan_gym.core.run_state import RunState
 from qan_gym.core.training import LOSS_LIMIT, StepResult, Training
 from qan_gym.optimizee.network import Network, evaluate
@@ -207,7 +207,7 @@ def test_a_row_that_diverges_ends_alone(games, kind, weight):
         assert spoilt.terminated.tolist() == [False, number == 0, False]  # and is over from then on
         assert spoilt.info["diverged"].tolist() == [False, True, False]
         assert not spoilt.truncated.any()
-        assert spoilt.reward[1] == DIVERGENCE_PENALTY
+        assert spoilt.reward[1] == -10.0
         for value in (spoilt.observation, spoilt.reward, *spoilt.info.values(), *spoilt.test.values()):
             assert np.isfinite(value).all()
         assert spoilt.test.keys() == ({"test_loss", "test_accuracy"} if number == 0 else set())
@@ -478,10 +478,10 @@ def test_rewards_at_the_limits_are_finite(name):
 def test_divergence_pays_the_penalty_whatever_was_measured(name):
     """Not a number in the diverged row stays out of the reward, and out of the other row."""
     nan = {field: [1.0, math.nan] for field in ("loss", "smoothed_loss", "validation_loss", "validation_accuracy")}
-    terms = reward_terms(name, measured(**nan, diverged=[False, True]))
+    terms = reward_terms(name, 10.0, measured(**nan, diverged=[False, True]))
     term = "reward_" + name.replace("-", "_")
     assert list(terms) == [term, "reward_divergence"]
-    assert terms["reward_divergence"].tolist() == [0.0, DIVERGENCE_PENALTY]
+    assert terms["reward_divergence"].tolist() == [0.0, -10.0]
     assert terms[term][1] == 0
     assert terms[term][0].isfinite()
 

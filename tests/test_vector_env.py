@@ -20,7 +20,6 @@ from gymnasium.vector.utils import batch_space
 from gymnasium.wrappers import vector as wrappers
 from helpers import SHAPES, made_deep_game
 
-from qan_gym.core.reward import DIVERGENCE_PENALTY
 from qan_gym.core.torch_engine import CPU_BLOCK
 from qan_gym.optimizee.zoo import build_network
 from qan_gym.registration import ENTRY_POINTS
@@ -485,7 +484,7 @@ def test_a_row_that_diverges(env_id, weight, mode, of_id, one_thread):
         assert_same(rows_of(mine[:-1], others), rows_of(theirs[:-1], others))
     assert_same(rows_of(inside(rows), others), rows_of(inside(witness), others))
     _, reward, terminated, truncated, infos = again[2]
-    assert (reward[2], terminated[2], truncated[2]) == (DIVERGENCE_PENALTY, True, False)
+    assert (reward[2], terminated[2], truncated[2]) == (-10.0, True, False)
     last = infos["final_info"] if mode == SAME_STEP else infos
     assert last["diverged"].tolist() == [False, False, True, False]
     assert last["_test_loss"].tolist() == [False, False, True, False]

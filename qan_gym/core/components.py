@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from qan_gym.core.observation import Observer
 from qan_gym.core.reward import REWARDS
 from qan_gym.data import augmentation
 from qan_gym.data.datasets import DeviceData, load_dataset, on_device
+from qan_gym.data.selection import Selection, select
 from qan_gym.games import Game, game_of
 from qan_gym.optimizee.network import Network
 from qan_gym.optimizee.optimizers import Optimizer, build_optimizer
@@ -101,13 +102,21 @@ def build_components(config: TaskConfig, device: str, engine: str = "auto") -> C
     if config.reward not in REWARDS:
         raise ValueError(f"unknown reward {config.reward!r}; there are {', '.join(REWARDS)}")
     build_optimizer(config, game_of(config).hyperparameters)  # refuses what it cannot be, before data are loaded
-    dataset = load_dataset(config.dataset)
+    dataset = select(load_dataset(config.dataset), selection_of(config))
     channels, height, width = dataset.train.images.shape[1:]
     network = build_network(config.network, (channels, height, width), dataset.n_classes)
     if config.augment is not None and min(network.image_shape[1:]) <= augmentation.PADDING:
         raise ValueError(f"augment needs images of more than {augmentation.PADDING} pixels a side")
-    data = on_device(dataset, network.image_shape, config.train_size, config.preprocess, device)
+    size = config.train_size if config.data_seed is None else None  # else the choice has been made
+    data = on_device(dataset, network.image_shape, size, config.preprocess, device)
+    data = replace(data, mean=data.mean * config.input_centre, std=data.std / config.input_scale)
     return _assemble(config, torch.device(device), engine, network, data, dataset.fingerprint, dataset.n_classes)
+
+
+def selection_of(config: TaskConfig) -> Selection:
+    """The part of the data set that a task has; but for the first `train_size` images, which `on_device` takes."""
+    size = config.train_size if config.data_seed is not None else None
+    return Selection(config.resolution, config.classes, size, config.data_seed, config.label_noise)
 
 
 def _assemble(
@@ -147,7 +156,7 @@ def _count_batches(config: TaskConfig, size: int) -> tuple[int, int]:
     if config.batch_size > size:
         raise ValueError(f"batch_size {config.batch_size} is larger than the training split of {size} images")
     batches_per_epoch = size // config.batch_size
-    batches = config.epochs * batches_per_epoch
+    batches = config.batches or config.epochs * batches_per_epoch
     if config.batches_per_action > batches:
         raise ValueError(
             f"batches_per_action {config.batches_per_action} is larger than the budget of {batches} mini-batches"

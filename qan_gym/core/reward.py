@@ -1,5 +1,6 @@
 """Rewards: each one pure function of the state of the runs after an action."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,7 @@ from qan_gym.core.run_state import RunState
 from qan_gym.utils.arrays import Array
 
 FINAL_LOSS = 1e-4  # the paper's final_loss
-DIVERGENCE_PENALTY = -10.0  # what diverging pays, whatever the reward
+CHANCES = 4.0  # `final_log_loss` takes a larger validation loss for so many times that of guessing
 
 Reward = Callable[[RunState], Array]
 
@@ -39,11 +40,19 @@ def accuracy(run: RunState) -> Array:
     return run.xp.where(run.ended, run.validation_accuracy, 0.0)
 
 
+def final_log_loss(run: RunState) -> Array:
+    """-ln(validation loss / ln K) at the end, at least -ln 4; 0 before. ln K is the loss of guessing one of K classes."""
+    chance = math.log(run.layout.sizes["n_classes"])
+    ratio = run.xp.minimum(run.validation_loss / chance, CHANCES)
+    return run.xp.where(run.ended, -safe_log(run.xp, ratio), 0.0)
+
+
 REWARDS: dict[str, Reward] = {
     "log-loss": log_loss,
     "validation-loss": validation_loss,
     "inverse-loss": inverse_loss,
     "accuracy": accuracy,
+    "final-log-loss": final_log_loss,
 }
 
 
@@ -63,11 +72,11 @@ def register_reward(name: str, function: Reward) -> None:
     REWARDS[name] = function
 
 
-def reward_terms(name: str, run: RunState) -> dict[str, Array]:
+def reward_terms(name: str, penalty: float, run: RunState) -> dict[str, Array]:
     """The terms whose sum is the reward: the named function, and the penalty of divergence in its place."""
     return {
         "reward_" + name.replace("-", "_"): run.xp.where(run.diverged, 0.0, REWARDS[name](run)),
-        "reward_divergence": run.xp.where(run.diverged, DIVERGENCE_PENALTY, 0.0),
+        "reward_divergence": run.xp.where(run.diverged, -penalty, 0.0),
     }
 
 

@@ -178,7 +178,8 @@ class Training:
         run.seed[mask] = seeds[mask]
         run.copy_clocks()
         for name, value in self.network.initial_params(run.device_seed[rows]).items():
-            run.params[name][rows] = value
+            scale = self.config.initial_scale if value.dim() > 2 and name in self.network.trained else 1.0
+            run.params[name][rows] = value * scale
         self.arrays.by_class[rows] = not (shuffled or self.shuffled)
         self._validate(mask)
         for loss in (
@@ -368,7 +369,8 @@ class Training:
 
     def _see(self) -> Seen:
         """Observations and rewards."""
-        return Seen(self.parts.observer.observe(self.arrays), reward_terms(self.config.reward, self.arrays))
+        config, run = self.config, self.arrays
+        return Seen(self.parts.observer.observe(run), reward_terms(config.reward, config.divergence_penalty, run))
 
     def info(self) -> Info:
         """The scalars of `info` by name, (N,) each; not copies."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from qan_gym.core.run_state import RunState
 
 RAISE, LOWER, KEEP = 0, 1, 2
-MULTIPLICATIVE_FACTOR = 1.25  # of one discrete action on the multiplicative scale
+MULTIPLICATIVE_FACTOR = 1.25  # of one discrete action on the multiplicative scale, where the task does not say
 CONTINUOUS_FACTOR = 2.0  # of a continuous action of 1; its inverse, of -1
 
 
@@ -33,31 +33,39 @@ class LearningRateGame(Game):
 
     def action_space(self, config: TaskConfig, n_classes: int) -> spaces.Space[Any]:
         """See `Game.action_space`."""
-        return spaces.Box(-1.0, 1.0, (1,), np.float32) if config.continuous else spaces.Discrete(3)
+        if config.continuous:
+            return spaces.Box(-1.0, 1.0, (1,), np.float32)
+        return spaces.Discrete(len(config.learning_rate_factors or (RAISE, LOWER, KEEP)))
 
     def no_op(self, config: TaskConfig) -> Any:
         """See `Game.no_op`."""
         if config.action_scale == "absolute":
             return None
+        if config.learning_rate_factors is not None:
+            return config.learning_rate_factors.index(1) if 1 in config.learning_rate_factors else None
         return np.zeros(1, np.float32) if config.continuous else KEEP
 
     def action_names(self, config: TaskConfig, n_classes: int) -> list[str]:
         """See `Game.action_names`."""
+        if config.learning_rate_factors is not None:
+            return [f"x{factor:g}" for factor in config.learning_rate_factors]
         return [] if config.continuous else ["raise", "lower", "keep"]
 
     def action_heights(self, config: TaskConfig, n_classes: int) -> list[float]:
         """See `Game.action_heights`."""
+        if config.learning_rate_factors is not None:
+            return [math.log(factor) for factor in config.learning_rate_factors]
         return [] if config.continuous else [1.0, -1.0, 0.0]
 
     def action_towards(self, config: TaskConfig, learning_rate: float, target: float) -> Any:
         """See `Game.action_towards`; nearest in the logarithm."""
         if config.continuous:
-            step = math.log(target / learning_rate) / math.log(CONTINUOUS_FACTOR)
+            step = math.log(target / learning_rate) / math.log(config.learning_rate_factor or CONTINUOUS_FACTOR)
             return np.clip([step], -1, 1).astype(np.float32)
-        actions = np.arange(KEEP + 1)
-        reached = next_learning_rate(NUMPY, np.full(KEEP + 1, learning_rate), actions, config)
-        distance = abs(np.log(reached) - math.log(target))
-        return KEEP if distance[KEEP] <= distance.min() else int(distance.argmin())
+        actions = np.arange(len(self.action_names(config, n_classes=0)))
+        reached = next_learning_rate(NUMPY, np.full(len(actions), learning_rate), actions, config)
+        distance, keep = abs(np.log(reached) - math.log(target)), self.no_op(config)
+        return keep if keep is not None and distance[keep] <= distance.min() else int(distance.argmin())
 
     def apply(self, run: RunState, actions: Array, config: TaskConfig) -> None:
         """See `Game.apply`."""
@@ -74,7 +82,8 @@ def next_learning_rate(xp: Any, learning_rate: Array, actions: Array, config: Ta
     """The learning rate after an action, within the range of the task.
 
     additive: +- learning_rate_step (the paper); multiplicative: * or / 1.25; continuous: * 2**action, or, with
-    action_scale "absolute", min * (max / min)**((action + 1) / 2).
+    action_scale "absolute", min * (max / min)**((action + 1) / 2). `learning_rate_factor` takes the place of 1.25 and
+    of 2; with `learning_rate_factors`, an action multiplies by its own.
 
     Args:
         xp: the namespace of the arrays.
@@ -91,12 +100,17 @@ def next_learning_rate(xp: Any, learning_rate: Array, actions: Array, config: Ta
             low, high = math.log(config.learning_rate_min), math.log(config.learning_rate_max)
             changed = xp.exp(low + (high - low) * (place + 1) / 2)
         else:
-            changed = learning_rate * xp.exp(place * math.log(CONTINUOUS_FACTOR))
+            changed = learning_rate * xp.exp(place * math.log(config.learning_rate_factor or CONTINUOUS_FACTOR))
+    elif config.learning_rate_factors is not None:
+        changed = learning_rate
+        for action, factor in enumerate(config.learning_rate_factors):
+            changed = xp.where(actions == action, learning_rate * factor, changed)
     else:
         if config.action_scale == "additive":
             higher, lower = learning_rate + config.learning_rate_step, learning_rate - config.learning_rate_step
         else:
-            higher, lower = learning_rate * MULTIPLICATIVE_FACTOR, learning_rate * (1 / MULTIPLICATIVE_FACTOR)
+            factor = config.learning_rate_factor or MULTIPLICATIVE_FACTOR
+            higher, lower = learning_rate * factor, learning_rate * (1 / factor)
         changed = xp.where(actions == RAISE, higher, xp.where(actions == LOWER, lower, learning_rate))
     return xp.minimum(xp.maximum(changed, config.learning_rate_min), config.learning_rate_max)
 

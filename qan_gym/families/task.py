@@ -1,0 +1,137 @@
+"""The record of one task of a family: what is trained, on which images, by which optimizer, for how long."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from qan_gym.utils.validation import check_settings, integer, list_of, one_of, setting, text
+from qan_gym.utils.validation import number as real
+
+VERSION = 1  # of the record and of the distribution behind it; raised when a number comes to mean another task
+DECISIONS = 25  # actions of an episode, whatever its budget
+NUMBER_LIMIT = 2**31  # of the tasks of a split
+
+
+@dataclass(frozen=True)
+class Task:
+    """One training, but for its initial weights and the order of its mini-batches, which are the episode's.
+
+    The record can be printed, written as JSON, and played again: `gym.make("QanLR-Family-v0", task=record)`.
+
+    Raises:
+        ValueError: a value is out of its range, or the record is of another version.
+    """
+
+    split: str = setting("train", one_of("train", "test"), "of the family's tasks")
+    number: int = setting(0, integer(at_least=0), "of the task in its split")
+
+    # The network.
+    network: str = setting("mlp-32", text(), "a registered name")
+    initial_scale: float = setting(1.0, real(above=0), "multiplies the initial weights, not the biases")
+
+    # The images.
+    resolution: int = setting(7, integer(at_least=2), "pixels a side, averaged down from 28")
+    classes: tuple[int, ...] = setting(
+        tuple(range(10)), list_of(integer(at_least=0), "classes"), "digits, in the order of their labels"
+    )
+    train_size: int = setting(4_000, integer(at_least=1), "training images")
+    label_noise: float = setting(0.0, real(at_least=0, at_most=1), "share of the training labels drawn at random")
+    input_scale: float = setting(1.0, real(above=0), "standard deviation of the inputs")
+    input_centre: float = setting(1.0, real(at_least=0, at_most=1), "share of the mean that is taken off")
+    data_seed: int = setting(0, integer(at_least=0), "of the choice of images and of the noise")
+
+    # The optimizer.
+    optimizer: str = setting("sgd", one_of("sgd", "adamw"), "of the weights")
+    momentum: float = setting(0.0, real(at_least=0, below=1), "of SGD; of AdamW, beta1")
+    weight_decay: float = setting(0.0, real(at_least=0), "SGD: added to the gradient; AdamW: decoupled from it")
+    loss_scale: float = setting(1.0, real(above=0), "multiplies the training loss and its gradient")
+    batch_size: int = setting(10, integer(at_least=1), "images of a mini-batch")
+    batches_per_action: int = setting(20, integer(at_least=1), f"mini-batches of each of the {DECISIONS} actions")
+    version: int = setting(VERSION, integer(at_least=1), "of the record")
+
+    def __post_init__(self) -> None:
+        """Check every field and what goes together; a list of classes becomes a tuple."""
+        check_settings(self)
+        object.__setattr__(self, "classes", tuple(self.classes))
+        if self.version != VERSION:
+            raise ValueError(f"the task is of version {self.version} of the family, and this is version {VERSION}")
+        if len(set(self.classes)) != len(self.classes) or not 2 <= len(self.classes) <= 10 or max(self.classes) > 9:
+            raise ValueError(f"classes must be 2 to 10 different digits, not {self.classes}")
+        if self.batch_size > self.train_size:
+            raise ValueError(f"batch_size {self.batch_size} is larger than the {self.train_size} training images")
+
+    @property
+    def budget(self) -> int:
+        """Mini-batches of an episode."""
+        return DECISIONS * self.batches_per_action
+
+    @property
+    def kind(self) -> str:
+        """The kind of network: "mlp", "cnn", "mnist-cnn", "resnet-8" or "vit"."""
+        return self.network if self.network in ("mnist-cnn", "resnet-8") else self.network.partition("-")[0]
+
+    def settings(self) -> dict[str, Any]:
+        """The settings of a `TaskConfig` that the task says."""
+        record = asdict(self)
+        return {name: record[name] for name in record if name not in ("split", "number", "version")} | {
+            "batches": self.budget
+        }
+
+    def context(self) -> dict[str, float]:
+        """The parameters of the task as numbers of order 1, for `info["task"]` and `context="observed"`."""
+        widths = [int(part) for part in self.network.split("-") if part.isdecimal()] if self.kind == "mlp" else []
+        return {
+            "log_input_scale": math.log(self.input_scale),
+            "input_centre": self.input_centre,
+            "log_loss_scale": math.log(self.loss_scale),
+            "log_initial_scale": math.log(self.initial_scale),
+            "label_noise": 5 * self.label_noise,
+            "log_train_size": math.log(self.train_size / 1_000),
+            "log_resolution": math.log(self.resolution / 10),
+            "layers": float(len(widths)),
+            "log_width": math.log(sum(widths) / len(widths) / 16) if widths else 0.0,
+            "tanh": float(self.network.endswith("-tanh")),
+            "gelu": float(self.network.endswith("-gelu")),
+            "convolutional": float(self.kind in ("cnn", "mnist-cnn", "resnet-8")),
+            "transformer": float(self.kind == "vit"),
+            "adamw": float(self.optimizer == "adamw"),
+            "momentum": self.momentum,
+            "log_weight_decay": math.log(self.weight_decay + 1e-5) / 5,
+            "log_batch_size": math.log(self.batch_size / 12),
+            "log_budget": math.log(self.budget / 300),
+            "log_classes": math.log(len(self.classes) / 5),
+        }
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_record(cls, record: Task | Mapping[str, Any] | str) -> Task:
+        """A task from itself, from a dict of its fields, or from its JSON.
+
+        Raises:
+            ValueError: it is no record of a task; the message says what is wrong.
+        """
+        if isinstance(record, Task):
+            return record
+        if isinstance(record, str):
+            try:
+                record = json.loads(record)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"a task must be a Task, a dict of its fields, or their JSON: {error}") from error
+        if not isinstance(record, Mapping):
+            raise ValueError(f"a task must be a Task, a dict of its fields, or their JSON, not {record!r}")
+        names = {one.name for one in fields(cls)}
+        if missing := names - record.keys():
+            raise ValueError(f"the record of the task has no {', '.join(sorted(missing))}")
+        if unknown := record.keys() - names:
+            raise ValueError(f"the record of the task has unknown fields: {', '.join(sorted(map(str, unknown)))}")
+        return cls(**record)
+
+
+CONTEXT = tuple(Task().context())  # its names
