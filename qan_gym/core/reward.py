@@ -41,7 +41,7 @@ def accuracy(run: RunState) -> Array:
 
 
 def final_log_loss(run: RunState) -> Array:
-    """-ln(validation loss / ln K) at the end, at least -ln 4; 0 before. ln K is the loss of guessing one of K classes."""
+    """-ln(validation loss / ln K) at the end, at least -ln 4; 0 before. ln K is the loss of guessing."""
     chance = math.log(run.layout.sizes["n_classes"])
     ratio = run.xp.minimum(run.validation_loss / chance, CHANCES)
     return run.xp.where(run.ended, -safe_log(run.xp, ratio), 0.0)
