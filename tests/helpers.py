@@ -153,7 +153,7 @@ def made_runs(
         sizes: of `Layout.sizes`, where they are not those of the least task.
     """
     config, network = config or TaskConfig(), network or made_network(only=(1, 1))
-    counts = {"train_size": 1, "n_classes": 10, "batches_per_action": 1, "batch_size": 1, "budget": 1, **sizes}
+    counts = {"train_size": 1, "n_classes": 10, "batches_per_action": 1, "batch_size": 1, **sizes}
     return kind.allocate(
         Layout(
             num_runs=num_runs,

@@ -350,7 +350,8 @@ def test_pull_acts_in_its_epochs_only(games):
 def runs_of(filters: list | torch.Tensor, **values: list) -> RunState:
     """Two runs in the first of four mini-batches, with filters (2, F, W); values: of the fields of their state."""
     filters = torch.as_tensor(filters, dtype=torch.float32)
-    run = made_runs(2, network=made_network(shown=tuple(filters.shape[1:])), budget=4)
+    run = made_runs(2, network=made_network(shown=tuple(filters.shape[1:])))
+    run.budget.fill_(4)
     run.params["shown.weight"].copy_(filters)
     defaults = {"learning_rate": [1, 1], "smoothed_loss": [1, 1], "smoothed_loss_before": [1, 1]}
     for name, value in {**defaults, **values}.items():

@@ -134,7 +134,13 @@ class RunState:
     seed: NDArray[np.int64] = per_run(dtype=torch.int64, at_reset=None, on_host=True)  # of the episode
     batch: NDArray[np.int64] = per_run(dtype=torch.int64, on_host=True)  # mini-batches done
     over: Flags = per_run(dtype=torch.bool, on_host=True)  # the episode has ended or not begun
+    budgets: NDArray[np.int64] = per_run(dtype=torch.int64, at_reset=None, saved=False, on_host=True)  # mini-batches
+    epoch_batches: NDArray[np.int64] = per_run(dtype=torch.int64, at_reset=None, saved=False, on_host=True)
+    action_batches: NDArray[np.int64] = per_run(dtype=torch.int64, at_reset=None, saved=False, on_host=True)
     clock: Tensor = per_run(dtype=torch.int64, saved=False)  # copy of `batch`
+    budget: Tensor = per_run(dtype=torch.int64, at_reset=None, saved=False)  # copy of `budgets`
+    per_epoch: Tensor = per_run(dtype=torch.int64, at_reset=None, saved=False)  # copy of `epoch_batches`
+    per_action: Tensor = per_run(dtype=torch.int64, at_reset=None, saved=False)  # copy of `action_batches`
     device_seed: Tensor = per_run(dtype=torch.int64, at_reset=None, saved=False)  # copy of `seed`
 
     # The networks.
@@ -177,11 +183,6 @@ class RunState:
     success: Tensor = per_run(dtype=torch.bool)  # the target loss is reached
     early_stopped: Tensor = per_run(dtype=torch.bool)
     ended: Tensor = per_run(dtype=torch.bool, saved=False)  # with the last action
-
-    @property
-    def budget(self) -> int:
-        """Mini-batches of an episode."""
-        return self.layout.sizes["budget"]
 
     def with_arrays(self, xp: Any) -> Self:
         """The same state, in the same memory, as arrays of a namespace: on CPU, NumPy's."""
@@ -281,5 +282,8 @@ class RunState:
 
     def copy_clocks(self) -> None:
         """Tell the device what the host knows."""
-        self.clock.copy_(torch.from_numpy(self.batch))
-        self.device_seed.copy_(torch.from_numpy(self.seed))
+        for copy, known in (
+            *((self.clock, self.batch), (self.device_seed, self.seed), (self.budget, self.budgets)),
+            *((self.per_epoch, self.epoch_batches), (self.per_action, self.action_batches)),
+        ):
+            copy.copy_(torch.from_numpy(known))

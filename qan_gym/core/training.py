@@ -111,6 +111,7 @@ class Training:
         self.reference = self._references(reference)
         if run is None:
             self.run.has_reference.fill_(reference is not None)
+        self._count_batches()
         self.engine = make_engine(parts, self.run, self.reference, self.pull)
         self.shuffled = parts.game.class_counts(self.arrays, config) is None  # whether mini-batches are never by class
         on_cuda = self.device.type == "cuda"
@@ -145,7 +146,6 @@ class Training:
                 "n_classes": parts.n_classes,
                 "batches_per_action": config.batches_per_action,
                 "batch_size": config.batch_size,
-                "budget": parts.budget,
                 "network_size": self.network.size(),
             },
             action_shape=() if isinstance(space, spaces.Discrete) else tuple(space.shape or ()),
@@ -158,6 +158,13 @@ class Training:
             return self.run.reference or None
         one = self.network.views(torch.zeros(1, self.network.size(), device=self.device))
         return {name: one[name].copy_(reference[name]).expand_as(self.run.params[name]) for name in one}
+
+    def _count_batches(self) -> None:
+        """Tell the runs how many mini-batches they, their epochs and their actions have."""
+        run, parts = self.run, self.parts
+        run.budgets[:], run.epoch_batches[:] = parts.budget, parts.batches_per_epoch
+        run.action_batches[:] = parts.config.batches_per_action
+        run.copy_clocks()
 
     # --- reset ------------------------------------------------------------------------------------------------------
 
@@ -176,10 +183,7 @@ class Training:
         run, rows = self.run, self._rows(mask)  # (M,)
         run.reset(mask, rows, self.config)
         run.seed[mask] = seeds[mask]
-        run.copy_clocks()
-        for name, value in self.network.initial_params(run.device_seed[rows]).items():
-            scale = self.config.initial_scale if value.dim() > 2 and name in self.network.trained else 1.0
-            run.params[name][rows] = value * scale
+        self._begin(mask)
         self.arrays.by_class[rows] = not (shuffled or self.shuffled)
         self._validate(mask)
         for loss in (
@@ -192,6 +196,14 @@ class Training:
             value[rows] = 0
         return seen.observation, {**self.info(), **seen.reward_terms}
 
+    def _begin(self, mask: Flags) -> None:
+        """Draw the initial weights of the runs of a mask, from their seeds."""
+        run, rows = self.run, self._rows(mask)
+        run.copy_clocks()
+        for name, value in self.network.initial_params(run.device_seed[rows]).items():
+            scaled = value.dim() > 2 and name in self.network.trained
+            run.params[name][rows] = value * self.config.initial_scale if scaled else value
+
     # --- step -------------------------------------------------------------------------------------------------------
 
     def step(self, actions: Array) -> StepResult:
@@ -202,15 +214,15 @@ class Training:
         Args:
             actions: (N,) int64 of a Discrete space, (N, *shape) of others; an array, or a tensor on any device.
         """
-        run, count, per_epoch = self.run, self.config.batches_per_action, self.parts.batches_per_epoch
+        run = self.run
         self._set("action", actions)
-        self._train(count)
+        self._train()
         before = run.batch.copy()
-        run.batch += count
+        run.batch += run.action_batches
         diverged, success = self._flags()  # here the host waits for the device
         playing = ~run.over
-        epochs = run.batch // per_epoch - before // per_epoch  # (N,) that have passed
-        budget_spent = (run.batch >= self.parts.budget) & playing
+        epochs = run.batch // run.epoch_batches - before // run.epoch_batches  # (N,) that have passed
+        budget_spent = (run.batch >= run.budgets) & playing
         terminated = (diverged | success) & playing
         due = terminated | budget_spent | ((epochs > 0) & playing)
         if self.config.validate_every is not None:
@@ -242,9 +254,9 @@ class Training:
         else:
             getattr(self.run, name).copy_(as_tensor(values))
 
-    def _train(self, count: int) -> None:
-        """The action and its `count` mini-batches, with new orders where epochs begin."""
-        batch, per_epoch = self.run.batch, self.parts.batches_per_epoch
+    def _train(self) -> None:
+        """The action and its mini-batches, with new orders where epochs begin."""
+        batch, per_epoch, count = self.run.batch, self.parts.batches_per_epoch, self.config.batches_per_action
         self._start_epochs(batch % per_epoch == 0, 0)
         if count > 1:
             begins = (batch + np.arange(1, count)[:, None]) % per_epoch == 0  # (count - 1, N), an epoch
@@ -295,17 +307,21 @@ class Training:
         self.parts.game.apply(run, run.action, config)
         run.last_action[:] = self.parts.game.shown_action(run.action, config)
         run.loss[:] = 0
-        later = [] if begins is None else (np.flatnonzero(begins.any(axis=1)) + 1).tolist()
-        for first, end in pairwise([0, *later, config.batches_per_action]):
-            if first > 0 and begins is not None:
-                self._start_epochs(begins[first - 1], first)
-            self._train_on_batches(first, end)
-        run.loss /= config.batches_per_action  # added up one after the other: the same for every N
+        self._train_action(begins)
+        run.loss /= run.per_action  # added up one after the other: the same for every N
         run.diverged[:] = ~self.engine.finite()
         run.loss[:] = xp.fmin(run.loss, self.loss_limit)  # and where it is not a number
         run.smoothed_loss[:] = xp.fmin(run.smoothed_loss, self.loss_limit)
         if config.target_loss is not None:
             run.success[:] = ~run.diverged & (run.smoothed_loss <= config.target_loss)
+
+    def _train_action(self, begins: Flags | None) -> None:
+        """The mini-batches of an action, from one epoch that begins to the next."""
+        later = [] if begins is None else (np.flatnonzero(begins.any(axis=1)) + 1).tolist()
+        for first, end in pairwise([0, *later, self.config.batches_per_action]):
+            if first > 0 and begins is not None:
+                self._start_epochs(begins[first - 1], first)
+            self._train_on_batches(first, end)
 
     def _train_on_batches(self, first: int, end: int) -> None:
         """The mini-batches first, ..., end - 1 of an action; no run begins an epoch after the first of them."""
@@ -336,7 +352,7 @@ class Training:
     def _learning_rates(self, ahead: Array) -> Array:
         """(N,) of the next mini-batch, or (T, N) of those that are `ahead` (T, 1) of it."""
         run, xp = self.arrays, self.parts.xp
-        share = xp.astype(run.clock + ahead, xp.float64) / self.parts.budget
+        share = xp.astype(run.clock + ahead, xp.float64) / run.budget
         return self.schedule.rate(xp, run.chosen_learning_rate, share)
 
     # --- evaluation, observation, reward ----------------------------------------------------------------------------
@@ -380,7 +396,7 @@ class Training:
             **{name: getattr(run, name) for name in self.parts.game.hyperparameters},
             "loss": run.loss,
             "smoothed_loss": run.smoothed_loss,
-            "epoch": run.clock // self.parts.batches_per_epoch,
+            "epoch": run.clock // run.per_epoch,
             "batch": run.clock,
             "validation_loss": run.validation_loss,
             "validation_accuracy": run.validation_accuracy,
