@@ -91,7 +91,7 @@ class TaskConfig:
     observation: str | tuple[str, ...] = setting(
         "screen",
         either(one_of("screen", "filters", "statistics"), list_of(text(), "names of features")),
-        "'screen': filters and score line; 'filters': the paper's; 'statistics': what any training can measure of itself; "
+        "'screen': filters and score line; 'filters': the paper's; 'statistics': what can be measured of any training; "
         "or a list of registered features, one number each",
     )
     reward: str = setting("log-loss", text(), "a registered name")

@@ -217,7 +217,7 @@ def log_weight_to_first(run: RunState) -> Array:
 
 @feature(needs_measurements=True)
 def log_predicted_decrease(run: RunState) -> Array:
-    """(ln(mean decrease of the loss that the gradient predicts / fast mean of the loss) + 3) / 2; -10 for an increase."""
+    """(ln(mean of -g_t . u_t / fast running mean of the loss) + 3) / 2; -10 where the product is positive."""
     return _after_first(run, (_log_ratio(run, "predicted_decrease", "fast_loss") + 3) / 2)
 
 
