@@ -11,7 +11,7 @@ from qan_gym.core.reward import safe_log
 from qan_gym.core.run_state import RunState
 from qan_gym.utils.arrays import Array
 
-Function = Callable[[RunState], Array]  # -> (N,), of any floating type
+Function = Callable[[RunState], Array]  # -> (N,), of any floating type, or one number for all runs
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,6 @@ class Feature:
     function: Function
     needs_measurements: bool = False
 
-    def __call__(self, run: RunState) -> Array:
-        """The feature of N runs, (N,)."""
-        return self.function(run)
-
 
 FEATURES: dict[str, Feature] = {}
 
@@ -39,7 +35,7 @@ def register_feature(name: str, function: Function, *, needs_measurements: bool 
 
     Args:
         name: of the feature.
-        function: (the state of N runs) -> (N,); by operators and the functions of `run.xp`, which do not wait for the
+        function: (the state of N runs) -> (N,), or one number for all of them; by operators and the functions of `run.xp`, which do not wait for the
             device. Values are kept within +-10, and 0 stands for what is not a number.
         needs_measurements: whether the function reads `run.measured` or what else is there only where the training is
             measured; where this feature is observed, it is.

@@ -81,9 +81,9 @@ class Observer:
             rows, columns = self.weights_shape
             screen[:, :rows, :columns] = _in_rows(weights, self.weights_shape)
         for place, name in enumerate(self.features):
-            screen[:, -1, place] = FEATURES[name](run)
+            screen[:, -1, place] = FEATURES[name].function(run)
         for place, name in enumerate(self.extra, start=len(SCORE_LINE)):
-            screen[:, -1, place] = FEATURES[name](run)
+            screen[:, -1, place] = FEATURES[name].function(run)
         within = xp.minimum(xp.maximum(xp.reshape(screen, (shape[0], -1)), -LIMIT), LIMIT)
         return xp.where(within == within, within, 0.0)  # what is not a number does not equal itself
 

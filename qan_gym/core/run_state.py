@@ -6,6 +6,7 @@ restoring and forking go through these declarations, so that a field cannot be f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
@@ -190,7 +191,7 @@ class RunState:
     chosen_learning_rate_before: Tensor = per_run(dtype=torch.float64, at_reset="learning_rate", measured=True)
     fast_loss: Tensor = per_run(measured=True)
     slow_loss: Tensor = per_run(measured=True)
-    best_loss: Tensor = per_run(measured=True)  # least `fast_loss`
+    best_loss: Tensor = per_run(at_reset=math.inf, measured=True)  # least `fast_loss`
     logs: Tensor = per_run("logs", measured=True)  # ln of `QUANTITIES` after the last action
     logs_before: Tensor = per_run("logs", measured=True)  # after the one before
     first_logs: Tensor = per_run("logs", measured=True)  # after the first of the episode

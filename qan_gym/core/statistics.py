@@ -44,7 +44,7 @@ _MEASURED = {name: column for column, name in enumerate(MEASURED)}
 _QUANTITIES = {name: column for column, name in enumerate(QUANTITIES)}
 LEAST, LARGEST = 1e-30, 1e30
 
-FAST, SLOW = 0.5, 0.15  # weights of a new loss in the two running means
+FAST, SLOW = 0.5, 0.15  # least weights of a new loss in the two running means, which begin as means
 NO_LOSS = 1e3  # a loss that is not finite counts as so many times chance
 
 
@@ -59,9 +59,9 @@ def after_action(run: RunState) -> None:
         losses = xp.where(xp.isfinite(run.losses), run.losses, NO_LOSS * chance[:, None])  # (N, m)
         loss = losses[:, 0] if count == 1 else xp.mean(losses, axis=1)
         first = run.clock <= count  # whether the action was the first of the episode
-        run.fast_loss += xp.where(first, 1.0, FAST) * (loss - run.fast_loss)
+        run.fast_loss += xp.maximum(count / run.clock, FAST) * (loss - run.fast_loss)
         run.slow_loss += xp.maximum(count / run.clock, SLOW) * (loss - run.slow_loss)
-        run.best_loss[:] = xp.where(first, run.fast_loss, xp.minimum(run.best_loss, run.fast_loss))
+        run.best_loss[:] = xp.minimum(run.best_loss, run.fast_loss)
         if count > 1:
             half = count // 2  # of an odd number, the one in the middle belongs to neither half
             change = xp.mean(losses[:, count - half :], axis=1) - xp.mean(losses[:, :half], axis=1)
@@ -103,11 +103,6 @@ def _log_change(run: RunState, name: str) -> Array:
 def _after_first(run: RunState, values: Array) -> Array:
     """0 before the first action."""
     return values * (run.clock > 0)
-
-
-def _for_all(run: RunState, value: float) -> Array:
-    """(N,) of a number of the task."""
-    return run.xp.full_like(run.loss, value)
 
 
 # --- the features ---------------------------------------------------------------------------------------------------
@@ -224,26 +219,26 @@ def log_predicted_decrease(run: RunState) -> Array:
 @feature()
 def log_budget(run: RunState) -> Array:
     """ln(budget / 300 mini-batches)."""
-    return _for_all(run, math.log(run.budget / 300))
+    return math.log(run.budget / 300)
 
 
 @feature()
 def log_batch_size(run: RunState) -> Array:
     """ln(batch size / 12)."""
-    return _for_all(run, math.log(run.layout.sizes["batch_size"] / 12))
+    return math.log(run.layout.sizes["batch_size"] / 12)
 
 
 @feature()
 def log_epochs(run: RunState) -> Array:
     """ln(budget in epochs) / 2."""
     sizes = run.layout.sizes
-    return _for_all(run, math.log(run.budget * sizes["batch_size"] / sizes["train_size"]) / 2)
+    return math.log(run.budget * sizes["batch_size"] / sizes["train_size"]) / 2
 
 
 @feature()
 def log_classes(run: RunState) -> Array:
     """ln(number of classes / 5)."""
-    return _for_all(run, math.log(run.layout.sizes["n_classes"] / 5))
+    return math.log(run.layout.sizes["n_classes"] / 5)
 
 
 @feature()

@@ -143,15 +143,16 @@ static void update_and_measure(const struct parameter *whole, int64_t start, con
   for (int64_t first = 0; first < whole->length; first += BLOCK) {
     const struct parameter p = block_of(whole, first);
     const int64_t place = start + first;
-    float *before = measures->is_first ? measures->start + place : copy;
+    float *before = measures->is_first && !measures->is_last ? measures->start + place : copy;
     memcpy(before, p.weights, (size_t)p.length * sizeof *before);
     floats unpulled = {0};
     update_parameter(&p, rule, pull == NO_PULL ? check : &unpulled, optimizer, NO_PULL);
     measure_update(measures, p.gradient, p.weights, before, measures->previous_gradient + place, p.length);
     if (pull != NO_PULL) pull_parameter(&p, rule, check, pull);
-    if (measures->is_last)
-      measure_displacement(measures, p.weights, measures->start + place, measures->previous_displacement + place,
-                           p.length);
+    if (measures->is_last) {
+      const float *start_of_action = measures->is_first ? copy : measures->start + place;
+      measure_displacement(measures, p.weights, start_of_action, measures->previous_displacement + place, p.length);
+    }
   }
 }
 
