@@ -17,7 +17,7 @@ register_envs()
 _FUNCTIONS = {
     "counterfactual": "qan_gym.counterfactuals",
     "register_dataset": "qan_gym.data.datasets",
-    "register_feature": "qan_gym.core.observation",
+    "register_feature": "qan_gym.core.features",
     "register_game": "qan_gym.games",
     "register_network": "qan_gym.optimizee.zoo",
     "register_optimizer": "qan_gym.optimizee.optimizers",

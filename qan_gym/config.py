@@ -79,6 +79,9 @@ class TaskConfig:
     momentum: float = setting(0.0, number(at_least=0, below=1), "of SGD; of AdamW, beta1")
     nesterov: bool = setting(False, flag(), "Nesterov's momentum; SGD only")
     weight_decay: float = setting(0.0, number(at_least=0), "SGD: added to the gradient; AdamW: decoupled from it")
+    loss_scale: float = setting(
+        1.0, number(above=0), "multiplies the training loss and its gradient; not the validation and test losses"
+    )
     batch_size: int = setting(10, integer(at_least=1), "images of a mini-batch")
     epochs: int = setting(20, integer(at_least=1), "the budget of an episode")
     batches: int | None = setting(
@@ -119,8 +122,9 @@ class TaskConfig:
     # What the agent is shown and paid for.
     observation: str | tuple[str, ...] = setting(
         "screen",
-        either(one_of("screen", "filters"), list_of(text(), "names of features")),
-        "'screen': filters and score line; 'filters': the paper's; or a list of registered features, one number each",
+        either(one_of("screen", "filters", "statistics"), list_of(text(), "names of features")),
+        "'screen': filters and score line; 'filters': the paper's; 'statistics': what can be measured of any training; "
+        "or a list of registered features, one number each",
     )
     reward: str = setting("log-loss", text(), "a registered name")
     divergence_penalty: float = setting(10.0, number(at_least=0), "what diverging costs, in the place of the reward")

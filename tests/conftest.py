@@ -13,7 +13,7 @@ import torch
 from helpers import made_npz
 
 import qan_gym  # noqa: F401 (registers the ids)
-from qan_gym.core.observation import FEATURES
+from qan_gym.core.features import FEATURES
 from qan_gym.core.references import reference_name
 from qan_gym.core.reward import REWARDS
 from qan_gym.data.datasets import ASSETS, DATASETS

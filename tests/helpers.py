@@ -161,6 +161,7 @@ def made_runs(
             network=network,
             slots=slots,
             own_reference=config.reference == "previous",
+            measures=False,
             sizes=counts | {"network_size": network.size()},
             action_shape=(),
             action_dtype=torch.int64,

@@ -33,20 +33,24 @@ ENGINE_VARIABLE = "QAN_GYM_ENGINE"  # what "auto" stands for, where it is set
 class Engine(Protocol):
     """Trains and measures the networks of a state, in place.
 
+    Where the state has room for it (`Layout.measures`), training also writes `RunState.measured` and `losses`, see
+    `qan_gym.core.statistics`; a last mini-batch of an action completes them.
+
     Attributes:
         in_order: whether it has `train_in_order`.
     """
 
     in_order: bool
 
-    def train(self, indices: Array) -> Array:
+    def train(self, indices: Array, number: int) -> Array:
         """One mini-batch of every run: gradient, update, pull, with the hyperparameters that stand in the state.
 
         Args:
             indices: (N, B) int64, into the training split.
+            number: of the mini-batch in its action, from 0.
 
         Returns:
-            (N,) float32, the losses before the update.
+            (N,) float32, the losses before the update, times the loss scale.
         """
 
     def train_in_order(self, first: int, count: int, rates: Array | None) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from qan_gym.config import TaskConfig
 from qan_gym.core.meta_momentum import Pull
 from qan_gym.core.run_state import RunState
-from qan_gym.native.kernels import BatchSequence, Call, Images, Kernels, Update
+from qan_gym.native.kernels import BatchSequence, Call, Images, Kernels, Measuring, Update
 from qan_gym.optimizee.network import Network, Params
 from qan_gym.optimizee.optimizers import SGD
 from qan_gym.utils.arrays import Array
@@ -58,10 +58,12 @@ class NativeEngine:
             smoothing=parts.running_mean_weight,
         )
         images, finite = self.images("train"), self.is_finite.view(np.uint8)
-        self.on_batch = self.kernels.training(images, self.weights, self.indices, self.loss, finite, update)
+        more = {"measuring": _measuring(run), "loss_scale": run.loss_scale.numpy()}
+        self.on_batch = self.kernels.training(images, self.weights, self.indices, self.loss, finite, update, **more)
         self.on_sequence = self.kernels.training(
             *(images, self.weights, run.batch_indices.numpy(), run.loss.numpy(), finite, update),
             sequence=sequence,
+            **more,
         )
         self.measure: dict[str, Call] = {}  # by the name of the split
 
@@ -71,10 +73,10 @@ class NativeEngine:
         mean, std = (value.flatten().numpy() for value in (data.mean, data.std))
         return Images(data.images[split].numpy(), data.labels[split].numpy(), mean, std)
 
-    def train(self, indices: Array) -> Array:
+    def train(self, indices: Array, number: int) -> Array:
         """See `Engine.train`."""
         self.indices[:] = indices
-        self.on_batch()
+        self.on_batch(number=number)
         return self.loss.copy()
 
     def train_in_order(self, first: int, count: int, rates: Array | None) -> None:
@@ -114,6 +116,18 @@ def _kind(parts: Components) -> str:
     if not isinstance(optimizer, SGD):
         return "adamw"
     return "nesterov" if optimizer.nesterov else "momentum" if optimizer.has_momentum else "sgd"
+
+
+def _measuring(run: RunState) -> Measuring | None:
+    if not run.layout.measures:
+        return None
+    return Measuring(
+        measured=run.measured.numpy(),
+        losses=run.losses.numpy(),
+        previous_gradient=run.previous_gradient.numpy(),
+        start=run.action_start.numpy(),
+        previous_displacement=run.previous_displacement.numpy(),
+    )
 
 
 def _memory(params: Params, size: int) -> NDArray[np.float32]:

@@ -1,12 +1,10 @@
-"""Observations: the filters, the score line, and the registered features that it is made of.
+"""Observations: the filters, the score line of registered features, or features alone.
 
 The screen has one row per filter and one column per weight (of the networks for CIFAR-10, 192 rows of 192 weights of
-the last convolution), and a last row, the score line. A feature is one number per run, a function of the run's state.
+the last convolution), and a last row, the score line.
 The score line has the features SCORE_LINE in these places (the last two only with `validate_every`, else 0), then those
 that the game adds, then zeros.
 """
-
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -14,73 +12,15 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from qan_gym.config import TaskConfig
-from qan_gym.core.reward import safe_log
+from qan_gym.core.features import FEATURES
 from qan_gym.core.run_state import RunState
+from qan_gym.core.statistics import statistics_of
 from qan_gym.games import game_of
 from qan_gym.optimizee.network import Network, Params
 from qan_gym.utils.arrays import Array, to_numpy
 
 LIMIT = 10.0  # every value is kept within +-LIMIT
 
-Feature = Callable[[RunState], Array]  # -> (N,), of any floating type
-
-
-# --- features -------------------------------------------------------------------------------------------------------
-
-
-def log_learning_rate(run: RunState) -> Array:
-    """ln(learning rate) of the last mini-batch."""
-    return run.xp.log(run.learning_rate)
-
-
-def budget_used(run: RunState) -> Array:
-    """Share of the budget that is used, in [0, 1]."""
-    return run.clock / run.budget
-
-
-def log_loss(run: RunState) -> Array:
-    """ln of the running mean of the training loss."""
-    return safe_log(run.xp, run.smoothed_loss)
-
-
-def log_loss_change(run: RunState) -> Array:
-    """Change of `log_loss` since the last action."""
-    return safe_log(run.xp, run.smoothed_loss) - safe_log(run.xp, run.smoothed_loss_before)
-
-
-def last_action(run: RunState) -> Array:
-    """The last action; -1 before the first."""
-    return run.last_action
-
-
-def log_validation_loss(run: RunState) -> Array:
-    """ln(validation loss), as last measured."""
-    return safe_log(run.xp, run.validation_loss)
-
-
-def log_validation_loss_change(run: RunState) -> Array:
-    """Change of `log_validation_loss` since the last action."""
-    return safe_log(run.xp, run.validation_loss) - safe_log(run.xp, run.validation_loss_before)
-
-
-def momentum(run: RunState) -> Array:
-    """The momentum of SGD, or beta1 of AdamW."""
-    return run.momentum
-
-
-def log_weight_decay(run: RunState) -> Array:
-    """ln(weight decay)."""
-    return safe_log(run.xp, run.weight_decay)
-
-
-FEATURES: dict[str, Feature] = {
-    function.__name__: function
-    for function in (
-        *(log_learning_rate, budget_used, log_loss, log_loss_change, last_action),
-        *(log_validation_loss, log_validation_loss_change),
-        *(momentum, log_weight_decay),
-    )
-}
 SCORE_LINE = (
     *("log_learning_rate", "budget_used", "log_loss", "log_loss_change", "last_action"),
     *("log_validation_loss", "log_validation_loss_change"),  # 0 without `validate_every`
@@ -88,30 +28,12 @@ SCORE_LINE = (
 ALWAYS_MEASURED = 5  # of them
 
 
-def register_feature(name: str, function: Feature) -> None:
-    """Make a feature available under a name, for `observation=[...]` and for the score line of a game.
-
-    Args:
-        name: of the feature.
-        function: (the state of N runs) -> (N,); by operators and the functions of `run.xp`, which do not wait for the
-            device. Values are kept within +-10, and 0 stands for what is not a number.
-
-    Raises:
-        ValueError: the name is taken.
-    """
-    if name in FEATURES:
-        raise ValueError(f"a feature cannot be registered as {name!r}: the name is taken")
-    FEATURES[name] = function
-
-
-# --- the observation ------------------------------------------------------------------------------------------------
-
-
 class Observer:
     """Makes the observations of a task.
 
     Attributes:
-        shape: (rows, columns) of the screen; (1, number of features) where the observation is a list of features.
+        shape: (rows, columns) of the screen; (1, number of features) where the observation is one of features alone.
+        needs_measurements: whether a feature of it does.
     """
 
     def __init__(self, config: TaskConfig, network: Network) -> None:
@@ -124,11 +46,13 @@ class Observer:
         self.filters = config.observation in ("screen", "filters")
         score_line = SCORE_LINE if config.validate_every is not None else SCORE_LINE[:ALWAYS_MEASURED]
         extra = game_of(config).features
-        self.features = {"screen": score_line, "filters": ()}.get(str(config.observation), tuple(config.observation))
+        named = {"screen": score_line, "filters": (), "statistics": statistics_of(config)}
+        self.features = named.get(str(config.observation), tuple(config.observation))
         self.extra = extra if config.observation == "screen" else ()
         for name in (*self.features, *self.extra):
             if name not in FEATURES:
                 raise ValueError(f"unknown feature {name!r}; there are {', '.join(FEATURES)}")
+        self.needs_measurements = any(FEATURES[name].needs_measurements for name in (*self.features, *self.extra))
         self.shape = (1, len(self.features))
         if self.filters:
             rows, columns = self.weights_shape = _weights_shape(network)
@@ -157,9 +81,9 @@ class Observer:
             rows, columns = self.weights_shape
             screen[:, :rows, :columns] = _in_rows(weights, self.weights_shape)
         for place, name in enumerate(self.features):
-            screen[:, -1, place] = FEATURES[name](run)
+            screen[:, -1, place] = FEATURES[name].function(run)
         for place, name in enumerate(self.extra, start=len(SCORE_LINE)):
-            screen[:, -1, place] = FEATURES[name](run)
+            screen[:, -1, place] = FEATURES[name].function(run)
         within = xp.minimum(xp.maximum(xp.reshape(screen, (shape[0], -1)), -LIMIT), LIMIT)
         return xp.where(within == within, within, 0.0)  # what is not a number does not equal itself
 

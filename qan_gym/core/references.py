@@ -27,7 +27,8 @@ DEPENDS_ON = (
     *("dataset", "train_size", "preprocess", "augment", "network", "batch_size", "epochs"),
     *("optimizer", "learning_rate", "momentum", "nesterov", "weight_decay"),
 )
-NUMBERS = ("learning_rate", "momentum", "weight_decay")
+DEPENDS_ON_LATER = {"loss_scale": 1.0}  # settings that are part of the hash where they are not these
+NUMBERS = ("learning_rate", "momentum", "weight_decay", "loss_scale")
 FORMAT = 1  # to be raised when the same settings come to give other weights
 
 
@@ -60,7 +61,7 @@ def pretrained_path(config: TaskConfig) -> Path | None:
 
 def baseline_config(config: TaskConfig) -> TaskConfig:
     """The baseline run of a task: its training at the initial learning rate, without help."""
-    kept = {name: getattr(config, name) for name in DEPENDS_ON}
+    kept = {name: getattr(config, name) for name in (*DEPENDS_ON, *DEPENDS_ON_LATER)}
     rate = config.learning_rate
     alone = TaskConfig(meta_momentum=None, reference=None)
     return replace(alone, **kept, learning_rate_min=rate, learning_rate_max=rate)
@@ -70,6 +71,7 @@ def reference_name(config: TaskConfig) -> str:
     """The file name of the pretrained weights of a task, with a hash of everything they depend on."""
     settings = {name: getattr(config, name) for name in DEPENDS_ON}
     settings["dataset"] = load_dataset(config.dataset).fingerprint  # what is in it, not what it is called
+    settings |= {name: own for name, usual in DEPENDS_ON_LATER.items() if (own := getattr(config, name)) != usual}
     settings |= {name: float(value) for name, value in settings.items() if name in NUMBERS}  # 1 and 1.0 are one
     settings |= {"seed": SEED, "format": FORMAT}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

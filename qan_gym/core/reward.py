@@ -16,9 +16,11 @@ Reward = Callable[[RunState], Array]
 def log_loss(run: RunState) -> Array:
     """ln(l[t-1]) - ln(l[t]), l the running mean of the losses; at the end l is the loss on the validation split.
 
+    Both are times the loss scale.
+
     The return of an episode telescopes to ln(initial loss / final validation loss).
     """
-    loss = run.xp.where(run.ended, run.validation_loss, run.smoothed_loss)
+    loss = run.xp.where(run.ended, run.loss_scale * run.validation_loss, run.smoothed_loss)
     return safe_log(run.xp, run.smoothed_loss_before) - safe_log(run.xp, loss)
 
 

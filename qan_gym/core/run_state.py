@@ -6,6 +6,7 @@ restoring and forking go through these declarations, so that a field cannot be f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
@@ -35,6 +36,7 @@ class TensorSpec:
             where the training sets it or leaves it.
         saved: whether the future depends on it, so that it belongs to a saved state.
         on_host: a NumPy array on the host, which the step reads without waiting for the device.
+        measured: only there where a feature of the observation needs measurements; else None.
     """
 
     shape: tuple[int | str, ...] = ()
@@ -42,6 +44,7 @@ class TensorSpec:
     at_reset: float | str | None = 0
     saved: bool = True
     on_host: bool = False
+    measured: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Layout:
         network: the kind of network.
         slots: the buffers that the optimizer keeps of each parameter.
         own_reference: whether each run has a reference of its own, the last episode's final weights.
+        measures: whether a feature of the observation needs measurements.
         sizes: the sizes that shapes name.
         action_shape, action_dtype: of the actions of one run.
         game: the tensors that the game adds.
@@ -79,6 +83,7 @@ class Layout:
     network: Network
     slots: tuple[str, ...]
     own_reference: bool
+    measures: bool
     sizes: Mapping[str, int]
     action_shape: tuple[int, ...]
     action_dtype: torch.dtype
@@ -105,9 +110,10 @@ def per_run(
     at_reset: float | str | None = 0,
     saved: bool = True,
     on_host: bool = False,
+    measured: bool = False,
 ) -> Any:
     """A field of `RunState`; see `TensorSpec`."""
-    return field(metadata={"spec": TensorSpec(shape, dtype, at_reset, saved, on_host)})
+    return field(metadata={"spec": TensorSpec(shape, dtype, at_reset, saved, on_host, measured)})
 
 
 def per_network(of: str, at_reset: float | None = None, saved: bool = True) -> Any:
@@ -155,6 +161,7 @@ class RunState:
     chosen_learning_rate: Tensor = per_run(dtype=torch.float64, at_reset="learning_rate")  # before the base schedule
     momentum: Tensor = per_run(dtype=torch.float64, at_reset="momentum")
     weight_decay: Tensor = per_run(dtype=torch.float64, at_reset="weight_decay")
+    loss_scale: Tensor = per_run(at_reset="loss_scale")  # multiplies the training loss and its gradient
     pull: Tensor = per_run(saved=False)  # c of the next update, see `qan_gym.core.meta_momentum`; 0: none
 
     # The actions; what has no declaration here is declared by the game.
@@ -169,7 +176,7 @@ class RunState:
     batch_indices: Tensor = per_run("batches_per_action", "batch_size", dtype=torch.int64)  # of the last action
 
     # What is measured.
-    loss: Tensor = per_run(at_reset=None)  # mean over the mini-batches of the last action
+    loss: Tensor = per_run(at_reset=None)  # mean over the mini-batches of the last action, times the loss scale
     smoothed_loss: Tensor = per_run(at_reset=None)  # running mean of the losses of the mini-batches
     smoothed_loss_before: Tensor = per_run(at_reset=None)
     validation_loss: Tensor = per_run(at_reset=None)  # as last measured
@@ -177,6 +184,26 @@ class RunState:
     validation_accuracy: Tensor = per_run(at_reset=None)
     best_validation_loss: Tensor = per_run(at_reset=None)
     epochs_since_best: Tensor = per_run(dtype=torch.int64)
+
+    # What features need that are measured, see `qan_gym.core.statistics`.
+    measured: Tensor = per_run("measured", measured=True)  # by the engine: `MEASURED`, of the last action
+    losses: Tensor = per_run(
+        "batches_per_action", saved=False, measured=True
+    )  # of its mini-batches, before each update
+    previous_gradient: Tensor = per_run("measured_size", measured=True)  # of the last mini-batch
+    previous_displacement: Tensor = per_run("measured_size", measured=True)  # by the last action
+    action_start: Tensor = per_run("measured_size", at_reset=None, saved=False, measured=True)  # the weights
+    start_learning_rate: Tensor = per_run(dtype=torch.float64, at_reset="learning_rate", measured=True)
+    chosen_learning_rate_before: Tensor = per_run(dtype=torch.float64, at_reset="learning_rate", measured=True)
+    fast_loss: Tensor = per_run(measured=True)
+    slow_loss: Tensor = per_run(measured=True)
+    best_loss: Tensor = per_run(at_reset=math.inf, measured=True)  # least `fast_loss`
+    logs: Tensor = per_run("logs", measured=True)  # ln of `QUANTITIES` after the last action
+    logs_before: Tensor = per_run("logs", measured=True)  # after the one before
+    first_logs: Tensor = per_run("logs", measured=True)  # after the first of the episode
+    loss_slope: Tensor = per_run(measured=True)  # within the last action
+    loss_variation: Tensor = per_run(measured=True)
+    straightness: Tensor = per_run(measured=True)
 
     # How the episode stands.
     diverged: Tensor = per_run(dtype=torch.bool)  # a loss or a weight is not finite
@@ -189,7 +216,9 @@ class RunState:
         arrays: dict[str, Any] = {
             one.name: as_array(getattr(self, one.name))
             for one in fields(self)
-            if isinstance(one.metadata.get("spec"), TensorSpec) and not one.metadata["spec"].on_host
+            if isinstance(one.metadata.get("spec"), TensorSpec)
+            and not one.metadata["spec"].on_host
+            and getattr(self, one.name) is not None
         }
         arrays["params"] = {name: as_array(value) for name, value in self.params.items()}
         arrays["game"] = {name: as_array(value) for name, value in self.game.items()}
@@ -203,7 +232,9 @@ class RunState:
         values: dict[str, Any] = {"layout": layout}
         for one in fields(cls):
             spec = one.metadata.get("spec")
-            if isinstance(spec, TensorSpec):
+            if isinstance(spec, TensorSpec) and spec.measured and not layout.measures:
+                values[one.name] = None
+            elif isinstance(spec, TensorSpec):
                 values[one.name] = layout.tensor(spec).numpy() if spec.on_host else layout.tensor(spec)
             elif isinstance(spec, NetworkSpec) and one.name != "params":
                 values[one.name] = layout.networks(spec.of)
@@ -219,6 +250,8 @@ class RunState:
         """Every tensor with its name and what is declared of it; host arrays as tensors of the same memory."""
         for one in fields(self):
             spec, value = one.metadata.get("spec"), getattr(self, one.name)
+            if value is None:
+                continue
             if isinstance(spec, TensorSpec):
                 yield one.name, spec, torch.from_numpy(value) if spec.on_host else value
             elif isinstance(spec, NetworkSpec) and spec.of == "slots":

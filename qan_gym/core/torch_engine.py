@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from qan_gym.core.measurements import Measurement
 from qan_gym.core.meta_momentum import Pull
 from qan_gym.core.run_state import RunState
 from qan_gym.data import augmentation
@@ -25,13 +26,17 @@ EVALUATION_BATCH = 20  # images in a pass when networks are measured; at least, 
 
 @dataclass(frozen=True)
 class Block:
-    """Runs whose gradients are computed together: which rows, their networks, slots and references, all views."""
+    """Runs whose gradients are computed together: which rows, their networks, slots and references, all views.
+
+    And what measures them, where something is measured.
+    """
 
     rows: slice
     params: Params
     trained: Params
     slots: dict[str, Params]
     reference: Params | None
+    measurement: Measurement | None
 
 
 class TorchEngine:
@@ -57,19 +62,23 @@ class TorchEngine:
             params = leaves(self.network, rows_of(self.run.params, rows))
             trained = {name: params[name] for name in self.network.trained}
             slots = {slot: rows_of(buffers, rows) for slot, buffers in self.run.slots.items()}
-            blocks.append(Block(rows, params, trained, slots, self.reference and rows_of(self.reference, rows)))
+            reference = self.reference and rows_of(self.reference, rows)
+            measurement = Measurement(self.network, self.run, rows) if self.run.layout.measures else None
+            blocks.append(Block(rows, params, trained, slots, reference, measurement))
         return blocks
 
     # --- training ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def train(self, indices: Array) -> Array:
+    def train(self, indices: Array, number: int) -> Array:
         """See `Engine.train`."""
         batch = as_tensor(indices)
-        self.loss.copy_(torch.cat([self._update(block, batch[block.rows]) for block in self.blocks]))
+        self.loss.copy_(torch.cat([self._update(block, batch[block.rows], number) for block in self.blocks]))
+        if self.run.layout.measures:
+            self.run.losses[:, number] = self.loss
         return as_array(self.loss.clone())
 
-    def _update(self, block: Block, indices: Tensor) -> Tensor:
+    def _update(self, block: Block, indices: Tensor, number: int) -> Tensor:
         """Gradient, update and pull of n of the runs; indices (n, B). Returns the losses (n,) before the update."""
         run, rows, reference, optimizer = self.run, block.rows, block.reference, self.parts.optimizer
         images = self._images(rows, indices)  # (n, B, C, H, W)
@@ -79,16 +88,23 @@ class TorchEngine:
             with self.exact:
                 soft_targets = self.network.forward(reference, images, False).softmax(dim=2)  # (n, B, K)
             weight = run.has_reference[rows] * self.config.distillation
+        scale = None if self.config.loss_scale == 1 else run.loss_scale[rows]
         with self.parts.precision:
             loss, gradients = loss_and_gradients(
-                self.network, block.params, images, labels, soft_targets, weight, self.parts.precision.dtype
+                self.network, block.params, images, labels, soft_targets, weight, self.parts.precision.dtype, scale
             )
         hyper = Hyperparameters(run.learning_rate[rows], run.momentum[rows], run.weight_decay[rows])
+        if block.measurement is not None:
+            block.measurement.before_update(number)
         optimizer.update(block.trained, gradients, block.slots, hyper, run.clock[rows])
+        if block.measurement is not None:
+            block.measurement.after_update(gradients, number)
         if reference is not None:
             # The copies of the weights that an optimizer keeps are pulled too.
             for weights in (block.params, *(block.slots[slot] for slot in getattr(optimizer, "copies", ()))):
                 self.pull.apply(weights, reference, run.pull[rows])
+        if block.measurement is not None and number == self.config.batches_per_action - 1:
+            block.measurement.end_action()
         return loss
 
     def _images(self, rows: slice, indices: Tensor) -> Tensor:

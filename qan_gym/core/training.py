@@ -15,8 +15,10 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qan_gym.core import statistics
 from qan_gym.core.components import Components
 from qan_gym.core.engine import make_engine
+from qan_gym.core.measurements import measured_size
 from qan_gym.core.meta_momentum import Pull
 from qan_gym.core.reward import reward_terms
 from qan_gym.core.run_state import Flags, Layout, RunState
@@ -141,12 +143,16 @@ class Training:
             network=self.network,
             slots=parts.optimizer.slots,
             own_reference=config.reference == "previous",
+            measures=parts.observer.needs_measurements,
             sizes={
                 "train_size": len(self.data.labels["train"]),
                 "n_classes": parts.n_classes,
                 "batches_per_action": config.batches_per_action,
                 "batch_size": config.batch_size,
                 "network_size": self.network.size(),
+                "measured": len(statistics.MEASURED),
+                "measured_size": measured_size(self.network) if parts.observer.needs_measurements else 0,
+                "logs": len(statistics.QUANTITIES),
             },
             action_shape=() if isinstance(space, spaces.Discrete) else tuple(space.shape or ()),
             action_dtype=torch.float32 if isinstance(space, spaces.Box) else torch.int64,
@@ -186,10 +192,9 @@ class Training:
         self._begin(mask)
         self.arrays.by_class[rows] = not (shuffled or self.shuffled)
         self._validate(mask)
-        for loss in (
-            *(run.loss, run.smoothed_loss, run.smoothed_loss_before),
-            *(run.validation_loss_before, run.best_validation_loss),
-        ):
+        for loss in (run.loss, run.smoothed_loss, run.smoothed_loss_before):
+            loss[rows] = run.loss_scale[rows] * run.validation_loss[rows]
+        for loss in (run.validation_loss_before, run.best_validation_loss):
             loss[rows] = run.validation_loss[rows]
         seen = self._see()
         for value in seen.reward_terms.values():
@@ -304,6 +309,8 @@ class Training:
         run, config, xp = self.arrays, self.config, self.parts.xp
         run.smoothed_loss_before[:] = run.smoothed_loss
         run.validation_loss_before[:] = run.validation_loss
+        if run.layout.measures:
+            run.chosen_learning_rate_before[:] = run.chosen_learning_rate
         self.parts.game.apply(run, run.action, config)
         run.last_action[:] = self.parts.game.shown_action(run.action, config)
         run.loss[:] = 0
@@ -312,6 +319,8 @@ class Training:
         run.diverged[:] = ~self.engine.finite()
         run.loss[:] = xp.fmin(run.loss, self.loss_limit)  # and where it is not a number
         run.smoothed_loss[:] = xp.fmin(run.smoothed_loss, self.loss_limit)
+        if run.layout.measures:
+            statistics.after_action(run)
         if config.target_loss is not None:
             run.success[:] = ~run.diverged & (run.smoothed_loss <= config.target_loss)
 
@@ -344,7 +353,7 @@ class Training:
         run.batch_indices[:, number] = indices
         run.learning_rate[:] = self._learning_rates(0)
         run.pull[:] = (run.has_reference & (run.clock < self.pull.batches)) * self.pull.strength
-        loss = self.engine.train(indices)
+        loss = self.engine.train(indices, number)
         run.smoothed_loss += self.parts.running_mean_weight * (loss - run.smoothed_loss)
         run.loss += loss
         run.clock += 1

@@ -30,6 +30,7 @@ MAX_CHANNELS, MAX_CLASSES = 3, 128  # as in src/layout.h
 PARAMETERS = tuple(
     f"{layer}.{part}" for layer in ("conv1", "conv2", "linear1", "linear2") for part in ("weight", "bias")
 )
+MEASUREMENTS = 7  # enum measurement
 SLOTS = {"gradients": 0, "sgd": 0, "momentum": 1, "nesterov": 1, "adamw": 2}  # buffers that each optimizer has
 
 Float32 = NDArray[np.float32]
@@ -103,6 +104,25 @@ class BatchSequence:
     smoothing: float
 
 
+@dataclass(frozen=True)
+class Measuring:
+    """What is measured of the mini-batches of an action, see `qan_gym.core.statistics`; all of it in place.
+
+    Attributes:
+        measured: (N, 7) float32, the numbers `qan_gym.core.statistics.MEASURED`, complete at the action's end.
+        losses: (N, T) float32, of the T mini-batches of an action, each before its update.
+        previous_gradient, previous_displacement: (N, size) float32, the memory from one mini-batch, and action, to the
+            next; 0 at the beginning of an episode.
+        start: (N, size) float32, the weights at the action's start.
+    """
+
+    measured: Float32
+    losses: Float32
+    previous_gradient: Float32
+    start: Float32
+    previous_displacement: Float32
+
+
 class Kernels:
     """The kernels for images of some number of channels and classes.
 
@@ -173,6 +193,8 @@ class Kernels:
         update: Update | None = None,
         gradients: Float32 | None = None,
         sequence: BatchSequence | None = None,
+        measuring: Measuring | None = None,
+        loss_scale: Float32 | None = None,
     ) -> "Call":
         """Prepare the training of N networks on one mini-batch each: gradients of the mean cross-entropy, update, pull.
 
@@ -190,6 +212,8 @@ class Kernels:
             gradients: (N, size) float32, out, without `update`. The gaps between parameters may be written to.
             sequence: see above; it sets the update's `strength`, and its `learning_rate` where `Call.part` is given
                 rates.
+            measuring: with `update`: what is measured of it; None: nothing.
+            loss_scale: (N,) float32, which the loss and its gradient are multiplied by; None: 1.
 
         Raises:
             ValueError: an array is not as described, or what is needed is missing.
@@ -204,6 +228,8 @@ class Kernels:
         job.weights = addresses.memory("weights", weights, number, self.size, written=True)
         job.loss = addresses.of("loss", loss, np.float32, (number,), written=True)
         job.finite = addresses.of("finite", finite, np.uint8, (number,), written=True)
+        scale = np.ones(number, np.float32) if loss_scale is None else loss_scale
+        job.loss_scale = addresses.of("loss_scale", scale, np.float32, (number,))
         if (update is None) == (gradients is None):
             raise ValueError("either update or gradients must be given")
         if gradients is not None:
@@ -212,6 +238,10 @@ class Kernels:
             self._declare_update(job, addresses, update, number, sequenced=sequence is not None)
         if sequence is not None:
             self._declare_sequence(job, addresses, sequence, number)
+        if measuring is not None:
+            if update is None:
+                raise ValueError("measuring: it is of an update, and there is none")
+            self._declare_measuring(job, addresses, measuring, number)
         most_batches = most[0] if most else 0
         return Call(self, job, addresses, self._library.qan_begin_training, self._library.qan_train, most_batches)
 
@@ -287,6 +317,18 @@ class Kernels:
         declared.pulled = addresses.of("pulled", sequence.pulled, np.bool_, (number,))
         declared.smoothed = addresses.of("smoothed", sequence.smoothed, np.float32, (number,), written=True)
 
+    def _declare_measuring(
+        self, job: library.Training, addresses: Addresses, measuring: Measuring, number: int
+    ) -> None:
+        declared = job.measuring
+        _, declared.batches = shape_of("losses", measuring.losses, 2)
+        declared.measured = addresses.of("measured", measuring.measured, np.float32, (number, MEASUREMENTS), True)
+        shape = (number, declared.batches)
+        declared.losses = addresses.of("losses", measuring.losses, np.float32, shape, written=True)
+        for name in ("previous_gradient", "start", "previous_displacement"):
+            memory = addresses.memory(name, getattr(measuring, name), number, self.size, written=True)
+            setattr(declared, name, memory)
+
     def _reference(self, addresses: Addresses, reference: Float32 | None, number: int) -> library.Memory:
         if isinstance(reference, np.ndarray) and reference.ndim == 1:
             shared = addresses.memory("reference", reference[None], 1, self.size)
@@ -323,11 +365,12 @@ class Call:
         self._seen = np.zeros(self._number, np.uint8)
         job.work.seen = self._seen.ctypes.data
 
-    def __call__(self, rows: Int64 | Sequence[int] | None = None) -> None:
+    def __call__(self, rows: Int64 | Sequence[int] | None = None, number: int = 0) -> None:
         """Do it.
 
         Args:
             rows: (M,) integers, the numbers of the networks that it is about, each at most once; None: all.
+            number: of the mini-batch in its action, from 0; read where something is measured.
 
         Raises:
             ValueError: rows, indices, labels or steps are wrong; nothing has been written.
@@ -335,6 +378,7 @@ class Call:
         if self._most_batches:
             raise ValueError("a sequence is trained on part by part: call `part`")
         with self._kernels.lock:
+            self._number_first(number)
             self._do(self._choose(rows))
 
     def part(self, first: int, count: int, rates: Float64 | None = None) -> None:
@@ -354,8 +398,17 @@ class Call:
         with self._kernels.lock:
             job.sequence.count = count
             job.sequence.rates = None if rates is None else Addresses().of("rates", rates, np.float64, shape)
+            self._number_first(first, count)
             job.indices = self._first_index + first * job.batch * np.dtype(np.int64).itemsize
             self._do(self._choose(None))
+
+    def _number_first(self, first: int, count: int = 1) -> None:
+        measuring = getattr(self._job, "measuring", None)
+        if measuring is None or not measuring.measured:
+            return
+        if not 0 <= first <= first + count <= measuring.batches:
+            raise ValueError(f"{first} and {count} do not lie within the {measuring.batches} mini-batches of an action")
+        measuring.first = first
 
     def _do(self, count: int) -> None:
         error = self._begin(self._reference)

@@ -63,6 +63,18 @@ class Sequence(Structure):
     )
 
 
+class Measuring(Structure):
+    """struct qan_measuring."""
+
+    _fields_ = (
+        ("measured", c_void_p),
+        ("losses", c_void_p),
+        ("batches", c_int64),
+        ("first", c_int64),
+        *((name, Memory) for name in ("previous_gradient", "start", "previous_displacement")),
+    )
+
+
 class Training(Structure):
     """struct qan_training."""
 
@@ -70,6 +82,7 @@ class Training(Structure):
         ("work", Work),
         ("data", Images),
         ("sequence", Sequence),
+        ("measuring", Measuring),
         ("batch", c_int64),
         ("indices_stride", c_int64),
         ("indices", c_void_p),
@@ -79,7 +92,7 @@ class Training(Structure):
         ("slots", Memory * 2),
         ("optimizer", c_int32),
         ("pulled", c_uint32),
-        *((name, c_void_p) for name in ("learning_rate", "momentum", "weight_decay")),
+        *((name, c_void_p) for name in ("learning_rate", "momentum", "weight_decay", "loss_scale")),
         ("beta2", c_double),
         ("epsilon", c_double),
         *((name, c_void_p) for name in ("step", "strength", "loss", "finite")),

@@ -65,15 +65,23 @@ class Network:
         """Numbers that the parameters of one network take in memory, the gaps between them counted in."""
         return sum(map(_room, self.shapes.values()))
 
+    def places(self) -> dict[str, slice]:
+        """Where each parameter lies in the memory of a network."""
+        places, start = {}, 0
+        for name, shape in self.shapes.items():
+            places[name] = slice(start, start + math.prod(shape))
+            start += _room(shape)
+        return places
+
     def views(self, memory: Tensor) -> Params:
         """The parameters of N networks as views of (N, size()) memory.
 
         They lie there as layers want them; for batched products the outputs of a layer last, before them the input
         channels.
         """
-        params, start = {}, 0
-        for name, shape in self.shapes.items():
-            value = memory[:, start : start + math.prod(shape)]
+        params = {}
+        for name, place in self.places().items():
+            shape, value = self.shapes[name], memory[:, place]
             if len(shape) == 4 and self.at_once:
                 filters, channels, height, width = shape
                 value = value.unflatten(1, (height, width, channels, filters)).permute(0, 4, 3, 1, 2)
@@ -85,7 +93,6 @@ class Network:
             else:
                 value = value.view(len(memory), *shape)
             params[name] = value  # (N, *shape)
-            start += _room(shape)
         return params
 
 
@@ -135,8 +142,9 @@ def loss_and_gradients(
     soft_targets: Tensor | None,
     weight: Tensor | None,
     dtype: torch.dtype = torch.float32,
+    scale: Tensor | None = None,
 ) -> tuple[Tensor, Params]:
-    """Cross-entropy of N mini-batches and its gradients, with soft targets if given.
+    """Cross-entropy of N mini-batches and its gradients, with soft targets if given, both times a scale.
 
     The gradients are those of cross-entropy(labels) + weight * cross-entropy(soft targets) (Hinton et al. 2015,
     temperature 1); the returned loss is the first term alone, so that it means the same with and without them.
@@ -149,6 +157,7 @@ def loss_and_gradients(
         soft_targets: (N, B, K) probabilities, or None.
         weight: (N,) of the soft-target term; used with `soft_targets`.
         dtype: that the network computes in; the loss, the parameters and their gradients are float32 in any case.
+        scale: (N,) float32; None: 1.
 
     Returns:
         The loss (N,), detached, and the gradients of the trained parameters, shaped like them.
@@ -163,6 +172,8 @@ def loss_and_gradients(
     d_logits = likelihood.scatter_add(2, labels[..., None], minus_one)
     if soft_targets is not None and weight is not None:
         d_logits += per_run(weight, d_logits) * (likelihood - soft_targets)
+    if scale is not None:
+        loss, d_logits = scale * loss, per_run(scale, d_logits) * d_logits
     names = network.trained
     gradients = torch.autograd.grad(logits, [params[name] for name in names], d_logits / labels.shape[1])
     return loss, dict(zip(names, gradients, strict=True))

@@ -10,5 +10,6 @@
 #include "functions.h"
 #include "forward.h"
 #include "backward.h"
+#include "measure.h"
 #include "update.h"
 #include "network.h"

@@ -248,8 +248,8 @@ static void forward(const struct model *model, const struct qan_images *data, co
 }
 
 // Cross-entropy of one image, from its K logits. With a batch: its logits become the gradient of the mean over that
-// many images, (softmax - target) / batch, and 0 behind the K.
-INLINE float cross_entropy(const struct model *model, float *logits, int64_t label, int64_t batch) {
+// many images times `scale`, scale (softmax - target) / batch, and 0 behind the K.
+INLINE float cross_entropy(const struct model *model, float *logits, int64_t label, int64_t batch, float scale) {
   float largest = logits[0], sum = 0, exps[MAX_CLASSES];
   for (int k = 1; k < model->classes; k++) largest = logits[k] > largest ? logits[k] : largest;
   for (int k = 0; k < model->classes; k++) {
@@ -258,7 +258,7 @@ INLINE float cross_entropy(const struct model *model, float *logits, int64_t lab
   }
   const float loss = log_of(sum) - (logits[label] - largest);
   if (batch > 0) {
-    for (int k = 0; k < model->classes; k++) logits[k] = (exps[k] / sum - (float)(k == label)) / (float)batch;
+    for (int k = 0; k < model->classes; k++) logits[k] = scale * ((exps[k] / sum - (float)(k == label)) / (float)batch);
     for (int k = model->classes; k < model->class_room; k++) logits[k] = 0;
   }
   return loss;

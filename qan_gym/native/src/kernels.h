@@ -60,10 +60,33 @@ struct qan_sequence {
   float *smoothed;  // (N,) running mean of the losses
 };
 
+// What is measured of the mini-batches of an action, see qan_gym.core.statistics; the order of the numbers.
+enum measurement {
+  GRADIENT_NORM,        // means over the mini-batches: of the norm of the gradient,
+  GRADIENT_COSINE,      // of its cosine with the one before,
+  UPDATE_NORM,          // of the norm of the update, without the pull,
+  PREDICTED_DECREASE,   // of minus the product of gradient and update
+  DISPLACEMENT,         // norm of what the action moved the weights by
+  DISPLACEMENT_COSINE,  // its cosine with that of the action before
+  WEIGHT_NORM,          // at the action's end
+  MEASUREMENTS,
+};
+
+struct qan_measuring {
+  float *measured;  // (N, MEASUREMENTS) out, complete after the last mini-batch of an action; or NULL: nothing is measured
+  float *losses;    // (N, batches) out: of each mini-batch, before its update
+  int64_t batches;  // of an action
+  int64_t first;    // the number in its action of the mini-batch that a call begins with
+  struct qan_memory previous_gradient;      // 0 before the first mini-batch of an episode
+  struct qan_memory start;                  // to work in: the weights at the action's start
+  struct qan_memory previous_displacement;  // 0 before the first action of an episode
+};
+
 struct qan_training {
   struct qan_work work;
   struct qan_images data;
   struct qan_sequence sequence;
+  struct qan_measuring measuring;
   int64_t batch;           // images of a mini-batch
   int64_t indices_stride;  // from the indices of one network to the next
   int64_t *indices;        // (N, batch) from 0 to n - 1; (N, count, batch) out with a sequence
@@ -75,6 +98,7 @@ struct qan_training {
   uint32_t pulled;              // bit t: tensor t is pulled
   double *learning_rate;                  // (N,) set by the `rates` of a sequence
   const double *momentum, *weight_decay;  // (N,)
+  const float *loss_scale;                // (N,) the loss and its gradient are multiplied by it
   double beta2, epsilon;                  // ADAMW
   const int64_t *step;                    // (N,) updates before this one; ADAMW; may be the sequence's clock
   float *strength;                        // (N,) of the pull; or NULL: no pull; set by a sequence

@@ -63,6 +63,13 @@ struct parameter {
 // w + c (w* - w), computed from the nearer end: exact for a small c, and w* for a c of 1.
 enum pull { NO_PULL, WEAK, STRONG };  // c below 1/2, or not
 
+INLINE floats after_pull(floats w, const struct parameter *p, int64_t i, int64_t count, const struct rule *rule,
+                         const enum pull pull) {
+  if (pull == NO_PULL) return w;
+  const floats reference = load_part(p->reference + i, count);
+  return pull == WEAK ? fmadd(rule->pull, reference - w, w) : fmadd(rule->unpulled, w - reference, reference);
+}
+
 // Updates `count` numbers from `i` on; adds 0 to `check`, or NaN where a new weight is not finite.
 INLINE void update_vector(const struct parameter *p, int64_t i, int64_t count, const struct rule *rule, floats *check,
                           const int optimizer, const enum pull pull) {
@@ -73,10 +80,7 @@ INLINE void update_vector(const struct parameter *p, int64_t i, int64_t count, c
   floats w = updated(load_part(p->weights + i, count), gradient, &first, &second, rule, optimizer);
   if (optimizer != SGD) store_part(p->slots[0] + i, first, count);
   if (optimizer == ADAMW) store_part(p->slots[1] + i, second, count);
-  if (pull != NO_PULL) {
-    const floats reference = load_part(p->reference + i, count);
-    w = pull == WEAK ? fmadd(rule->pull, reference - w, w) : fmadd(rule->unpulled, w - reference, reference);
-  }
+  w = after_pull(w, p, i, count, rule, pull);
   store_part(p->weights + i, w, count);
   *check = fmadd(w, (floats){0}, *check);
 }
@@ -111,18 +115,57 @@ KEEP_OUT void update_parameter(const struct parameter *p, const struct rule *rul
   }
 }
 
-INLINE float *of_network(const struct qan_memory *memory, int64_t network) {
-  return memory->at ? memory->at + network * memory->stride : 0;
+// The pull alone, of weights that are updated; `check` as above.
+KEEP_OUT void pull_parameter(const struct parameter *p, const struct rule *rule, floats *check, enum pull pull) {
+  for (int64_t i = 0; i < p->length; i += LANES) {
+    const int64_t count = p->length - i;
+    const floats w = after_pull(load_part(p->weights + i, count), p, i, count, rule, pull);
+    store_part(p->weights + i, w, count);
+    *check = fmadd(w, (floats){0}, *check);
+  }
 }
 
-// Returns 1 if all weights are finite afterwards.
-static int update_network(const struct qan_training *job, int64_t network, const float *gradient) {
+static struct parameter block_of(const struct parameter *p, int64_t first) {
+  const int64_t left = p->length - first;
+  return (struct parameter){
+      .weights = p->weights + first,
+      .gradient = p->gradient + first,
+      .reference = p->reference ? p->reference + first : 0,
+      .slots = {p->slots[0] ? p->slots[0] + first : 0, p->slots[1] ? p->slots[1] + first : 0},
+      .length = left < BLOCK ? left : BLOCK,
+  };
+}
+
+// As `update_parameter`, with the same bits, of the parameter that lies at `start` in a network.
+static void update_and_measure(const struct parameter *whole, int64_t start, const struct rule *rule, floats *check,
+                               int optimizer, enum pull pull, struct measures *measures) {
+  float copy[BLOCK];
+  for (int64_t first = 0; first < whole->length; first += BLOCK) {
+    const struct parameter p = block_of(whole, first);
+    const int64_t place = start + first;
+    float *before = measures->is_first && !measures->is_last ? measures->start + place : copy;
+    memcpy(before, p.weights, (size_t)p.length * sizeof *before);
+    floats unpulled = {0};
+    update_parameter(&p, rule, pull == NO_PULL ? check : &unpulled, optimizer, NO_PULL);
+    measure_update(measures, p.gradient, p.weights, before, measures->previous_gradient + place, p.length);
+    if (pull != NO_PULL) pull_parameter(&p, rule, check, pull);
+    if (measures->is_last) {
+      const float *start_of_action = measures->is_first ? copy : measures->start + place;
+      measure_displacement(measures, p.weights, start_of_action, measures->previous_displacement + place, p.length);
+    }
+  }
+}
+
+// With the gradient of the mini-batch of some number in its action. Returns 1 if all weights are finite afterwards.
+static int update_network(const struct qan_training *job, int64_t network, const float *gradient, int64_t number) {
   const struct layout layout = layout_of(job->data.channels, job->data.classes);
   const struct rule rule = rule_of(job, network);
   const uint32_t pulled = job->strength && job->strength[network] != 0 ? job->pulled : 0;
   const enum pull pull = pulled && job->strength[network] < 0.5f ? WEAK : STRONG;
   float *weights = of_network(&job->weights, network), *reference = of_network(&job->reference, network);
   float *first = of_network(&job->slots[0], network), *second = of_network(&job->slots[1], network);
+  const int measured = job->measuring.measured != 0;
+  struct measures measures = begin_measures(&job->measuring, network, number);
   floats check = {0};
   for (int t = 0; t < TENSORS; t++) {
     const int64_t start = layout.start[t];
@@ -133,8 +176,11 @@ static int update_network(const struct qan_training *job, int64_t network, const
         .slots = {first ? first + start : 0, second ? second + start : 0},
         .length = layout.length[t],
     };
-    update_parameter(&p, &rule, &check, job->optimizer, pulled >> t & 1 ? pull : NO_PULL);
+    const enum pull own_pull = pulled >> t & 1 ? pull : NO_PULL;
+    if (measured) update_and_measure(&p, start, &rule, &check, job->optimizer, own_pull, &measures);
+    else update_parameter(&p, &rule, &check, job->optimizer, own_pull);
   }
+  if (measured) end_measures(&job->measuring, network, &measures);
   for (int i = 0; i < LANES; i++)
     if (check[i] != 0) return 0;  // NaN is not equal to anything
   return 1;

@@ -1,0 +1,112 @@
+"""The registry of features: a feature is one number per run, a function of the run's state, that an agent can be shown.
+
+A feature says itself whether it needs measurements of the training (`qan_gym.core.statistics`); where no feature of an
+observation does, nothing is measured.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from qan_gym.core.reward import safe_log
+from qan_gym.core.run_state import RunState
+from qan_gym.utils.arrays import Array
+
+Function = Callable[[RunState], Array]  # -> (N,), of any floating type, or one number for all runs
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A registered feature.
+
+    Attributes:
+        function: see `register_feature`.
+        needs_measurements: whether it reads fields of the state that are there only where something is measured.
+    """
+
+    function: Function
+    needs_measurements: bool = False
+
+
+FEATURES: dict[str, Feature] = {}
+
+
+def register_feature(name: str, function: Function, *, needs_measurements: bool = False) -> None:
+    """Make a feature available under a name, for `observation=[...]` and for the score line of a game.
+
+    Args:
+        name: of the feature.
+        function: (the state of N runs) -> (N,), or one number for all of them; by operators and the functions of `run.xp`, which do not wait for the
+            device. Values are kept within +-10, and 0 stands for what is not a number.
+        needs_measurements: whether the function reads `run.measured` or what else is there only where the training is
+            measured; where this feature is observed, it is.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if name in FEATURES:
+        raise ValueError(f"a feature cannot be registered as {name!r}: the name is taken")
+    FEATURES[name] = Feature(function, needs_measurements)
+
+
+def feature(*, needs_measurements: bool = False) -> Callable[[Function], Function]:
+    """Register a function under its own name; see `register_feature`."""
+
+    def register(function: Function) -> Function:
+        register_feature(function.__name__, function, needs_measurements=needs_measurements)
+        return function
+
+    return register
+
+
+@feature()
+def log_learning_rate(run: RunState) -> Array:
+    """ln(learning rate) of the last mini-batch."""
+    return run.xp.log(run.learning_rate)
+
+
+@feature()
+def budget_used(run: RunState) -> Array:
+    """Share of the budget that is used, in [0, 1]."""
+    return run.clock / run.budget
+
+
+@feature()
+def log_loss(run: RunState) -> Array:
+    """ln of the running mean of the training loss."""
+    return safe_log(run.xp, run.smoothed_loss)
+
+
+@feature()
+def log_loss_change(run: RunState) -> Array:
+    """Change of `log_loss` since the last action."""
+    return safe_log(run.xp, run.smoothed_loss) - safe_log(run.xp, run.smoothed_loss_before)
+
+
+@feature()
+def last_action(run: RunState) -> Array:
+    """The last action; -1 before the first."""
+    return run.last_action
+
+
+@feature()
+def log_validation_loss(run: RunState) -> Array:
+    """ln(validation loss), as last measured."""
+    return safe_log(run.xp, run.validation_loss)
+
+
+@feature()
+def log_validation_loss_change(run: RunState) -> Array:
+    """Change of `log_validation_loss` since the last action."""
+    return safe_log(run.xp, run.validation_loss) - safe_log(run.xp, run.validation_loss_before)
+
+
+@feature()
+def momentum(run: RunState) -> Array:
+    """The momentum of SGD, or beta1 of AdamW."""
+    return run.momentum
+
+
+@feature()
+def log_weight_decay(run: RunState) -> Array:
+    """ln(weight decay)."""
+    return safe_log(run.xp, run.weight_decay)
