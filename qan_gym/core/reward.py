@@ -1,6 +1,5 @@
 """Rewards: each one pure function of the state of the runs after an action."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -44,8 +43,7 @@ def accuracy(run: RunState) -> Array:
 
 def final_log_loss(run: RunState) -> Array:
     """-ln(validation loss / ln K) at the end, at least -ln 4; 0 before. ln K is the loss of guessing."""
-    chance = math.log(run.layout.sizes["n_classes"])
-    ratio = run.xp.minimum(run.validation_loss / chance, CHANCES)
+    ratio = run.xp.minimum(run.validation_loss / run.xp.log(run.n_classes), CHANCES)
     return run.xp.where(run.ended, -safe_log(run.xp, ratio), 0.0)
 
 

@@ -149,6 +149,11 @@ class RunState:
     per_action: Tensor = per_run(dtype=torch.int64, at_reset=None, saved=False)  # copy of `action_batches`
     device_seed: Tensor = per_run(dtype=torch.int64, at_reset=None, saved=False)  # copy of `seed`
 
+    # The task.
+    n_classes: Tensor = per_run(dtype=torch.float64, at_reset=None, saved=False)
+    batch_size: Tensor = per_run(dtype=torch.float64, at_reset=None, saved=False)
+    train_size: Tensor = per_run(dtype=torch.float64, at_reset=None, saved=False)
+
     # The networks.
     memory: Tensor = per_run("network_size", at_reset=None, saved=False)  # all parameters, which `params` are views of
     params: Params = per_network("params")

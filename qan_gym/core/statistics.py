@@ -53,20 +53,22 @@ NO_LOSS = 1e3  # a loss that is not finite counts as so many times chance
 
 def after_action(run: RunState) -> None:
     """Bring running means and logarithms up to date with what the last action has measured."""
-    xp, count = run.xp, run.losses.shape[1]
+    xp, count = run.xp, run.per_action  # (N,)
+    place = xp.arange(run.losses.shape[1], device=run.losses.device)  # (M,), some behind the last mini-batch of a run
+    half = (count // 2)[:, None]  # of an odd number, the one in the middle belongs to neither half
+    taken, late = place < count[:, None], place >= count[:, None] - half  # (N, M)
     with np.errstate(all="ignore"):
-        chance = run.loss_scale * math.log(run.layout.sizes["n_classes"])  # (N,)
-        losses = xp.where(xp.isfinite(run.losses), run.losses, NO_LOSS * chance[:, None])  # (N, m)
-        loss = losses[:, 0] if count == 1 else xp.mean(losses, axis=1)
+        chance = run.loss_scale * xp.astype(xp.log(run.n_classes), xp.float32)  # (N,)
+        losses = xp.where(xp.isfinite(run.losses), run.losses, NO_LOSS * chance[:, None])  # (N, M)
+        loss = xp.sum(losses * taken, axis=1) / count
         first = run.clock <= count  # whether the action was the first of the episode
         run.fast_loss += xp.maximum(count / run.clock, FAST) * (loss - run.fast_loss)
         run.slow_loss += xp.maximum(count / run.clock, SLOW) * (loss - run.slow_loss)
         run.best_loss[:] = xp.minimum(run.best_loss, run.fast_loss)
-        if count > 1:
-            half = count // 2  # of an odd number, the one in the middle belongs to neither half
-            change = xp.mean(losses[:, count - half :], axis=1) - xp.mean(losses[:, :half], axis=1)
-            run.loss_slope[:] = change / loss
-            run.loss_variation[:] = xp.std(losses, axis=1) / loss
+        change = xp.sum(losses * (taken & late), axis=1) - xp.sum(losses * (place < half), axis=1)
+        run.loss_slope[:] = xp.where(count > 1, change / xp.maximum(half[:, 0], 1) / loss, 0.0)
+        deviation = (losses - loss[:, None]) * taken
+        run.loss_variation[:] = xp.sqrt(xp.sum(deviation * deviation, axis=1) / count) / loss
         run.straightness[:] = _measured(run, "displacement") / (count * _measured(run, "update_norm"))
         found = {"fast_loss": run.fast_loss, "slow_loss": run.slow_loss, "best_loss": run.best_loss}
         found |= {"first_loss": losses[:, 0], "chance": chance}
@@ -219,32 +221,31 @@ def log_predicted_decrease(run: RunState) -> Array:
 @feature()
 def log_budget(run: RunState) -> Array:
     """ln(budget / 300 mini-batches)."""
-    return math.log(run.budget / 300)
+    return run.xp.log(run.budget / 300)
 
 
 @feature()
 def log_batch_size(run: RunState) -> Array:
     """ln(batch size / 12)."""
-    return math.log(run.layout.sizes["batch_size"] / 12)
+    return run.xp.log(run.batch_size / 12)
 
 
 @feature()
 def log_epochs(run: RunState) -> Array:
     """ln(budget in epochs) / 2."""
-    sizes = run.layout.sizes
-    return math.log(run.budget * sizes["batch_size"] / sizes["train_size"]) / 2
+    return run.xp.log(run.budget * run.batch_size / run.train_size) / 2
 
 
 @feature()
 def log_classes(run: RunState) -> Array:
     """ln(number of classes / 5)."""
-    return math.log(run.layout.sizes["n_classes"] / 5)
+    return run.xp.log(run.n_classes / 5)
 
 
 @feature()
 def log_validation_to_chance(run: RunState) -> Array:
     """ln(validation loss / ln K), as last measured."""
-    return safe_log(run.xp, run.validation_loss / math.log(run.layout.sizes["n_classes"]))
+    return safe_log(run.xp, run.validation_loss / run.xp.log(run.n_classes))
 
 
 STATISTICS = (

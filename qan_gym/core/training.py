@@ -17,7 +17,7 @@ from torch import Tensor
 
 from qan_gym.core import statistics
 from qan_gym.core.components import Components
-from qan_gym.core.engine import make_engine
+from qan_gym.core.engine import Engine, make_engine
 from qan_gym.core.measurements import measured_size
 from qan_gym.core.meta_momentum import Pull
 from qan_gym.core.reward import reward_terms
@@ -113,8 +113,8 @@ class Training:
         self.reference = self._references(reference)
         if run is None:
             self.run.has_reference.fill_(reference is not None)
-        self._count_batches()
-        self.engine = make_engine(parts, self.run, self.reference, self.pull)
+        self._describe_task()
+        self.engine = self._make_engine()
         self.shuffled = parts.game.class_counts(self.arrays, config) is None  # whether mini-batches are never by class
         on_cuda = self.device.type == "cuda"
         self.act_and_train: Callable[[], None] = CapturedGraph(self._act_and_train) if on_cuda else self._act_and_train
@@ -165,11 +165,17 @@ class Training:
         one = self.network.views(torch.zeros(1, self.network.size(), device=self.device))
         return {name: one[name].copy_(reference[name]).expand_as(self.run.params[name]) for name in one}
 
-    def _count_batches(self) -> None:
-        """Tell the runs how many mini-batches they, their epochs and their actions have."""
+    def _make_engine(self) -> Engine:
+        return make_engine(self.parts, self.run, self.reference, self.pull)
+
+    def _describe_task(self) -> None:
+        """Tell the runs how many mini-batches they, their epochs and their actions have, and the sizes of their task."""
         run, parts = self.run, self.parts
         run.budgets[:], run.epoch_batches[:] = parts.budget, parts.batches_per_epoch
         run.action_batches[:] = parts.config.batches_per_action
+        run.n_classes.fill_(parts.n_classes)
+        run.batch_size.fill_(parts.config.batch_size)
+        run.train_size.fill_(len(self.data.labels["train"]))
         run.copy_clocks()
 
     # --- reset ------------------------------------------------------------------------------------------------------
@@ -229,11 +235,7 @@ class Training:
         epochs = run.batch // run.epoch_batches - before // run.epoch_batches  # (N,) that have passed
         budget_spent = (run.batch >= run.budgets) & playing
         terminated = (diverged | success) & playing
-        due = terminated | budget_spent | ((epochs > 0) & playing)
-        if self.config.validate_every is not None:
-            every = self.config.validate_every
-            due |= (run.batch // every > before // every) & playing
-        self._validate(due)
+        self._validate(terminated | budget_spent | (self._validation_due(before, epochs) & playing))
         if self.config.early_stopping is not None and np.count_nonzero(epochs):
             stopped = self._stop_early((epochs > 0) & playing & ~terminated, epochs, self.config.early_stopping)
             terminated = terminated | stopped
@@ -251,6 +253,17 @@ class Training:
             info={**self.info(), **seen.reward_terms},
             test=test,
         )
+
+    def _validation_due(self, before: NDArray[np.int64], epochs: NDArray[np.int64]) -> Flags:
+        """(N,), the runs that are measured on the validation split now, within their episode.
+
+        before, epochs: (N,), the mini-batches done before the action, and the epochs that have passed with it.
+        """
+        due: Flags = epochs > 0
+        if self.config.validate_every is not None:
+            every = self.config.validate_every
+            due = due | (self.run.batch // every > before // every)
+        return due
 
     def _set(self, name: str, values: Array) -> None:
         """Write what the host knows into the state: (N, ...), an array, or a tensor on any device."""

@@ -1,0 +1,237 @@
+"""N training runs in lock-step, each of a task of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from qan_gym.config import TaskConfig
+from qan_gym.core.components import RUNNING_MEAN_IMAGES, Components, build_components
+from qan_gym.core.run_state import Flags, Layout, RunState, TensorSpec
+from qan_gym.core.training import Training
+from qan_gym.families.engine import SLOTS, FamilyEngine
+from qan_gym.families.learning_rate import NETWORKS, OPTIMIZERS, chosen, draw_task
+from qan_gym.families.task import CONTEXT, DECISIONS, NUMBER_LIMIT, Task
+from qan_gym.native import library
+from qan_gym.optimizee.network import Network
+from qan_gym.optimizee.zoo import build_network
+
+START = {"sgd": 0.01, "adamw": 0.003}  # the learning rate of an episode's start
+CONTEXT_TENSOR = "context"  # of the runs' tasks, (N, contexts), among the tensors of the game
+
+
+@dataclass(frozen=True)
+class TaskSource:
+    """Which tasks the episodes of a family have.
+
+    Attributes:
+        split: "train" or "test".
+        num_tasks: how many different ones; None: as many as there are.
+        start_task: the number of the first.
+        networks, optimizers: the kinds to choose from.
+        task: the only one; None: drawn.
+    """
+
+    split: str = "train"
+    num_tasks: int | None = None
+    start_task: int = 0
+    networks: tuple[str, ...] = tuple(NETWORKS)
+    optimizers: tuple[str, ...] = tuple(OPTIMIZERS)
+    task: Task | None = None
+
+    def __post_init__(self) -> None:
+        """Check.
+
+        Raises:
+            ValueError: a value is out of its range.
+        """
+        for name, least in (("num_tasks", 1), ("start_task", 0)):
+            value = getattr(self, name)
+            wrong = isinstance(value, bool) or not isinstance(value, int) or not least <= value < NUMBER_LIMIT
+            if wrong and not (name == "num_tasks" and value is None):
+                raise ValueError(f"{name} must be an integer from {least} to {NUMBER_LIMIT - 1}, not {value!r}")
+        if self.start_task + (self.num_tasks or 1) > NUMBER_LIMIT:
+            raise ValueError(f"start_task + num_tasks must be at most {NUMBER_LIMIT}")
+        if self.split not in ("train", "test"):
+            raise ValueError(f"split must be train or test, not {self.split!r}")
+        for what, among in (("networks", NETWORKS), ("optimizers", OPTIMIZERS)):
+            object.__setattr__(self, what, tuple(chosen(what, getattr(self, what), among)))
+
+    def draw(self, seed: int) -> Task:
+        """The task of the episode with a seed."""
+        if self.task is not None:
+            return self.task
+        count = self.num_tasks or NUMBER_LIMIT - self.start_task
+        number = self.start_task + (seed % 2**62 * 0x9E3779B97F4A7C15 % 2**64 >> 16) % count
+        return draw_task(self.split, number, self.networks, self.optimizers)
+
+
+class FamilyTraining(Training):
+    """N independent runs, each of the task that its episode has drawn; see `Training`.
+
+    Attributes:
+        source: of the tasks.
+        tests: whether the test loss is measured at an episode's end.
+    """
+
+    engine: FamilyEngine  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        parts: Components,
+        source: TaskSource,
+        num_runs: int = 1,
+        *,
+        run: RunState | None = None,
+        tests: bool = True,
+        tasks: Sequence[Task | None] = (),
+    ) -> None:
+        """Allocate the runs; `reset` begins their episodes.
+
+        Args:
+            parts: see `family_parts`.
+            source: of the tasks.
+            num_runs: N.
+            run: the state to go on from; None: a new one.
+            tests: see the class.
+            tasks: of the rows of `run`.
+        """
+        self.source = source
+        super().__init__(parts, None, num_runs, run=run, tests=tests)
+        self.rows = np.arange(num_runs)
+        self.running_mean_weight = np.ones(num_runs, np.float32)
+        self.adopt(tasks)
+
+    def _layout(self) -> Layout:
+        layout = super()._layout()
+        context = {CONTEXT_TENSOR: TensorSpec((len(CONTEXT),), at_reset=None, saved=False)}
+        sizes = {"train_size": 0, "batch_size": 0, "batches_per_action": most_batches(), "n_classes": 0}
+        return replace(layout, slots=SLOTS, sizes={**layout.sizes, **sizes}, game={**layout.game, **context})
+
+    def _make_engine(self) -> FamilyEngine:
+        threads = min(self.num_runs, torch.get_num_threads())
+        return FamilyEngine(self.config, self.run, self.parts.engine == "native", threads)
+
+    # --- tasks ------------------------------------------------------------------------------------------------------
+
+    @property
+    def tasks(self) -> list[Task | None]:
+        """Of the rows; None before the first episode."""
+        return self.engine.tasks
+
+    def adopt(self, tasks: Sequence[Task | None]) -> None:
+        """Give the rows their tasks, before their state is restored or after it has been copied."""
+        for row, task in enumerate(tasks):
+            if task is not None:
+                self.engine.restore(row, task, int(self.run.seed[row]))
+                self._tell(row, task)
+        self.run.copy_clocks()
+
+    def _tell(self, row: int, task: Task) -> None:
+        """What the bookkeeping needs to know of a row's task."""
+        run = self.run
+        run.budgets[row], run.action_batches[row] = task.budget, task.batches_per_action
+        run.epoch_batches[row] = task.train_size // task.batch_size
+        self.running_mean_weight[row] = min(1.0, task.batch_size / RUNNING_MEAN_IMAGES)
+        run.batch_size[row], run.train_size[row] = task.batch_size, task.train_size
+        run.n_classes[row] = len(task.classes)
+        run.game[CONTEXT_TENSOR][row] = torch.tensor(list(task.context().values()))
+
+    def _begin(self, mask: Flags) -> None:
+        """Draw the tasks of the runs of a mask, and their initial weights."""
+        run = self.run
+        for row in np.flatnonzero(mask).tolist():
+            seed = int(run.seed[row])
+            task = self.source.draw(seed)
+            self._tell(row, task)
+            self.engine.begin(row, task, seed)
+            run.momentum[row], run.weight_decay[row] = task.momentum, task.weight_decay
+            run.loss_scale[row] = task.loss_scale
+            run.learning_rate[row] = run.chosen_learning_rate[row] = START[task.optimizer]
+            if run.layout.measures:
+                run.start_learning_rate[row] = run.chosen_learning_rate_before[row] = START[task.optimizer]
+        run.copy_clocks()
+
+    # --- the step ---------------------------------------------------------------------------------------------------
+
+    def _train(self) -> None:
+        """The action and its mini-batches."""
+        self._act_and_train()
+
+    def _train_action(self, begins: Flags | None) -> None:
+        """The mini-batches of the runs that play."""
+        run = self.arrays
+        counts = np.where(self.run.over, 0, self.run.action_batches)
+        most = max(1, int(counts.max()))
+        rates = self._learning_rates(np.arange(most)[:, None]).T  # (N, M)
+        losses = self.engine.train(counts, np.ascontiguousarray(rates))
+        run.learning_rate[:] = rates[self.rows, np.maximum(counts, 1) - 1]
+        with np.errstate(all="ignore"):  # what is not finite is replaced
+            for number in range(most):
+                loss, played = losses[:, number], number < counts
+                change = self.running_mean_weight * (loss - run.smoothed_loss)
+                run.smoothed_loss += np.where(played, change, np.float32(0))
+                run.loss += np.where(played, loss, np.float32(0))
+        if self.run.layout.measures:
+            run.losses[:, :most] = losses
+
+    def _validation_due(self, before: NDArray[np.int64], epochs: NDArray[np.int64]) -> Flags:
+        """Only where the task asks for it, for the epochs of small tasks are short."""
+        if self.config.validate_every is None:
+            return np.zeros(self.num_runs, np.bool_)
+        return super()._validation_due(before, epochs)
+
+    # --- copies -----------------------------------------------------------------------------------------------------
+
+    def fork(self, num_runs: int) -> FamilyTraining:
+        """See `Training.fork`."""
+        run = self.run.fork(num_runs)
+        return FamilyTraining(self.parts, self.source, num_runs, run=run, tests=False, tasks=self.tasks * num_runs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FamilyTraining:
+        run, tasks = self.run.copy(), self.tasks
+        copied = FamilyTraining(self.parts, self.source, self.num_runs, run=run, tests=self.tests, tasks=tasks)
+        memo[id(self)] = copied
+        return copied
+
+
+def most_batches() -> int:
+    """The most mini-batches of an action."""
+    return 4_000 // DECISIONS
+
+
+def room(networks: Iterable[str]) -> int:
+    """Numbers of the largest network of some kinds."""
+    largest = {
+        "mlp": ("mlp-64-64-64", 28),
+        "cnn": ("cnn-16-32", 28),
+        "mnist-cnn": ("mnist-cnn", 28),
+        "resnet-8": ("resnet-8", 28),
+        "vit": ("vit-48-3", 28),
+    }
+    return max(build_network(name, (1, side, side), 10).size() for name, side in map(largest.__getitem__, networks))
+
+
+def family_parts(config: TaskConfig, source: TaskSource, device: str, engine: str) -> Components:
+    """What the runs of a family have in common.
+
+    Args:
+        config: what the tasks do not say.
+        source: of the tasks.
+        device: "cpu".
+        engine: "auto", "native" or "torch", see `qan_gym.core.engine`.
+
+    Raises:
+        ValueError: the device is another, or there is no library for engine="native".
+    """
+    if torch.device(device).type != "cpu":
+        raise ValueError(f"the runs of a family are small and of different shapes: device must be cpu, not {device!r}")
+    parts = build_components(replace(config, **Task().settings()), device, engine)
+    shapes = {"weights": (room(source.networks),)}
+    network = Network(parts.network.image_shape, shapes, parts.network.forward, shown="weights")
+    return replace(parts, network=network)
