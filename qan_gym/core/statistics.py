@@ -9,8 +9,6 @@ them.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from qan_gym.config import TaskConfig
