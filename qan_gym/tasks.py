@@ -59,6 +59,21 @@ TASKS = {
     # 4,000 images: 2,000 batches of 10 in 200 decisions; 155 batches of 128, each a decision.
     "QanLR-MNIST5k-v0": replace(_LR, dataset="mnist5k", epochs=5, batches_per_action=10),
     "QanMinibatch-MNIST5k-v0": replace(_MINIBATCH, dataset="mnist5k", epochs=5),
+    # What the tasks of the family have in common; the rest is drawn for every episode.
+    "QanLR-Family-v0": TaskConfig(
+        dataset="mnist5k",
+        learning_rate_min=1e-6,
+        learning_rate_max=100.0,
+        learning_rate=0.01,
+        continuous=True,
+        learning_rate_factor=12.0,
+        schedule="linear",
+        observation="statistics",
+        reward="final-log-loss",
+        divergence_penalty=1.5,
+        meta_momentum=None,
+        reference=None,
+    ),
     "QanLR-CIFAR10-v0": TaskConfig(
         dataset="cifar10",
         augment="zero",

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from qan_gym.config import TaskConfig
 from qan_gym.core.components import RUNNING_MEAN_IMAGES, Components, build_components
 from qan_gym.core.run_state import Flags, Layout, RunState, TensorSpec
-from qan_gym.core.training import Training
+from qan_gym.core.training import Info, Training
 from qan_gym.families.engine import SLOTS, FamilyEngine
 from qan_gym.families.learning_rate import NETWORKS, OPTIMIZERS, chosen, draw_task
 from qan_gym.families.task import CONTEXT, DECISIONS, NUMBER_LIMIT, Task
@@ -102,6 +103,7 @@ class FamilyTraining(Training):
             tasks: of the rows of `run`.
         """
         self.source = source
+        self._next_tasks: Sequence[Task] | None = None
         super().__init__(parts, None, num_runs, run=run, tests=tests)
         self.rows = np.arange(num_runs)
         self.running_mean_weight = np.ones(num_runs, np.float32)
@@ -118,6 +120,13 @@ class FamilyTraining(Training):
         return FamilyEngine(self.config, self.run, self.parts.engine == "native", threads)
 
     # --- tasks ------------------------------------------------------------------------------------------------------
+
+    def reset(
+        self, mask: Flags, seeds: NDArray[np.int64], shuffled: bool = False, tasks: Sequence[Task] | None = None
+    ) -> tuple[Tensor, Info]:
+        """See `Training.reset`; tasks: of the N rows, where they are not drawn."""
+        self._next_tasks = tasks
+        return super().reset(mask, seeds, shuffled)
 
     @property
     def tasks(self) -> list[Task | None]:
@@ -147,7 +156,7 @@ class FamilyTraining(Training):
         run = self.run
         for row in np.flatnonzero(mask).tolist():
             seed = int(run.seed[row])
-            task = self.source.draw(seed)
+            task = self.source.draw(seed) if self._next_tasks is None else self._next_tasks[row]
             self._tell(row, task)
             self.engine.begin(row, task, seed)
             run.momentum[row], run.weight_decay[row] = task.momentum, task.weight_decay
