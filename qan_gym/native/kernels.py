@@ -9,9 +9,7 @@ The results have the same bits with every instruction set, compiler, number of t
 
 import ctypes
 import math
-import threading
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +18,7 @@ from numpy.typing import NDArray
 
 from qan_gym.native import library
 from qan_gym.native.arrays import Addresses, shape_of
+from qan_gym.native.workers import Workers
 from qan_gym.optimizee import zoo
 from qan_gym.optimizee.network import Network
 from qan_gym.optimizee.optimizers import AdamW
@@ -129,7 +128,7 @@ class Kernels:
     Attributes:
         instruction_set: "avx512", "avx2" or "neon".
         size: floats of one network in memory, as `Network.size` says.
-        lock: held during a call: the memory that the threads work in is there once.
+        workers: the threads and their memory.
     """
 
     def __init__(self, channels: int, n_classes: int, threads: int = 1, instruction_set: str | None = None) -> None:
@@ -147,21 +146,13 @@ class Kernels:
         found = library.find()
         if isinstance(found, str):
             raise ValueError(found)
-        available = library.instruction_sets(found)
         if reason := _outside(channels, n_classes):
             raise ValueError(reason)
-        if threads < 1:
-            raise ValueError(f"threads: at least 1, not {threads}")
-        if instruction_set is not None and instruction_set not in available:
-            raise ValueError(f"no instruction set {instruction_set!r} here; there are {', '.join(available)}")
+        self.workers = Workers(threads, found.qan_workspace_size())
         self.channels, self.n_classes, self.threads = channels, n_classes, threads
-        self.instruction_set = instruction_set or available[0]
+        self.instruction_set = library.chosen_instruction_set(found, instruction_set)
         self.size: int = found.qan_size(channels, n_classes)
         self._library = found
-        self._memories = [np.empty(found.qan_workspace_size() + 64, np.uint8) for _ in range(threads)]
-        self._workspaces = [-(-memory.ctypes.data // 64) * 64 for memory in self._memories]  # addresses
-        self._helpers = ThreadPoolExecutor(threads - 1, "qan-kernels") if threads > 1 else None
-        self.lock = threading.Lock()
 
     @staticmethod
     def available() -> list[str]:
@@ -335,17 +326,6 @@ class Kernels:
             return library.Memory(shared.at, 0)
         return addresses.memory("reference", reference, number, self.size)
 
-    def share(self, work: Callable[[Any, int], None], job: Any, count: int) -> None:
-        """Let up to `threads` threads take the `count` networks of a job, one after another; while `lock` is held."""
-        futures = []
-        if self._helpers is not None:
-            spaces = self._workspaces[1:count]
-            futures = [self._helpers.submit(work, job, space) for space in spaces]
-        work(job, self._workspaces[0])
-        for future in futures:
-            if not future.cancel():  # one that has not begun has nothing left to do
-                future.result()
-
 
 class Call:
     """A prepared call. It holds on to its arrays; their contents are read, and results written, when it is called."""
@@ -377,7 +357,7 @@ class Call:
         """
         if self._most_batches:
             raise ValueError("a sequence is trained on part by part: call `part`")
-        with self._kernels.lock:
+        with self._kernels.workers.lock:
             self._number_first(number)
             self._do(self._choose(rows))
 
@@ -395,7 +375,7 @@ class Call:
         if not (0 <= first < first + count <= self._most_batches):
             raise ValueError(f"{first} and {count} do not lie within {self._most_batches} mini-batches")
         job, shape = self._job, (count, self._number)
-        with self._kernels.lock:
+        with self._kernels.workers.lock:
             job.sequence.count = count
             job.sequence.rates = None if rates is None else Addresses().of("rates", rates, np.float64, shape)
             self._number_first(first, count)
@@ -414,7 +394,7 @@ class Call:
         error = self._begin(self._reference)
         if error:
             raise ValueError(self._message(library.ERRORS[error]))
-        self._kernels.share(self._work, self._reference, count)
+        self._kernels.workers.share(self._work, self._reference, count)
 
     def _choose(self, rows: Int64 | Sequence[int] | None) -> int:
         """Write the rows into the job; returns how many there are."""

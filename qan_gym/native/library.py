@@ -15,7 +15,7 @@ INSTRUCTION_SETS = {"avx512": 2, "avx2": 1, "neon": 4}  # the fastest first; enu
 OPTIMIZERS = ("gradients", "sgd", "momentum", "nesterov", "adamw")  # enum optimizer
 ERRORS = (  # enum qan_error
     *("", "no engine", "wrong row", "repeated row"),
-    *("wrong index", "wrong label", "wrong step", "wrong clock"),
+    *("wrong index", "wrong label", "wrong step", "wrong clock", "wrong task", "wrong count"),
 )
 BUILD = "python -m qan_gym.native.build"
 
@@ -105,6 +105,62 @@ class Evaluation(Structure):
     _fields_ = (("work", Work), ("data", Images), ("weights", Memory), ("loss", c_void_p), ("accuracy", c_void_p))
 
 
+class Examples(Structure):
+    """struct qan_examples."""
+
+    _fields_ = (
+        ("images", c_void_p),
+        ("total", c_int64),
+        ("chosen", c_void_p),
+        ("labels", c_void_p),
+        ("count", c_int64),
+    )
+
+
+class MLPTask(Structure):
+    """struct qan_mlp_task."""
+
+    _fields_ = (
+        ("train", Examples),
+        *((name, c_int64) for name in ("inputs", "classes", "hidden")),
+        ("widths", c_int64 * 3),
+        ("batch", c_int64),
+        ("seed", c_int64),
+        ("beta2", c_double),
+        ("epsilon", c_double),
+        *((name, c_float) for name in ("scale", "shift", "loss_scale")),
+        *((name, c_int32) for name in ("activation", "optimizer", "reserved")),
+    )
+
+
+class MLPTraining(Structure):
+    """struct qan_mlp_training."""
+
+    _fields_ = (
+        ("work", Work),
+        ("tasks", c_void_p),
+        ("weights", Memory),
+        ("slots", Memory * 2),
+        *((name, Memory) for name in ("previous_gradient", "start", "previous_displacement")),
+        *((name, c_void_p) for name in ("momentum", "weight_decay", "clock", "counts")),
+        ("most", c_int64),
+        *((name, c_void_p) for name in ("rates", "losses", "finite", "measured")),
+    )
+
+
+class MLPEvaluation(Structure):
+    """struct qan_mlp_evaluation."""
+
+    _fields_ = (
+        ("work", Work),
+        ("tasks", c_void_p),
+        ("examples", c_void_p),
+        ("weights", Memory),
+        ("loss", c_void_p),
+        ("accuracy", c_void_p),
+    )
+
+
 def declare(library: ctypes.CDLL) -> ctypes.CDLL:
     """The library, its functions' arguments and results declared."""
     functions: dict[str, tuple[Any, list[Any]]] = {
@@ -116,6 +172,14 @@ def declare(library: ctypes.CDLL) -> ctypes.CDLL:
         "qan_begin_evaluation": (c_int32, [POINTER(Evaluation)]),
         "qan_train": (None, [POINTER(Training), c_void_p]),
         "qan_evaluate": (None, [POINTER(Evaluation), c_void_p]),
+        "qan_mlp_size": (c_int64, [POINTER(MLPTask)]),
+        "qan_mlp_workspace_size": (c_int64, []),
+        "qan_begin_mlp_training": (c_int32, [POINTER(MLPTraining)]),
+        "qan_begin_mlp_evaluation": (c_int32, [POINTER(MLPEvaluation)]),
+        "qan_train_mlp": (None, [POINTER(MLPTraining), c_void_p]),
+        "qan_evaluate_mlp": (None, [POINTER(MLPEvaluation), c_void_p]),
+        "qan_initialise_mlp": (None, [POINTER(MLPTask), c_int64, c_double, c_void_p]),
+        "qan_shuffled": (None, [*[c_int64] * 5, c_void_p]),
         **{f"qan_{name}": (None, [c_void_p, c_void_p, c_int64]) for name in ("exp", "log", "cos")},
         **{f"qan_{name}_of": (c_double, [c_double]) for name in ("exp", "log", "cos")},
     }
@@ -129,6 +193,18 @@ def instruction_sets(library: ctypes.CDLL) -> list[str]:
     """The instruction sets that the library and this processor have, the fastest first."""
     available = library.qan_instruction_sets()
     return [name for name, bit in INSTRUCTION_SETS.items() if available & bit]
+
+
+def chosen_instruction_set(library: ctypes.CDLL, wanted: str | None) -> str:
+    """The one that is wanted; None: the fastest.
+
+    Raises:
+        ValueError: it is not available here.
+    """
+    available = instruction_sets(library)
+    if wanted is not None and wanted not in available:
+        raise ValueError(f"no instruction set {wanted!r} here; there are {', '.join(available)}")
+    return wanted or available[0]
 
 
 def open_library(path: Path) -> ctypes.CDLL | str:

@@ -1,15 +1,19 @@
 """The networks that can be trained, by name."""
 
+import math
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qan_gym.optimizee.layers import ConvMaxPoolTanh, linear
 from qan_gym.optimizee.modules import module_network
 from qan_gym.optimizee.network import Network, Params, leaves
+from qan_gym.utils import random_streams
 
 ImageShape = tuple[int, int, int]  # (C, H, W)
 NetworkBuilder = Callable[[ImageShape, int], Network | nn.Module]
@@ -34,15 +38,19 @@ def register_network(name: str, builder: NetworkBuilder) -> None:
     NETWORKS[name] = builder
 
 
-def build_network(name: str, image_shape: ImageShape, n_classes: int) -> Network:
-    """The registered network for such images and classes.
+def build_network(name: str, image_shape: ImageShape, n_classes: int, initial_scale: float = 1.0) -> Network:
+    """The registered network for such images and classes, or a multilayer perceptron by a name like "mlp-64-64-tanh".
+
+    Args:
+        name: registered, or `MLP_PATTERN`.
+        image_shape: (C, H, W).
+        n_classes: K.
+        initial_scale: of the initial weights, for multilayer perceptrons.
 
     Raises:
         ValueError: the name is not registered, or its builder does not give a network for such images.
     """
-    if name not in NETWORKS:
-        raise ValueError(f"unknown network {name!r}; there are {', '.join(NETWORKS)}")
-    builder = NETWORKS[name]
+    builder = _builder(name, initial_scale)
     with torch.random.fork_rng(devices=[]):  # building a module draws weights, from the global generator
         built = builder(image_shape, n_classes)
         if isinstance(built, nn.Module):
@@ -52,6 +60,17 @@ def build_network(name: str, image_shape: ImageShape, n_classes: int) -> Network
             raise ValueError(f"the builder of network {name!r} gave a {kind}, not an nn.Module or a Network")
         _try(name, built, n_classes)
     return built
+
+
+def _builder(name: str, initial_scale: float) -> NetworkBuilder:
+    if name not in NETWORKS and name.startswith("mlp"):
+        widths, activation = mlp_sizes(name)
+        return partial(mlp, widths=widths, activation=activation, initial_scale=initial_scale)
+    if name not in NETWORKS:
+        raise ValueError(f"unknown network {name!r}; there are {', '.join(NETWORKS)} and {MLP_PATTERN}")
+    if initial_scale != 1:
+        raise ValueError(f"network {name!r} has no initial scale; multilayer perceptrons ({MLP_PATTERN}) have")
+    return NETWORKS[name]
 
 
 def _try(name: str, network: Network, n_classes: int) -> None:
@@ -124,6 +143,85 @@ def at_least_32(image_shape: ImageShape) -> ImageShape:
     """The shape that smaller images are zero-padded to."""
     channels, height, width = image_shape
     return channels, max(height, 32), max(width, 32)
+
+
+# --- multilayer perceptrons ------------------------------------------------------------------------------------------
+
+MLP_PATTERN = "mlp-W[-W[-W]][-tanh|-gelu]"  # W: the width of a hidden layer
+MLP_WIDTHS = (2, 256)
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "tanh": torch.tanh,
+    "gelu": partial(F.gelu, approximate="tanh"),
+}
+
+
+def mlp_sizes(name: str) -> tuple[tuple[int, ...], str]:
+    """The widths and the activation of a multilayer perceptron by name: "mlp-32", "mlp-64-64-tanh".
+
+    Raises:
+        ValueError: the name is not `MLP_PATTERN`.
+    """
+    match = re.fullmatch(r"mlp((?:-[1-9][0-9]{0,3}){1,3})(?:-(tanh|gelu))?", name, re.ASCII)
+    widths = tuple(map(int, match[1].split("-")[1:])) if match else ()
+    if match is None or not all(MLP_WIDTHS[0] <= width <= MLP_WIDTHS[1] for width in widths):
+        raise ValueError(
+            f"network {name!r}: a multilayer perceptron is {MLP_PATTERN}, 1 to 3 widths from {MLP_WIDTHS[0]} to "
+            f"{MLP_WIDTHS[1]}, ReLU where no activation is named; for example mlp-32 or mlp-64-64-tanh"
+        )
+    return widths, match[2] or "relu"
+
+
+def mlp(
+    image_shape: ImageShape,
+    n_classes: int,
+    widths: tuple[int, ...] = (32,),
+    activation: str = "relu",
+    initial_scale: float = 1.0,
+) -> Network:
+    """A multilayer perceptron.
+
+    Args:
+        image_shape: (C, H, W); the numbers of an image are the inputs.
+        n_classes: K.
+        widths: of the hidden layers.
+        activation: behind each hidden layer, one of `ACTIVATIONS`.
+        initial_scale: initial weights are normal with standard deviation initial_scale * gain / sqrt(fan in); the gain
+            is sqrt(2) in front of ReLU and GELU (He et al. 2015, arXiv:1502.01852), else 1. Biases begin as 0.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    if not widths or activation not in ACTIVATIONS or not 0 < initial_scale < math.inf:
+        raise ValueError(
+            f"a multilayer perceptron of widths {widths}, activation {activation!r} and initial scale {initial_scale}: "
+            f"it needs a hidden layer, one of {', '.join(ACTIVATIONS)}, and a scale above 0"
+        )
+    sides = (math.prod(image_shape), *widths, n_classes)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for number, (inputs, outputs) in enumerate(zip(sides, sides[1:], strict=False), start=1):
+        shapes |= {f"layer{number}.weight": (outputs, inputs), f"layer{number}.bias": (outputs,)}
+    layers, apply = len(widths) + 1, ACTIVATIONS[activation]
+
+    def forward(params: Params, images: Tensor, training: bool) -> Tensor:
+        x = images.flatten(2)  # (N, B, D)
+        for number in range(1, layers + 1):
+            x = linear(x, params[f"layer{number}.weight"], params[f"layer{number}.bias"])  # (N, B, width)
+            x = apply(x) if number < layers else x
+        return x  # (N, B, K)
+
+    def initial(seeds: Tensor) -> Params:
+        params = {}
+        for place, (name, shape) in enumerate(shapes.items()):
+            params[name] = torch.zeros(len(seeds), *shape, device=seeds.device)
+            if name.endswith("weight"):
+                gain = 1.0 if activation == "tanh" or name == f"layer{layers}.weight" else math.sqrt(2)
+                deviation = initial_scale * gain / math.sqrt(shape[1])
+                values = random_streams.normal(seeds, random_streams.WEIGHTS, place, math.prod(shape)) * deviation
+                params[name] = values.to(torch.float32).view(-1, *shape)
+        return params
+
+    return Network(image_shape, shapes, forward, shown="layer1.weight", initial=initial)
 
 
 # --- modules, for CIFAR-10 -------------------------------------------------------------------------------------------

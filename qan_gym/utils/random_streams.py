@@ -7,10 +7,13 @@ batch of thousands, on any device and after a restore; and drawing for N runs is
 Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
 """
 
+import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
+from array_api_compat import array_namespace
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -18,18 +21,24 @@ from torch import Tensor
 WEIGHTS = 1
 ORDER = 2
 AUGMENTATION = 3
+SHUFFLED = 4  # native/src/random_streams.h has the same numbers
+
+_ROUNDS = 6  # of `shuffled`
 
 _GAMMA = 0x9E3779B97F4A7C15 - 2**64  # 64-bit constants, as the signed integers that torch holds
 _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX_2 = 0x94D049BB133111EB - 2**64
 
 
-def _shift_right(bits: Tensor, count: int) -> Tensor:
-    """Logical shift: torch's own keeps the sign."""
+Int64 = Any  # NDArray[np.int64] | Tensor, whose operators are the same
+
+
+def _shift_right(bits: Int64, count: int) -> Int64:
+    """Logical shift: that of signed integers keeps the sign."""
     return (bits >> count) & ((1 << (64 - count)) - 1)
 
 
-def _mix(bits: Tensor) -> Tensor:
+def _mix(bits: Int64) -> Int64:
     bits = (bits ^ _shift_right(bits, 30)) * _MIX_1
     bits = (bits ^ _shift_right(bits, 27)) * _MIX_2
     return bits ^ _shift_right(bits, 31)
@@ -62,6 +71,85 @@ def uniform(seeds: Tensor, purpose: int, counter: Tensor | int, count: int) -> T
 def permutation(seeds: Tensor, purpose: int, counter: Tensor | int, count: int) -> Tensor:
     """A random order of `range(count)` per run, (N, count) int64; arguments as `random_bits`."""
     return random_bits(seeds, purpose, counter, count).argsort(dim=1)
+
+
+def _wrapped(number: int) -> int:
+    """The signed 64-bit integer of the same bits."""
+    return (number + 2**63) % 2**64 - 2**63
+
+
+def _hash_below(x: Int64, key: Int64, count: Int64) -> Int64:
+    """Uniform from 0 to count - 1, as a function of 64 bits; count < 2^31."""
+    h = (x + key) * _MIX_1
+    h = (h ^ _shift_right(h, 32)) * _MIX_2
+    return _shift_right(h, 32) * count >> 32
+
+
+def shuffled(seeds: Int64, purpose: int, epoch: Int64 | int, places: Int64, count: Int64 | int) -> Int64:
+    """What lies at some places of a random order of `range(count)`, without the order: it needs no memory.
+
+    For a seed and an epoch it is a bijection of 0, ..., count - 1: a Feistel network on numbers (Black and Rogaway
+    2002, "Ciphers with arbitrary finite domains"). A place is written as (left, right) on a grid; six rounds move one of
+    the two by a hash of the other; what falls behind `count` passes again.
+
+    Args:
+        seeds: (N,) int64, NumPy's or PyTorch's; the other arrays are of the same kind.
+        purpose: which of the run's streams.
+        epoch: (N,) int64 or one number; each has an order of its own.
+        places: (N, B) int64, from 0 to count - 1.
+        count: (N,) int64 or one number, 1 to 2^31 - 1.
+
+    Returns:
+        (N, B) int64, from 0 to count - 1.
+    """
+    xp = array_namespace(places)
+    count = (places[:, :1] * 0 + count) if isinstance(count, int) else count[:, None]  # (N, 1)
+    rows = xp.astype(xp.ceil(xp.sqrt(xp.astype(count, xp.float64))), xp.int64)
+    columns = (count + rows - 1) // rows
+    shift = _wrapped(epoch * _GAMMA) if isinstance(epoch, int) else epoch * _GAMMA
+    key = _mix(_mix(seeds + _wrapped(purpose * _GAMMA)) + shift)[:, None]  # (N, 1)
+    keys = [_mix(key + _wrapped((number + 1) * _GAMMA)) for number in range(_ROUNDS)]
+    at, behind = places, places >= 0
+    while behind.any():
+        left, right = at // columns, at % columns
+        for number in range(0, _ROUNDS, 2):
+            left = (left + _hash_below(right, keys[number], rows)) % rows
+            right = (right + _hash_below(left, keys[number + 1], columns)) % columns
+        passed = left * columns + right
+        at = at + (passed - at) * behind
+        behind = at >= count
+    return at
+
+
+# log(m) = 2 s P(s^2), s = (m - 1) / (m + 1); cos(t) = P(t^2); sin(t) = t P(t^2): within 1e-9.
+_LOG = [1 / 13, 1 / 11, 1 / 9, 1 / 7, 1 / 5, 1 / 3, 1.0]
+_COS = [1 / 479001600, -1 / 3628800, 1 / 40320, -1 / 720, 1 / 24, -0.5, 1.0]
+_SIN = [1 / 6227020800, -1 / 39916800, 1 / 362880, -1 / 5040, 1 / 120, -1 / 6, 1.0]
+
+
+def _polynomial(coefficients: list[float], x: Tensor) -> Tensor:
+    total = torch.full_like(x, coefficients[0])
+    for coefficient in coefficients[1:]:
+        total = total * x + coefficient
+    return total
+
+
+def normal(seeds: Tensor, purpose: int, counter: Tensor | int, count: int) -> Tensor:
+    """`count` standard normal numbers per run, (N, count) float64, by Box and Muller; arguments as `random_bits`.
+
+    They consist of additions, products, quotients and square roots, which are the same on every machine.
+    """
+    bits = _shift_right(random_bits(seeds, purpose, counter, 2 * count), 11)  # 53 of them
+    m, exponent = torch.frexp((bits[:, :count] + 1).to(torch.float64) * 2.0**-53)
+    small = m < math.sqrt(0.5)
+    m, exponent = torch.where(small, m * 2, m), (exponent - small.to(exponent.dtype)).to(torch.float64)
+    s = (m - 1) / (m + 1)
+    log = exponent * math.log(2) + 2 * s * _polynomial(_LOG, s * s)
+    turn = bits[:, count:].to(torch.float64) * 2.0**-53
+    quarter = (4 * turn + 0.5).to(torch.int64)
+    t = (turn - quarter.to(torch.float64) * 0.25) * (2 * math.pi)
+    value = torch.where(quarter % 2 == 1, _polynomial(_SIN, t * t) * t, _polynomial(_COS, t * t))
+    return (-2 * log).sqrt() * torch.where((quarter + 1) & 2 == 2, -value, value)
 
 
 def next_seeds(generators: Iterable[np.random.Generator]) -> NDArray[np.int64]:

@@ -41,11 +41,13 @@ enum blocking {
   DOT_IMAGES = 2,
   TAP_VECTORS = 5,
   TAP_FILTERS = 1,
+  PRODUCT_VECTORS = 2,
+  PRODUCT_ROWS = 4,
 };
 
 #include "body.h"
 
-const struct engine qan_avx2 = {train_network, evaluate_network};
+const struct engine qan_avx2 = {train_network, evaluate_network, train_mlp, evaluate_mlp};
 
 #ifdef __clang__
 #pragma clang attribute pop

@@ -47,11 +47,13 @@ enum blocking {
   DOT_IMAGES = 5,
   TAP_VECTORS = 3,
   TAP_FILTERS = 2,
+  PRODUCT_VECTORS = 2,
+  PRODUCT_ROWS = 8,
 };
 
 #include "body.h"
 
-const struct engine qan_avx512 = {train_network, evaluate_network};
+const struct engine qan_avx512 = {train_network, evaluate_network, train_mlp, evaluate_mlp};
 
 #ifdef __clang__
 #pragma clang attribute pop

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "kernels.h"
+#include "mlp.h"
 
 enum {
   CHUNK = 16,  // images that pass through the network together; a mini-batch's gradient is the sum over its chunks
@@ -12,6 +13,8 @@ enum {
   TAPS = 48,   // 5 rows of COLUMN, rounded up to a multiple of 16
   MAX_SIZE = KERNEL * KERNEL * MAX_CHANNELS * FILTERS1 + FILTERS1 + KERNEL * SPAN2 * FILTERS2 + FILTERS2 +
              FEATURES * HIDDEN + HIDDEN_ROOM + (HIDDEN + 1) * MAX_CLASSES,
+  MLP_MAX_SIZE = (MLP_MAX_INPUTS + 1) * MLP_MAX_WIDTH + (MLP_HIDDEN - 1) * (MLP_MAX_WIDTH + 1) * MLP_MAX_WIDTH +
+                 (MLP_MAX_WIDTH + 1) * MAX_CLASSES,
 };
 
 // Of one thread. Of some arrays vectors read a little more than there is: the next array lies behind them.
@@ -42,11 +45,29 @@ struct workspace {
   int32_t live_count[CHUNK];                         // how many
 };
 
+// Of one thread, for multilayer perceptrons. The largest network has MLP_HIDDEN layers of MLP_MAX_WIDTH; twice its
+// memory, its transposed weights but for the first layer, and MLP_CHUNK rows of inputs and of three arrays per layer.
+struct mlp_space {
+  _Alignas(64) float pool[2 * MLP_MAX_SIZE + 2 * MLP_MAX_WIDTH * MLP_MAX_WIDTH + MLP_MAX_WIDTH * MAX_CLASSES +
+                          MLP_CHUNK * (MLP_MAX_INPUTS + 3 * (MLP_HIDDEN * MLP_MAX_WIDTH + MAX_CLASSES)) + 64];
+  float sampled[3][MLP_MEASURED];  // weights, gradient and previous gradient of a network with more parameters
+};
+
 struct engine {
   void (*train)(const struct qan_training *job, int64_t network, struct workspace *space);
   void (*evaluate)(const struct qan_evaluation *job, int64_t network, struct workspace *space);
+  void (*train_mlp)(const struct qan_mlp_training *job, int64_t row, struct mlp_space *space);
+  void (*evaluate_mlp)(const struct qan_mlp_evaluation *job, int64_t row, struct mlp_space *space);
 };
 
 extern const struct engine qan_avx2, qan_avx512, qan_neon;
+
+// NULL: the library or the processor has no such instruction set.
+const struct engine *engine_of(int32_t instruction_set);
+// Are instruction set and rows right?
+int32_t check_work(const struct qan_work *work);
+int64_t row_of(const struct qan_work *work, int64_t entry);
+// The next row that no thread has taken, or -1.
+int64_t take(struct qan_work *work);
 
 #endif

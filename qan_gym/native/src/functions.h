@@ -1,4 +1,4 @@
-// tanh of vectors, exp and log of numbers, in float32; the last bits of the C library's differ from one to another.
+// tanh, exp, log and GELU in float32; the last bits of the C library's differ from one to another.
 
 // A rational approximation of Eigen's; 1 beyond +-7.9.
 INLINE floats tanh_of(floats x) {
@@ -56,4 +56,61 @@ INLINE float log_of(float x) {
   p = __builtin_fmaf(y, p, 1.0f / 3);
   const float series = __builtin_fmaf(2.0f * t * y, p, 2.0f * t);
   return __builtin_fmaf(e, LOG2_HIGH, __builtin_fmaf(e, LOG2_LOW, series));
+}
+
+// `exp_of` of vectors: exp(x) for x <= 0.
+INLINE floats exps_of(floats x) {
+  const floats magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, in the lowest bits
+  const floats shifted = x * broadcast(1.44269504f) + magic, n = shifted - magic;
+  floats r = fmadd(-n, broadcast(LOG2_HIGH), x);
+  r = fmadd(-n, broadcast(LOG2_LOW), r);
+  floats p = fmadd(r, broadcast(1.0f / 5040), broadcast(1.0f / 720));
+  p = fmadd(r, p, broadcast(1.0f / 120));
+  p = fmadd(r, p, broadcast(1.0f / 24));
+  p = fmadd(r, p, broadcast(1.0f / 6));
+  p = fmadd(r, p, broadcast(0.5f));
+  p = fmadd(r, p, broadcast(1.0f));
+  p = fmadd(r, p, broadcast(1.0f));
+  const floats power = (floats)(((unsigneds)shifted << 23) + (127u << 23));
+  return chosen(greater(broadcast(-87.0f), x), (floats){0}, p * power);
+}
+
+// `log_of` of vectors.
+INLINE floats logs_of(floats x) {
+  const ints exponent = (ints)((unsigneds)x - 0x3f3504f3u) >> 23;
+  const floats m = (floats)((unsigneds)x - ((unsigneds)exponent << 23)), e = __builtin_convertvector(exponent, floats);
+  const floats one = broadcast(1.0f), t = (m - one) / (m + one), y = t * t;
+  floats p = fmadd(y, broadcast(1.0f / 11), broadcast(1.0f / 9));
+  p = fmadd(y, p, broadcast(1.0f / 7));
+  p = fmadd(y, p, broadcast(1.0f / 5));
+  p = fmadd(y, p, broadcast(1.0f / 3));
+  const floats series = fmadd(broadcast(2.0f) * t * y, p, broadcast(2.0f) * t);
+  const floats result = fmadd(e, broadcast(LOG2_HIGH), fmadd(e, broadcast(LOG2_LOW), series));
+  return chosen(greater(broadcast(3e38f), x), result, x);
+}
+
+INLINE floats absolute(floats x) { return chosen(greater((floats){0}, x), -x, x); }
+
+// tanh(x) and its slope 1 - tanh(x)^2, both within a few units of the last place, by exp(-2 |x|); near 0 by a series.
+INLINE floats tanh_and_slope(floats x, floats *slope) {
+  const floats one = broadcast(1.0f), e = exps_of(broadcast(-2.0f) * absolute(x)), r = one / (one + e), y = x * x;
+  *slope = broadcast(4.0f) * e * r * r;
+  floats p = fmadd(y, broadcast(62.0f / 2835), broadcast(-17.0f / 315));
+  p = fmadd(y, p, broadcast(2.0f / 15));
+  p = fmadd(y, p, broadcast(-1.0f / 3));
+  const floats far = (one - e) * r, near = fmadd(x * y, p, x);
+  return chosen(greater(broadcast(0.25f), absolute(x)), near, chosen(greater((floats){0}, x), -far, far));
+}
+
+// GELU by tanh (Hendrycks and Gimpel 2016), x / 2 (1 + tanh(z)) = x / (1 + exp(-2 z)), z = c (x + 0.044715 x^3), and its
+// slope. Beyond +-10 it is x or 0.
+INLINE floats gelu_and_slope(floats x, floats *slope) {
+  const floats c = broadcast(0.797884560802865f), cubic = broadcast(0.044715f), one = broadcast(1.0f);
+  const floats limit = broadcast(10.0f), below = chosen(greater(x, limit), limit, x);
+  const floats u = chosen(greater(-limit, below), -limit, below), y = u * u;
+  const floats z = c * fmadd(cubic * y, u, u), inner = c * fmadd(broadcast(3.0f) * cubic, y, one);
+  const floats e = exps_of(broadcast(-2.0f) * absolute(z)), r = one / (one + e);
+  const floats share = chosen(greater((floats){0}, z), e * r, r);
+  *slope = fmadd(u * inner, broadcast(2.0f) * e * r * r, share);
+  return x * share;
 }

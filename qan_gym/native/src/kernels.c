@@ -23,8 +23,7 @@ int32_t qan_instruction_sets(void) {
 #endif
 }
 
-// NULL: the library or the processor has no such instruction set.
-static const struct engine *engine_of(int32_t instruction_set) {
+const struct engine *engine_of(int32_t instruction_set) {
   switch (instruction_set & qan_instruction_sets()) {
 #if defined(__x86_64__)
     case AVX2: return &qan_avx2;
@@ -40,9 +39,9 @@ int64_t qan_size(int64_t channels, int64_t classes) { return layout_of(channels,
 
 int64_t qan_workspace_size(void) { return (int64_t)sizeof(struct workspace); }
 
-static int64_t row_of(const struct qan_work *work, int64_t entry) { return work->rows ? work->rows[entry] : entry; }
+int64_t row_of(const struct qan_work *work, int64_t entry) { return work->rows ? work->rows[entry] : entry; }
 
-static int32_t check_work(const struct qan_work *work) {
+int32_t check_work(const struct qan_work *work) {
   if (!engine_of(work->instruction_set)) return QAN_NO_ENGINE;
   if (!work->rows) return QAN_OK;
   memset(work->seen, 0, (size_t)work->networks);
@@ -103,8 +102,7 @@ int32_t qan_begin_evaluation(struct qan_evaluation *job) {
   return error;
 }
 
-// The next network that no thread has taken, or -1.
-static int64_t take(struct qan_work *work) {
+int64_t take(struct qan_work *work) {
   const int64_t entry = __atomic_fetch_add(&work->next, 1, __ATOMIC_RELAXED);
   return entry < work->count ? row_of(work, entry) : -1;
 }

@@ -123,6 +123,8 @@ enum qan_error {
   QAN_WRONG_LABEL,
   QAN_WRONG_STEP,
   QAN_WRONG_CLOCK,
+  QAN_WRONG_TASK,
+  QAN_WRONG_COUNT,
 };
 
 #pragma GCC visibility push(default)

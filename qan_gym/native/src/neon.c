@@ -34,11 +34,13 @@ enum blocking {
   DOT_IMAGES = 2,
   TAP_VECTORS = 10,
   TAP_FILTERS = 1,
+  PRODUCT_VECTORS = 4,
+  PRODUCT_ROWS = 4,
 };
 
 #include "body.h"
 
-const struct engine qan_neon = {train_network, evaluate_network};
+const struct engine qan_neon = {train_network, evaluate_network, train_mlp, evaluate_mlp};
 #else
 typedef int not_this_processor;
 #endif

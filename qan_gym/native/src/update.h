@@ -14,24 +14,34 @@ static double power(double base, int64_t count) {
   return result;
 }
 
-static struct rule rule_of(const struct qan_training *job, int64_t n) {
-  const double rate = job->learning_rate[n], momentum = job->momentum[n], decay = job->weight_decay[n];
+// Of an update after `step` others.
+static struct rule rule_with(int optimizer, double rate, double momentum, double decay, double beta2, double epsilon,
+                             int64_t step) {
   struct rule rule = {
       .rate = broadcast((float)rate),
       .momentum = broadcast((float)momentum),
       .decay = broadcast((float)decay),
-      .pull = broadcast(job->strength ? job->strength[n] : 0.0f),
-      .unpulled = broadcast(job->strength ? 1.0f - job->strength[n] : 1.0f),
+      .unpulled = broadcast(1.0f),
   };
-  if (job->optimizer == ADAMW) {
-    const int64_t count = job->step[n] + 1;
+  if (optimizer == ADAMW) {
+    const int64_t count = step + 1;
     rule.rate = broadcast((float)(rate / (1 - power(momentum, count))));
     rule.keep = broadcast((float)(1 - rate * decay));
     rule.fresh = broadcast((float)(1 - momentum));
-    rule.beta2 = broadcast((float)job->beta2);
-    rule.fresh2 = broadcast((float)(1 - job->beta2));
-    rule.scale = broadcast((float)(1 / __builtin_sqrt(1 - power(job->beta2, count))));
-    rule.epsilon = broadcast((float)job->epsilon);
+    rule.beta2 = broadcast((float)beta2);
+    rule.fresh2 = broadcast((float)(1 - beta2));
+    rule.scale = broadcast((float)(1 / __builtin_sqrt(1 - power(beta2, count))));
+    rule.epsilon = broadcast((float)epsilon);
+  }
+  return rule;
+}
+
+static struct rule rule_of(const struct qan_training *job, int64_t n) {
+  struct rule rule = rule_with(job->optimizer, job->learning_rate[n], job->momentum[n], job->weight_decay[n], job->beta2,
+                               job->epsilon, job->optimizer == ADAMW ? job->step[n] : 0);
+  if (job->strength) {
+    rule.pull = broadcast(job->strength[n]);
+    rule.unpulled = broadcast(1.0f - job->strength[n]);
   }
   return rule;
 }

@@ -6,6 +6,7 @@
 
 typedef float floats __attribute__((vector_size(LANES * 4)));
 typedef int32_t ints __attribute__((vector_size(LANES * 4)));
+typedef uint32_t unsigneds __attribute__((vector_size(LANES * 4)));
 typedef uint16_t shorts __attribute__((vector_size(LANES * 2)));
 typedef float floats8 __attribute__((vector_size(32)));
 typedef float floats4 __attribute__((vector_size(16)));

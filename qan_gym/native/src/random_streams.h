@@ -1,0 +1,119 @@
+// Random numbers as functions of (seed, purpose, counter), without a state: those of qan_gym.utils.random_streams.
+#ifndef QAN_RANDOM_STREAMS_H
+#define QAN_RANDOM_STREAMS_H
+
+#include <stdint.h>
+#include <string.h>
+
+enum { WEIGHTS_PURPOSE = 1, SHUFFLED_PURPOSE = 4, ORDER_ROUNDS = 6 };
+
+static const uint64_t GAMMA = 0x9E3779B97F4A7C15ULL, MIX1 = 0xBF58476D1CE4E5B9ULL, MIX2 = 0x94D049BB133111EBULL;
+
+static inline uint64_t mix(uint64_t bits) {
+  bits = (bits ^ bits >> 30) * MIX1;
+  bits = (bits ^ bits >> 27) * MIX2;
+  return bits ^ bits >> 31;
+}
+
+static inline uint64_t stream_of(int64_t seed, uint64_t purpose, int64_t counter) {
+  return mix(mix((uint64_t)seed + purpose * GAMMA) + (uint64_t)counter * GAMMA);
+}
+
+// The number `place`, from 0, of a stream.
+static inline uint64_t bits_at(uint64_t stream, int64_t place) { return mix(stream + (uint64_t)(place + 1) * GAMMA); }
+
+// --- the order of the images in an epoch
+
+// Place p of n is written as (left, right) on a grid of rows * columns >= n, and passes through rounds that move one of
+// the two by a hash of the other: a Feistel network on numbers (Black and Rogaway 2002, "Ciphers with arbitrary finite
+// domains"). What falls behind n passes again.
+struct order {
+  uint64_t keys[ORDER_ROUNDS];
+  uint64_t total, rows, columns;
+};
+
+// 1 <= total < 2^31.
+static inline struct order order_of(int64_t seed, int64_t epoch, int64_t total) {
+  struct order order = {.total = (uint64_t)total, .rows = (uint64_t)__builtin_sqrt((double)total)};
+  order.rows += order.rows * order.rows < order.total;
+  order.columns = (order.total + order.rows - 1) / order.rows;
+  const uint64_t stream = stream_of(seed, SHUFFLED_PURPOSE, epoch);
+  for (int i = 0; i < ORDER_ROUNDS; i++) order.keys[i] = bits_at(stream, i);
+  return order;
+}
+
+// From 0 to count - 1; count < 2^32.
+static inline uint64_t hash_below(uint64_t x, uint64_t key, uint64_t count) {
+  uint64_t h = (x + key) * MIX1;
+  h = (h ^ h >> 32) * MIX2;
+  return (h >> 32) * count >> 32;
+}
+
+static inline int64_t order_at(const struct order *order, int64_t place) {
+  uint64_t at = (uint64_t)place;
+  do {
+    uint64_t left = (uint32_t)at / (uint32_t)order->columns, right = at - left * order->columns;
+    for (int i = 0; i < ORDER_ROUNDS; i += 2) {
+      left += hash_below(right, order->keys[i], order->rows);
+      left -= left >= order->rows ? order->rows : 0;
+      right += hash_below(left, order->keys[i + 1], order->columns);
+      right -= right >= order->columns ? order->columns : 0;
+    }
+    at = left * order->columns + right;
+  } while (at >= order->total);
+  return (int64_t)at;
+}
+
+// --- normal numbers, by Box and Muller, within 1e-9; the same bits on every machine
+
+static const double TWO_PI = 6.283185307179586, SQRT_HALF = 0.7071067811865476, LOG_2 = 0.6931471805599453;
+
+// log(x) of normal 0 < x <= 1.
+static inline double log_of_uniform(double x) {
+  uint64_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  double exponent = (double)((int64_t)(bits >> 52) - 1022), m;
+  bits = (bits & 0xfffffffffffffULL) | 0x3fe0000000000000ULL;
+  memcpy(&m, &bits, sizeof m);
+  if (m < SQRT_HALF) m *= 2, exponent -= 1;
+  const double s = (m - 1) / (m + 1), y = s * s;
+  double p = 1.0 / 13;
+  p = p * y + 1.0 / 11;
+  p = p * y + 1.0 / 9;
+  p = p * y + 1.0 / 7;
+  p = p * y + 1.0 / 5;
+  p = p * y + 1.0 / 3;
+  p = p * y + 1.0;
+  return exponent * LOG_2 + 2 * s * p;
+}
+
+// cos(2 pi x), 0 <= x < 1.
+static inline double cos_of_turn(double x) {
+  const int64_t quarter = (int64_t)(4 * x + 0.5);
+  const double t = (x - (double)quarter * 0.25) * TWO_PI, y = t * t;
+  double c = 1.0 / 479001600;
+  c = c * y - 1.0 / 3628800;
+  c = c * y + 1.0 / 40320;
+  c = c * y - 1.0 / 720;
+  c = c * y + 1.0 / 24;
+  c = c * y - 0.5;
+  c = c * y + 1.0;
+  double s = 1.0 / 6227020800;
+  s = s * y - 1.0 / 39916800;
+  s = s * y + 1.0 / 362880;
+  s = s * y - 1.0 / 5040;
+  s = s * y + 1.0 / 120;
+  s = s * y - 1.0 / 6;
+  s = s * y + 1.0;
+  const double value = quarter & 1 ? s * t : c;
+  return (quarter + 1) & 2 ? -value : value;
+}
+
+// The number `place` of `count` in a stream.
+static inline double normal_at(uint64_t stream, int64_t place, int64_t count) {
+  const double first = (double)((bits_at(stream, place) >> 11) + 1) * 0x1p-53;
+  const double second = (double)(bits_at(stream, count + place) >> 11) * 0x1p-53;
+  return __builtin_sqrt(-2 * log_of_uniform(first)) * cos_of_turn(second);
+}
+
+#endif
