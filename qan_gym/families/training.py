@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,11 +14,14 @@ from torch import Tensor
 
 from qan_gym.config import TaskConfig
 from qan_gym.core.components import RUNNING_MEAN_IMAGES, Components, build_components
+from qan_gym.core.engine import ENGINE_VARIABLE, ENGINES, namespace
+from qan_gym.core.observation import Observer
 from qan_gym.core.run_state import Flags, Layout, RunState, TensorSpec
 from qan_gym.core.training import Info, Training
 from qan_gym.families.engine import SLOTS, FamilyEngine
 from qan_gym.families.learning_rate import NETWORKS, OPTIMIZERS, chosen, draw_task
 from qan_gym.families.task import CONTEXT, DECISIONS, NUMBER_LIMIT, Task
+from qan_gym.native import library
 from qan_gym.native import library
 from qan_gym.optimizee.network import Network
 from qan_gym.optimizee.zoo import build_network
@@ -240,7 +244,25 @@ def family_parts(config: TaskConfig, source: TaskSource, device: str, engine: st
     """
     if torch.device(device).type != "cpu":
         raise ValueError(f"the runs of a family are small and of different shapes: device must be cpu, not {device!r}")
-    parts = build_components(replace(config, **Task().settings()), device, engine)
+    parts = build_components(replace(config, **Task().settings()), device, "torch")
     shapes = {"weights": (room(source.networks),)}
     network = Network(parts.network.image_shape, shapes, parts.network.forward, shown="weights")
-    return replace(parts, network=network)
+    found = family_engine(engine)
+    observer = Observer(parts.config, network)
+    return replace(parts, network=network, observer=observer, engine=found, xp=namespace(found, parts.device))
+
+
+def family_engine(wanted: str) -> str:
+    """The engine of multilayer perceptrons, "native" or "torch".
+
+    Raises:
+        ValueError: there is no such engine, or no library for "native".
+    """
+    if wanted == "auto":
+        wanted = os.environ.get(ENGINE_VARIABLE) or wanted
+    if wanted not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, not {wanted!r}")
+    found = library.find()
+    if wanted == "native" and isinstance(found, str):
+        raise ValueError(f"engine='native': {found}; engine='torch' trains everything")
+    return "torch" if wanted == "torch" or isinstance(found, str) else "native"

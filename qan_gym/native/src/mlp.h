@@ -47,18 +47,6 @@ struct qan_mlp_task {
   int32_t reserved;
 };
 
-// The measurements of a row.
-enum mlp_measurement {
-  GRADIENT_NORM,
-  GRADIENT_COSINE,
-  UPDATE_NORM,
-  PREDICTED_DECREASE,
-  DISPLACEMENT,
-  DISPLACEMENT_COSINE,
-  WEIGHT_NORM,
-  MEASUREMENTS,
-};
-
 struct qan_mlp_training {
   struct qan_work work;
   const struct qan_mlp_task *tasks;  // (N,)

@@ -6,8 +6,8 @@ struct mlp_row {
   float *previous_gradient, *start, *previous_displacement;  // NULL: nothing is measured
 };
 
-// Sums of products over the parameters: in 16 lanes, by place, within BLOCK of them, and in double over the blocks.
-enum { BLOCK = 1024 };
+// Sums of products over the parameters: in 16 lanes, by place, within MLP_BLOCK of them, and in double over the blocks.
+enum { MLP_BLOCK = 1024 };
 
 // Of a mini-batch: gradient g, the one before, and update u.
 enum { SUM_GG, SUM_GP, SUM_UU, SUM_GU, SUMS };
@@ -29,8 +29,8 @@ INLINE int mlp_update_each(const struct mlp_row *memory, const float *gradient, 
   const struct mlp_row row = *memory;  // copies, because what is written might be what pointers point to
   const struct rule rule = *numbers;
   floats check = {0};
-  for (int64_t begin = 0; begin < size; begin += BLOCK) {
-    const int64_t end = begin + BLOCK < size ? begin + BLOCK : size;
+  for (int64_t begin = 0; begin < size; begin += MLP_BLOCK) {
+    const int64_t end = begin + MLP_BLOCK < size ? begin + MLP_BLOCK : size;
     struct sums sums = {0};
     for (int64_t i = begin; i < end; i += 16) UNROLL for (int q = 0; q < 16 / LANES; q++) {
       const int64_t at = i + q * LANES;
@@ -79,8 +79,8 @@ KEEP_OUT int mlp_measured_update(const struct mlp_row *row, const float *gradien
 // Sum of a[i] b[i], size a multiple of 16.
 KEEP_OUT double dot_of(const float *a, const float *b, int64_t size) {
   double total = 0;
-  for (int64_t begin = 0; begin < size; begin += BLOCK) {
-    const int64_t end = begin + BLOCK < size ? begin + BLOCK : size;
+  for (int64_t begin = 0; begin < size; begin += MLP_BLOCK) {
+    const int64_t end = begin + MLP_BLOCK < size ? begin + MLP_BLOCK : size;
     floats lanes[16 / LANES] = {{0}};
     for (int64_t i = begin; i < end; i += 16) UNROLL for (int q = 0; q < 16 / LANES; q++)
         lanes[q] = fmadd(load(a + i + q * LANES), load(b + i + q * LANES), lanes[q]);
@@ -140,25 +140,25 @@ static double mlp_dot(const struct mlp_layout *layout, const float *a, const flo
 
 // --- what is measured of a call
 
-static double cosine_of(double product, double square1, double square2) {
+static double mlp_cosine(double product, double square1, double square2) {
   return square1 > 0 && square2 > 0 ? product / (__builtin_sqrt(square1) * __builtin_sqrt(square2)) : 0;
 }
 
-struct measurement {
+struct mlp_sums {
   double gradient_norm, gradient_cosine, update_norm, decrease;  // sums over mini-batches
   double previous;                                               // square of the last gradient's norm
 };
 
-static void measure_batch(struct measurement *sum, const double totals[SUMS]) {
+static void measure_batch(struct mlp_sums *sum, const double totals[SUMS]) {
   sum->gradient_norm += __builtin_sqrt(totals[SUM_GG]);
-  sum->gradient_cosine += cosine_of(totals[SUM_GP], totals[SUM_GG], sum->previous);
+  sum->gradient_cosine += mlp_cosine(totals[SUM_GP], totals[SUM_GG], sum->previous);
   sum->update_norm += __builtin_sqrt(totals[SUM_UU]);
   sum->decrease -= totals[SUM_GU];
   sum->previous = totals[SUM_GG];
 }
 
 // After `count` mini-batches. A row that is not finite has NaN for everything.
-static void measure_row(const struct mlp *mlp, const struct mlp_row *row, const struct measurement *sum, int64_t count,
+static void measure_row(const struct mlp *mlp, const struct mlp_row *row, const struct mlp_sums *sum, int64_t count,
                         int finite, float *out, struct mlp_space *space) {
   const struct mlp_layout *layout = &mlp->layout;
   float *displacement = mlp->gradient;  // which is no longer needed
@@ -174,7 +174,7 @@ static void measure_row(const struct mlp *mlp, const struct mlp_row *row, const 
       [UPDATE_NORM] = sum->update_norm / (double)count,
       [PREDICTED_DECREASE] = sum->decrease / (double)count,
       [DISPLACEMENT] = __builtin_sqrt(square),
-      [DISPLACEMENT_COSINE] = cosine_of(product, square, before),
+      [DISPLACEMENT_COSINE] = mlp_cosine(product, square, before),
       [WEIGHT_NORM] = __builtin_sqrt(mlp_dot(layout, row->weights, row->weights, space)),
   };
   for (int i = 0; i < MEASUREMENTS; i++) out[i] = finite ? (float)values[i] : __builtin_nanf("");
@@ -211,7 +211,7 @@ static struct mlp_row mlp_row_of(const struct qan_mlp_training *job, const struc
 
 // One mini-batch; returns 1 if loss and weights are finite.
 static int train_mlp_batch(const struct qan_mlp_training *job, const struct mlp *mlp, const struct mlp_row *memory,
-                           int64_t row, double rate, const struct order *order, float *loss, struct measurement *sum,
+                           int64_t row, double rate, const struct order *order, float *loss, struct mlp_sums *sum,
                            struct mlp_space *space) {
   const struct qan_mlp_task *task = mlp->task;
   const int64_t per_epoch = task->train.count / task->batch, clock = job->clock[row];
@@ -246,7 +246,7 @@ static void train_mlp(const struct qan_mlp_training *job, int64_t row, struct ml
   const struct mlp_row memory = mlp_row_of(job, &mlp, row);
   const struct qan_mlp_task *task = mlp.task;
   const int64_t per_epoch = task->train.count / task->batch;
-  struct measurement sum = {0};
+  struct mlp_sums sum = {0};
   if (job->measured) {
     memcpy(memory.start, memory.weights, (size_t)mlp.layout.size * sizeof(float));
     sum.previous = mlp_dot(&mlp.layout, memory.previous_gradient, memory.previous_gradient, space);
