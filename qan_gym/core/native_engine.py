@@ -133,6 +133,7 @@ def _measuring(run: RunState) -> Measuring | None:
 def _memory(params: Params, size: int) -> NDArray[np.float32]:
     """The memory that networks are views of: (N, size), or (size,) where all are the same one."""
     first: Tensor = next(iter(params.values()))
+    start = first.storage_offset()
     if first.stride(0) == 0:
-        return torch.as_strided(first, (size,), (1,), 0).numpy()
-    return torch.as_strided(first, (len(first), size), (first.stride(0), 1), 0).numpy()
+        return torch.as_strided(first, (size,), (1,), start).numpy()
+    return torch.as_strided(first, (len(first), size), (first.stride(0), 1), start).numpy()

@@ -169,7 +169,7 @@ class Training:
         return make_engine(self.parts, self.run, self.reference, self.pull)
 
     def _describe_task(self) -> None:
-        """Tell the runs the sizes of their task: mini-batches of an episode, an epoch and an action, images, classes."""
+        """Tell the runs the sizes of their task: mini-batches of episode, epoch and action, images and classes."""
         run, parts = self.run, self.parts
         run.budgets[:], run.epoch_batches[:] = parts.budget, parts.batches_per_epoch
         run.action_batches[:] = parts.config.batches_per_action

@@ -1,6 +1,6 @@
 """The arithmetic of rows that train tasks of their own: multilayer perceptrons in one call, others one after another.
 
-The rows share one state. A row's network, the optimizer's buffers and what is measured lie at the beginning of the row's
+The rows share one state. A row's network, the optimizer's buffers and what is measured lie at the beginning of its
 memory. Every row has the order of mini-batches of `random_streams.shuffled`, so that there is no order to keep.
 """
 
@@ -22,7 +22,6 @@ from qan_gym.data.datasets import Dataset, load_dataset
 from qan_gym.data.selection import Selection, at_resolution, choose
 from qan_gym.families.task import Task
 from qan_gym.native.mlp import Examples, MLPKernels, MLPState, MLPTask
-from qan_gym.optimizee.optimizers import SGD
 from qan_gym.optimizee.zoo import mlp_sizes
 from qan_gym.utils import random_streams
 
@@ -55,7 +54,7 @@ class SingleRow:
         for number, rate in enumerate(rates):
             epoch, place = divmod(clock + number, per_epoch)
             places = np.arange(place * batch, (place + 1) * batch)[None]
-            indices = random_streams.shuffled(run.seed, random_streams.ORDER, epoch, places, self.train_size)
+            indices = random_streams.shuffled(run.seed, random_streams.SHUFFLED, epoch, places, self.train_size)
             run.learning_rate[:] = rate
             losses[number] = float(self.engine.train(indices, number)[0])
             run.clock += 1
@@ -68,21 +67,22 @@ class FamilyEngine:
         tasks: of each row, None before its first.
     """
 
-    def __init__(self, base: TaskConfig, run: RunState, use_kernels: bool, threads: int) -> None:
+    def __init__(self, base: TaskConfig, run: RunState, engine: str, threads: int) -> None:
         """Prepare.
 
         Args:
             base: the configuration that the tasks complete.
             run: the state of N runs, on CPU.
-            use_kernels: whether multilayer perceptrons are trained by the native kernels.
-            threads: that share their rows.
+            engine: "native" or "torch".
+            threads: that share the rows of multilayer perceptrons, with "native".
         """
         num_runs = len(run.memory)
         self.base, self.run = base, run
+        self.engine = "auto" if engine == "native" else engine  # the kernels are for some networks only
         self.tasks: list[Task | None] = [None] * num_runs
         self.singles: dict[int, SingleRow] = {}
         self.is_finite = np.ones(num_runs, np.uint8)
-        self.kernels = MLPKernels(self._kernel_state(), threads) if use_kernels else None
+        self.kernels = MLPKernels(self._kernel_state(), threads) if engine == "native" else None
 
     def _kernel_state(self) -> MLPState:
         run = self.run
@@ -106,7 +106,7 @@ class FamilyEngine:
         if self.kernels is not None and task.kind == "mlp":
             self.kernels.assign(row, kernel_task(config, seed))
             return
-        single = self.singles[row] = single_row(self.run, row, config)
+        single = self.singles[row] = single_row(self.run, row, config, self.engine)
         network, run = single.parts.network, single.run
         for name, value in network.initial_params(torch.tensor([seed])).items():
             scaled = value.dim() > 2 and name in network.trained
@@ -118,7 +118,7 @@ class FamilyEngine:
         if self.kernels is not None and task.kind == "mlp":
             self.kernels.restore(row, kernel_task(config, seed))
         else:
-            self.singles[row] = single_row(self.run, row, config)
+            self.singles[row] = single_row(self.run, row, config, self.engine)
 
     def _adopt(self, row: int, task: Task) -> TaskConfig:
         self.tasks[row], self.is_finite[row] = task, 1
@@ -199,9 +199,9 @@ def kernel_task(config: TaskConfig, seed: int) -> MLPTask:
     )
 
 
-def single_row(run: RunState, row: int, config: TaskConfig) -> SingleRow:
-    """An engine for one row of a state, which works on the beginning of the row's memory."""
-    parts = build_components(config, "cpu")
+def single_row(run: RunState, row: int, config: TaskConfig, wanted: str) -> SingleRow:
+    """An engine, "auto" or "torch", for one row of a state, which works on the beginning of the row's memory."""
+    parts = build_components(config, "cpu", wanted)
     state = _row_of(run, row, parts)
     engine = make_engine(parts, state, None, Pull(config, parts.network, parts.batches_per_epoch))
     return SingleRow(parts, state, engine, len(parts.data.labels["train"]))

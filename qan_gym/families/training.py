@@ -22,7 +22,6 @@ from qan_gym.families.engine import SLOTS, FamilyEngine
 from qan_gym.families.learning_rate import NETWORKS, OPTIMIZERS, chosen, draw_task
 from qan_gym.families.task import CONTEXT, DECISIONS, NUMBER_LIMIT, Task
 from qan_gym.native import library
-from qan_gym.native import library
 from qan_gym.optimizee.network import Network
 from qan_gym.optimizee.zoo import build_network
 
@@ -121,7 +120,7 @@ class FamilyTraining(Training):
 
     def _make_engine(self) -> FamilyEngine:
         threads = min(self.num_runs, torch.get_num_threads())
-        return FamilyEngine(self.config, self.run, self.parts.engine == "native", threads)
+        return FamilyEngine(self.config, self.run, self.parts.engine, threads)
 
     # --- tasks ------------------------------------------------------------------------------------------------------
 

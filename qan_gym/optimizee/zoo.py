@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qan_gym.optimizee import small_modules
 from qan_gym.optimizee.layers import ConvMaxPoolTanh, linear
 from qan_gym.optimizee.modules import module_network
 from qan_gym.optimizee.network import Network, Params, leaves
@@ -38,19 +39,18 @@ def register_network(name: str, builder: NetworkBuilder) -> None:
     NETWORKS[name] = builder
 
 
-def build_network(name: str, image_shape: ImageShape, n_classes: int, initial_scale: float = 1.0) -> Network:
-    """The registered network for such images and classes, or a multilayer perceptron by a name like "mlp-64-64-tanh".
+def build_network(name: str, image_shape: ImageShape, n_classes: int) -> Network:
+    """The registered network for such images and classes, or one whose sizes stand in its name, as "mlp-64-64-tanh".
 
     Args:
-        name: registered, or `MLP_PATTERN`.
+        name: registered, or one of `PATTERNS`.
         image_shape: (C, H, W).
         n_classes: K.
-        initial_scale: of the initial weights, for multilayer perceptrons.
 
     Raises:
         ValueError: the name is not registered, or its builder does not give a network for such images.
     """
-    builder = _builder(name, initial_scale)
+    builder = _builder(name)
     with torch.random.fork_rng(devices=[]):  # building a module draws weights, from the global generator
         built = builder(image_shape, n_classes)
         if isinstance(built, nn.Module):
@@ -62,15 +62,28 @@ def build_network(name: str, image_shape: ImageShape, n_classes: int, initial_sc
     return built
 
 
-def _builder(name: str, initial_scale: float) -> NetworkBuilder:
-    if name not in NETWORKS and name.startswith("mlp"):
+def _builder(name: str) -> NetworkBuilder:
+    if name in NETWORKS:
+        return NETWORKS[name]
+    kind = name.partition("-")[0]
+    if kind not in PATTERNS:
+        raise ValueError(f"unknown network {name!r}; there are {', '.join(NETWORKS)}, {', '.join(PATTERNS.values())}")
+    if kind == "mlp":
         widths, activation = mlp_sizes(name)
-        return partial(mlp, widths=widths, activation=activation, initial_scale=initial_scale)
-    if name not in NETWORKS:
-        raise ValueError(f"unknown network {name!r}; there are {', '.join(NETWORKS)} and {MLP_PATTERN}")
-    if initial_scale != 1:
-        raise ValueError(f"network {name!r} has no initial scale; multilayer perceptrons ({MLP_PATTERN}) have")
-    return NETWORKS[name]
+        return partial(mlp, widths=widths, activation=activation)
+    first, second = _two_sizes(name, kind)
+    if kind == "cnn":
+        return partial(small_modules.cnn, widths=(first, second))
+    if first % small_modules.HEAD:
+        raise ValueError(f"network {name!r}: the width must be a multiple of {small_modules.HEAD}, not {first}")
+    return partial(small_modules.VisionTransformer, width=first, depth=second)
+
+
+def _two_sizes(name: str, kind: str) -> tuple[int, int]:
+    match = re.fullmatch(rf"{kind}-([1-9][0-9]{{0,2}})-([1-9][0-9]{{0,2}})", name, re.ASCII)
+    if match is None:
+        raise ValueError(f"network {name!r}: it is {PATTERNS[kind]}, sizes from 1 to 999")
+    return int(match[1]), int(match[2])
 
 
 def _try(name: str, network: Network, n_classes: int) -> None:
@@ -365,6 +378,13 @@ class WideBlock(nn.Module):
         outputs: Tensor = y + (x if self.shortcut is None else self.shortcut(activated))
         return outputs
 
+
+# Kinds whose sizes stand in the name.
+PATTERNS = {
+    "mlp": MLP_PATTERN,
+    "cnn": "cnn-W-W",  # channels of the two convolutions
+    "vit": "vit-W-D",  # width of the embedding, and blocks
+}
 
 NETWORKS: dict[str, NetworkBuilder] = {
     "mnist-cnn": mnist_cnn,
