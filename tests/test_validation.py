@@ -55,7 +55,12 @@ RULES = {
     "half open above": (number(at_least=0, below=1), "a number in [0, 1)", [0, 0.999], [1, 1.0, -1, NAN, None]),
     "half open below": (number(above=0, at_most=1), "a number in (0, 1]", [1, 0.001], [0, 1.5, NAN, None]),
     "open": (number(above=-1, below=1), "a number in (-1, 1)", [0, -0.5], [-1, 1, INF]),
-    "optional": (optional(integer(at_least=1)), f"None or an integer of at least 1{BELOW}", [None, 1], [0, "None", True, 1.5]),
+    "optional": (
+        optional(integer(at_least=1)),
+        f"None or an integer of at least 1{BELOW}",
+        [None, 1],
+        [0, "None", True, 1.5],
+    ),
     "exactly": (exactly("word"), "'word'", ["word"], ["other", None, 1, ["word"], ""]),
     "either": (
         either(number(above=0), exactly("auto")),
@@ -144,7 +149,7 @@ def test_values_within_bounds_that_are_fields(values):
     ("values", "message"),
     [
         ({"low": -1}, f"low must be a number of at least 0{AT_MOST}, not -1"),
-        ({"low": 2}, f"high must be a number of at least 2 (low){AT_MOST}, not 1.0; value must be .*; inside must be .*"),
+        ({"low": 2}, f"high must be a number of at least 2 (low){AT_MOST}, not 1.0"),
         ({"high": -0.5}, f"high must be a number of at least 0.0 (low){AT_MOST}, not -0.5"),
         ({"value": 1.5}, "value must be a number in [0.0 (low), 1.0 (high)], not 1.5"),
         ({"low": 0.4, "value": 0.3}, "value must be a number in [0.4 (low), 1.0 (high)], not 0.3"),
@@ -161,7 +166,7 @@ def test_values_outside_bounds_that_are_fields(values, message):
 
 
 def test_every_wrong_field_is_named():
-    with pytest.raises(ValueError, match=r"^epochs must be [^;]*, not 0; momentum must be [^;]*, not 2$"):
+    with pytest.raises(ValueError, match=r"^momentum must be [^;]*, not 2; epochs must be [^;]*, not 0$"):
         TaskConfig(momentum=2, epochs=0, pull_epochs=0)
 
 
