@@ -8,7 +8,6 @@ import time
 
 import numpy as np
 from stable_baselines3 import PPO
-from stable_baselines3.common.vec_env import VecMonitor
 
 from qan_agents.sb3 import vec_env
 
@@ -35,7 +34,7 @@ def main() -> None:
 
     # 50 actions of 40 mini-batches, each a factor of the learning rate: few actions with a large effect.
     game = {"batches_per_action": 40, "action_scale": "multiplicative"}
-    env = VecMonitor(vec_env(ENV, arguments.num_envs, **game))
+    env = vec_env(ENV, arguments.num_envs, **game)
     model = PPO("MlpPolicy", env, n_steps=50, batch_size=400, gamma=0.995, seed=0, device="cpu")
     steps = arguments.episodes * env.get_attr("episode_length")[0]
     started = time.perf_counter()

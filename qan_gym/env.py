@@ -1,39 +1,51 @@
 """The Gymnasium environments: the core with N = 1, and nothing of the game besides."""
 
-import json
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
 from qan_gym.actions import single_action
 from qan_gym.core.factory import make_training
 from qan_gym.core.observation import filter_pictures
-from qan_gym.core.training import Info
-from qan_gym.data.datasets import SPLITS
+from qan_gym.info import scalars
+from qan_gym.inspection import Inspection
 from qan_gym.rendering.baseline_run import BaselineRun
 from qan_gym.rendering.frames import FPS, FrameContent, FrameRenderer, require_matplotlib
 from qan_gym.rendering.history import History, class_shares
 from qan_gym.rendering.window import Window
-from qan_gym.state import State
-from qan_gym.tasks import make_task_config
+from qan_gym.state import State, apply_state, take_state
+from qan_gym.tasks import device_name, make_task_config
 from qan_gym.utils.arrays import to_numpy
 from qan_gym.utils.random_streams import next_seeds
+from qan_gym.utils.validation import plain, seed_of, shown
 
-HISTORY = "history"  # of the episode for rendering, beside the tensors of the state
 RESET_OPTIONS = {"sampler": ("game", "shuffled")}
 
 
-class QanEnv(gym.Env[NDArray[np.float32], Any]):
+class RenderModes(list[str]):
+    """Names of render modes; asking for something else than text is an error that says so.
+
+    `gym.make` looks for a mode in this list, and calls methods of text on what is not there.
+    """
+
+    def __contains__(self, mode: object) -> bool:
+        """Whether there is such a mode."""
+        if not isinstance(mode, str):
+            raise ValueError(f"render_mode must be None or one of {', '.join(self)}, not {shown(mode)}")
+        return super().__contains__(mode)
+
+
+class QanEnv(Inspection, gym.Env[NDArray[np.float32], Any]):
     """One training run, as a Gymnasium environment; the games' own pages are `LearningRateEnv` and `MinibatchEnv`."""
 
     metadata: dict[str, Any] = {  # noqa: RUF012 (Gymnasium's)
-        "render_modes": ["rgb_array", "human", "ansi"],
+        "render_modes": RenderModes(["rgb_array", "human", "ansi"]),
         "render_fps": FPS,
     }
 
@@ -50,13 +62,15 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
         """See the class; `task` is set by the registration.
 
         Raises:
-            ValueError: an argument is unknown or out of its range, or there is no display for "human".
+            ValueError: an argument is unknown or out of its range.
             ImportError: matplotlib is missing, and is to draw.
         """
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
-            raise ValueError(f"render_mode must be one of {self.metadata['render_modes']}, not {render_mode!r}")
+            raise ValueError(f"render_mode must be None or one of {self.metadata['render_modes']}, not {render_mode!r}")
+        baseline_run = plain(baseline_run)
         if not isinstance(baseline_run, bool):
-            raise ValueError(f"baseline_run must be True or False, not {baseline_run!r}")
+            raise ValueError(f"baseline_run must be True or False, not {shown(baseline_run)}")
+        device = device_name(device)
         if render_mode in ("rgb_array", "human"):
             require_matplotlib()
         elif baseline_run:
@@ -71,8 +85,9 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
         }
         self.config = make_task_config(task, overrides)
         self.render_mode = render_mode
-        self._window = Window(task, self.metadata["render_fps"]) if render_mode == "human" else None
         self.training = make_training(self.config, num_runs=1, device=device, engine=engine)
+        self._window = Window(task, self.metadata["render_fps"]) if render_mode == "human" else None
+        self._spec: EnvSpec | None = None
         parts = self.training.parts
         self.screen_shape = parts.observer.shape
         self.observation_space: spaces.Space[Any] = parts.observer.space
@@ -94,19 +109,20 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
                 actions; `{"sampler": "game"}`, or nothing, as the game is.
 
         Raises:
-            ValueError: an option or its value is unknown.
+            ValueError: the options are no dict, one of them or its value is unknown, or the seed is a bool.
+            gymnasium.error.Error: the seed is no integer of at least 0.
         """
-        shuffled = wants_shuffled(options or {})
-        super().reset(seed=seed)
+        shuffled = wants_shuffled(options)
+        super().reset(seed=seed_of(seed))
         screen, info = self.training.reset(np.ones(1, np.bool_), next_seeds([self.np_random]), shuffled)
         self._phase = "playing"
-        scalars = _scalars(info)
+        first = scalars(info)
         self._values = None
         if self.render_mode is not None:
-            self._history.start(scalars)
+            self._history.start(first)
             self._begin_baseline(True)
             self._show()
-        return to_numpy(screen)[0], scalars
+        return to_numpy(screen)[0], first
 
     def step(self, action: Any) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Play one action, as Gymnasium defines it.
@@ -118,7 +134,7 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
         if self._phase != "playing":
             raise ResetNeeded("the episode is over or has not begun: call reset() first")
         done = self.training.step(single_action(self.action_space, action))
-        info = _scalars(done.info) | _scalars(done.test)
+        info = scalars(done.info)
         terminated, truncated = bool(done.terminated[0]), bool(done.truncated[0])
         if terminated or truncated:
             self._phase = "over"
@@ -127,6 +143,15 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
             self._history.add(info, action, None if shares is None else shares[0])
             self._show()
         return to_numpy(done.observation)[0], float(done.reward[0]), terminated, truncated, info
+
+    @property
+    def spec(self) -> EnvSpec | None:
+        """What `gym.make` made it from; `max_episode_steps` is `episode_length`."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: EnvSpec | None) -> None:
+        self._spec = None if spec is None else replace(spec, max_episode_steps=self.episode_length)
 
     # --- rendering --------------------------------------------------------------------------------------------------
 
@@ -144,7 +169,8 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
         if self.render_mode == "ansi":
             return self._history.line()
         if self._window is not None:
-            self._window.show(self._frame())
+            if self._window.has_display:
+                self._window.show(self._frame())
             return None
         return self._frame()
 
@@ -178,7 +204,7 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
 
     def _show(self) -> None:
         """In a window every step is shown, as far as it keeps up; the end always."""
-        if self._window is not None and (self._window.due() or self._phase == "over"):
+        if self._window is not None and (self._window.due() or (self._window.has_display and self._phase == "over")):
             self._window.show(self._frame())
 
     def _frame(self) -> NDArray[np.uint8]:
@@ -195,95 +221,38 @@ class QanEnv(gym.Env[NDArray[np.float32], Any]):
             )
         )
 
-    # --- inspection -------------------------------------------------------------------------------------------------
-
-    def weights(self) -> dict[str, NDArray[np.float32]]:
-        """The network's parameters by name, float32, copies."""
-        return {name: value[0].cpu().numpy().copy() for name, value in self.training.run.params.items()}
-
-    @property
-    def episode_length(self) -> int:
-        """Actions of an episode that spends its budget."""
-        return self.training.parts.episode_length
-
-    @property
-    def batch_indices(self) -> NDArray[np.int64]:
-        """Indices into the training split of the last action's images, (batches_per_action, batch_size), a copy."""
-        return self.training.run.batch_indices[0].cpu().numpy().copy()
-
-    def split(self, name: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Images as the network sees them, (n, C, H, W) float32, and labels, (n,) int64, copies.
-
-        Args:
-            name: "train", "validation" or "test".
-
-        Raises:
-            ValueError: there is no such split.
-        """
-        if name not in SPLITS:
-            raise ValueError(f"there is no split {name!r}; there are {', '.join(SPLITS)}")
-        images, labels = self.training.data.split(name)
-        return images.cpu().numpy(), labels.cpu().numpy().copy()
-
-    @property
-    def reference(self) -> dict[str, NDArray[np.float32]] | None:
-        """The reference weights, like `weights()`; None where there are none (yet)."""
-        if self.training.reference is None or not self.training.run.has_reference[0]:
-            return None
-        return {name: value[0].cpu().numpy().copy() for name, value in self.training.reference.items()}
-
     # --- save, restore, fork ----------------------------------------------------------------------------------------
 
     def get_state(self) -> State:
         """Everything that the future depends on: `State.save` writes it to one file."""
-        arrays = {name: value.cpu().numpy().copy() for name, value in self.training.run.saved().items()}
-        metadata = {
-            "config": self._plain_config(),
-            "fingerprint": self.training.parts.fingerprint,
-            "phase": self._phase,
-            "np_random": self.np_random.bit_generator.state,
-            "np_random_seed": self.np_random_seed,
-        }
-        return State(arrays | {HISTORY: self._history.rows().copy()}, metadata)
+        return take_state(self.training, self._history, self._phase, self.np_random, self.np_random_seed)
 
     def set_state(self, state: State) -> None:
-        """Continue from a state of the same game, bit for bit on CPU.
+        """Continue from a state of the same game, bit for bit on CPU; nothing changes where something is wrong.
 
         Raises:
-            ValueError: the state is of another game or other data; the message says what differs.
+            ValueError: the state is of another game or other data, or something in it is missing, damaged or out of its
+                range; the message says what.
         """
-        state.require("config", self._plain_config())
-        state.require("fingerprint", self.training.parts.fingerprint)
-        if HISTORY not in state.arrays:
-            raise ValueError(f"the state has other tensors: {HISTORY} is missing")
-        # What is not rendered keeps no history: it would fall behind.
-        history = History(self.training, state.arrays[HISTORY] if self.render_mode is not None else None)
-        tensors = {name: torch.from_numpy(array) for name, array in state.arrays.items() if name != HISTORY}
-        self.training.run.restore(tensors)
-        generator = np.random.Generator(np.random.PCG64())
-        generator.bit_generator.state = state.metadata["np_random"]
-        self._np_random, self._np_random_seed = generator, state.metadata["np_random_seed"]
-        self._phase = state.metadata["phase"]
-        self._history, self._values = history, None
-        if self.render_mode is not None and self._phase != "new" and len(history) == 0:
-            history.start(_scalars(self.training.info()))  # saved where nothing was rendered
+        found = apply_state(self.training, state, keeps_history=self.render_mode is not None)
+        self._np_random, self._np_random_seed = found.generator, found.seed
+        self._phase, self._history, self._values = found.phase, found.history, None
+        if self.render_mode is not None and self._phase != "new" and len(self._history) == 0:
+            self._history.start(scalars(self.training.info()))  # saved where nothing was rendered
         # An episode that is over has handed its weights on, with reference="previous".
         self._begin_baseline(
             self._phase == "playing" or (self._phase == "over" and self.config.reference != "previous")
         )
 
-    def _plain_config(self) -> dict[str, Any]:
-        """The configuration as it comes back from a file of JSON."""
-        plain: dict[str, Any] = json.loads(json.dumps(asdict(self.config)))
-        return plain
-
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and deepcopy: how it was made and where it stands, not the data set."""
-        return {"arguments": self._arguments, "spec": self.spec, "state": self.get_state()}
+        own_spaces = (self.observation_space, self.action_space)  # with their generators
+        return {"arguments": self._arguments, "spec": self.spec, "spaces": own_spaces, "state": self.get_state()}
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
         self.__init__(**saved["arguments"])  # type: ignore[misc]
         self.spec = saved["spec"]
+        self.observation_space, self.action_space = saved["spaces"]
         self.set_state(saved["state"])
 
 
@@ -343,10 +312,11 @@ class LearningRateEnv(QanEnv):
     (`info["early_stopped"]`), or the loss or a weight is not finite (`info["diverged"]`).
 
     ## Information
-    At every step `learning_rate`, `loss` (mean over the action's batches), `smoothed_loss`, `epoch` (done), `batch`
-    (done), `diverged`, `is_success`, `early_stopped`, the reward's terms, `validation_loss` and `validation_accuracy`
-    (measured after the action in which an epoch or the episode ends, or every `validate_every` mini-batches); at the
-    end of the episode `test_loss`, `test_accuracy`.
+    The same names at the reset and at every step: `learning_rate`, `loss` (mean over the action's batches),
+    `smoothed_loss`, `epoch` (done), `batch` (done), `diverged`, `early_stopped`, with `target_loss` also `is_success`,
+    the reward's terms, `validation_loss` and `validation_accuracy` (measured after the action in which an epoch or the
+    episode ends, or every `validate_every` mini-batches), `test_loss` and `test_accuracy` (NaN before the end of the
+    episode). Numbers are np.float64 (a float), int and bool.
 
     ## Arguments
     The fields of `qan_gym.config.TaskConfig`, among them `dataset` (a registered name or the path of an `.npz`),
@@ -397,17 +367,17 @@ class MinibatchEnv(QanEnv):
     """
 
 
-def wants_shuffled(options: dict[str, Any]) -> bool:
+def wants_shuffled(options: Any) -> bool:
     """Whether the options of a reset ask for shuffled SGD.
 
     Raises:
-        ValueError: an option or its value is unknown.
+        ValueError: they are neither a dict nor None, or an option or its value is unknown.
     """
+    if options is None:
+        return False
+    if not isinstance(options, dict):
+        raise ValueError(f"the options of a reset must be a dict or None, not {shown(options)}")
     for name, value in options.items():
-        if name not in RESET_OPTIONS or value not in RESET_OPTIONS[name]:
-            raise ValueError(f"unknown reset option {name}={value!r}; there are {RESET_OPTIONS}")
+        if name not in RESET_OPTIONS or not isinstance(value, str) or value not in RESET_OPTIONS[name]:
+            raise ValueError(f"unknown reset option {shown(name)}: {shown(value)}; there are {RESET_OPTIONS}")
     return options.get("sampler") == "shuffled"
-
-
-def _scalars(info: Info) -> dict[str, Any]:
-    return {name: value.tolist()[0] for name, value in info.items()}

@@ -3,8 +3,11 @@
 from dataclasses import fields, replace
 from typing import Any
 
+import torch
+
 from qan_gym.config import FILTER_REGRESSION, TaskConfig
 from qan_gym.games import game_of
+from qan_gym.utils.validation import shown
 
 
 class UnexpectedKeywordError(TypeError, ValueError):
@@ -22,18 +25,29 @@ def make_task_config(task: str, overrides: dict[str, Any]) -> TaskConfig:
         ValueError: the id, or the value of an override, is not one of those there are.
         UnexpectedKeywordError: there is no field of the name of an override.
     """
-    if task not in TASKS:
-        raise ValueError(f"unknown task {task!r}; there are {', '.join(TASKS)}")
+    if not isinstance(task, str) or task not in TASKS:
+        raise ValueError(f"unknown task {shown(task)}; there are {', '.join(TASKS)}")
     names = [field.name for field in fields(TaskConfig)]
     for name in overrides:
         if name not in names:
-            there_are = f"{', '.join(names)}, device, render_mode, baseline_run"
+            there_are = f"{', '.join(names)}, device, engine, render_mode, baseline_run"
             raise UnexpectedKeywordError(f"got an unexpected keyword argument {name!r}; there are {there_are}")
     optimizer = overrides.get("optimizer")
     own = OPTIMIZER_DEFAULTS.get(optimizer, {}) if isinstance(optimizer, str) else {}
     config = replace(TASKS[task], **{**own, **overrides})
     game_of(config).check(config)
     return config
+
+
+def device_name(device: Any) -> str:
+    """A device by its name, as it can be written to a file.
+
+    Raises:
+        ValueError: it is neither a name nor a `torch.device`.
+    """
+    if not isinstance(device, str | torch.device):
+        raise ValueError(f"device must be a name, as 'cpu' or 'cuda:0', not {shown(device)}")
+    return str(device)
 
 
 # What `optimizer=` changes in the defaults of every id, where the caller does not say otherwise: other optimizers want

@@ -16,15 +16,22 @@ from qan_gym.core.factory import make_training
 from qan_gym.core.observation import filter_pictures
 from qan_gym.core.run_state import Flags
 from qan_gym.core.training import Info
-from qan_gym.env import wants_shuffled
+from qan_gym.env import RenderModes, wants_shuffled
+from qan_gym.inspection import Row
 from qan_gym.rendering.frames import FPS, FrameContent, FrameRenderer, require_matplotlib
 from qan_gym.rendering.history import History, class_shares
-from qan_gym.tasks import make_task_config
+from qan_gym.tasks import device_name, make_task_config
 from qan_gym.utils.arrays import Array as Values
 from qan_gym.utils.arrays import as_array, as_tensor, to_numpy
 from qan_gym.utils.random_streams import next_seeds
+from qan_gym.utils.validation import integer, plain, seed_of, shown
 
 Array = NDArray[Any] | Tensor  # as `output` says
+# What a copy has beside the arguments, the run and the histories.
+_KEPT = (
+    *("spec", "_np_random", "_np_random_seed", "_generators", "_begun", "_attributes", "_frames"),
+    *("observation_space", "action_space", "single_observation_space", "single_action_space"),
+)
 Outcome = tuple[Array, Array, Array, Array, dict[str, Any]]
 
 
@@ -40,22 +47,24 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
     `reset(options={"reset_mask": mask})` before the next step).
 
     ## Information
-    A dict of arrays (N,), by the names of the single environment, and for each a mask `_name` (N,) of the rows that
-    have it. `infos["final_obs"]` is an array of N objects, None where an episode goes on; a tensor (N, D) with
-    `output="torch"`, to be read through its mask.
+    A dict of arrays (N,), by the names of the single environment, which are the same at every step, and for each a mask
+    `_name` (N,) of the rows that have it. `infos["final_obs"]` is an array of N objects, None where an episode goes on;
+    a tensor (N, D) with `output="torch"`, to be read through its mask.
 
     ## Rendering
     With `render_mode="rgb_array"`, `render()` gives a tuple of N pictures, one per row, as Gymnasium's vector
     environments do; `qan_gym.rendering.mosaic` and Gymnasium's vector wrappers (`RecordVideo`, `HumanRendering`) put
-    them together.
+    them together. `"rgb_array_list"` draws every step, and `render()` gives N lists of the pictures since the last
+    `render()`, or since the row's last reset.
 
     ## Arguments
-    Those of the single environment but `baseline_run`, and `num_envs`, `autoreset_mode`, and `output`: `"numpy"`
-    (default), or `"torch"` for tensors on the device, which are copied nowhere.
+    Those of the single environment but `baseline_run`, and `num_envs`, `autoreset_mode`, `max_episode_steps` (which
+    truncates as Gymnasium's `TimeLimit` does: nothing is measured then, and `test_loss` stays NaN), and `output`:
+    `"numpy"` (default), or `"torch"` for tensors on the device, which are copied nowhere; rewards are then float32.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 (Gymnasium's)
-        "render_modes": ["rgb_array"],
+        "render_modes": RenderModes(["rgb_array", "rgb_array_list"]),
         "render_fps": FPS,
         "autoreset_mode": AutoresetMode.NEXT_STEP,
     }
@@ -70,40 +79,56 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         output: str = "numpy",
         render_mode: str | None = None,
+        max_episode_steps: int | None = None,
         **overrides: Any,
     ) -> None:
         """See the class; `task` is set by the registration.
 
         Raises:
-            ValueError: an argument is out of its range.
+            ValueError: an argument is unknown or out of its range.
             ImportError: matplotlib is missing, and is to draw.
         """
-        if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
-            raise ValueError(f"num_envs must be an integer of at least 1, not {num_envs!r}")
-        if output not in ("numpy", "torch"):
-            raise ValueError(f"output must be 'numpy' or 'torch', not {output!r}")
-        if render_mode not in (None, "rgb_array"):
+        num_envs, device = _count("num_envs", num_envs), device_name(device)
+        if max_episode_steps is not None:
+            max_episode_steps = _count("max_episode_steps", max_episode_steps)
+        if not isinstance(output, str) or output not in ("numpy", "torch"):
+            raise ValueError(f"output must be 'numpy' or 'torch', not {shown(output)}")
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ValueError(
-                f"render_mode of a vector environment must be None or 'rgb_array', not {render_mode!r}: "
-                "gym.make has others, for one episode"
+                f"render_mode of a vector environment must be None, 'rgb_array' or 'rgb_array_list', not "
+                f"{render_mode!r}: gym.make has others, for one episode"
             )
         if render_mode is not None:
             require_matplotlib()
+        self.autoreset_mode = _autoreset_mode(autoreset_mode)
+        self._arguments = {
+            "task": task,
+            "num_envs": num_envs,
+            "device": device,
+            "engine": engine,
+            "autoreset_mode": self.autoreset_mode,
+            "output": output,
+            "render_mode": render_mode,
+            "max_episode_steps": max_episode_steps,
+            **overrides,
+        }
         self.render_mode = render_mode
-        self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.num_envs = num_envs
         self.output = output
         self.config = make_task_config(task, overrides)
         self.training = make_training(self.config, num_envs, device, engine)
         parts = self.training.parts
+        self.max_episode_steps = max_episode_steps
         self.screen_shape = parts.observer.shape
         self.single_observation_space, self.single_action_space = parts.observer.space, parts.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._generators: list[np.random.Generator] = [seeding.np_random()[0] for _ in range(num_envs)]
         self._begun = False
+        self._attributes: dict[str, list[Any]] = {}  # that `set_attr` has set
         self._histories = [History(self.training) for _ in range(num_envs if render_mode is not None else 0)]
+        self._frames: list[list[NDArray[np.uint8]]] = [[] for _ in range(num_envs)]  # of "rgb_array_list"
         self._renderer = FrameRenderer(parts, small=True)
 
     # --- reset ------------------------------------------------------------------------------------------------------
@@ -122,8 +147,8 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
             gymnasium.error.ResetNeeded: a mask is given before the first whole reset.
         """
         self._require_open()
-        others = dict(options or {})
-        mask = self._reset_mask(others.pop("reset_mask", None))
+        others = dict(options) if isinstance(options, dict) else options
+        mask = self._reset_mask(others.pop("reset_mask", None) if isinstance(others, dict) else None)
         shuffled = wants_shuffled(others)
         seeds = self._row_seeds(seed)
         # All of them, before one takes effect: a seed may be refused.
@@ -140,7 +165,7 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
         if isinstance(mask, Tensor):
             mask = mask.cpu().numpy()
         if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.shape != (self.num_envs,):
-            raise ValueError(f"reset_mask must be a boolean array of shape ({self.num_envs},), not {mask!r}")
+            raise ValueError(f"reset_mask must be a boolean array of shape ({self.num_envs},), not {shown(mask)}")
         if not mask.any():
             raise ValueError("reset_mask must have a row that is True: there is nothing to reset")
         if not self._begun:
@@ -150,12 +175,14 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
     def _row_seeds(self, seed: int | list[int | None] | None) -> list[int | None]:
         if seed is None:
             return [None] * self.num_envs
-        if isinstance(seed, int | np.integer):
-            return [int(seed) + row for row in range(self.num_envs)]
-        seeds = list(seed)
-        if len(seeds) != self.num_envs:
-            raise ValueError(f"seed must be one number, or {self.num_envs} of them; it has {len(seeds)}")
-        return seeds
+        if isinstance(seed, list | tuple | np.ndarray):
+            if len(seed) != self.num_envs:
+                raise ValueError(f"seed must be one number, or {self.num_envs} of them; it has {len(seed)}")
+            return [seed_of(one) for one in seed]
+        first = seed_of(seed)
+        if not isinstance(first, int):
+            raise ValueError(f"seed must be an integer of at least 0, one per row, or None, not {shown(seed)}")
+        return [first + row for row in range(self.num_envs)]
 
     def _begin(self, mask: Flags, shuffled: bool) -> tuple[Values, Info]:
         rows = np.flatnonzero(mask)
@@ -187,27 +214,35 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
             raise ResetNeeded(f"the episodes of rows {rows} are over: reset(options={{'reset_mask': mask}}) them first")
         parts = self.training.parts
         done = self.training.step(row_actions(self.single_action_space, self.num_envs, actions))
+        truncated = done.truncated | self._out_of_time(was_over)
         self._write_down(done.info, ~was_over, self.training.run.action)
-        ended = done.terminated | done.truncated
+        ended = done.terminated | truncated
         observation, reward, info = done.observation, done.reward, done.info
         infos: dict[str, Any] = {}
         if self.autoreset_mode == AutoresetMode.SAME_STEP and ended.any():
-            infos = self._final(observation, {**info, **done.test}, ended)
+            infos = self._final(observation, info, ended)
             observation, info = self._begin(ended, shuffled=False)
-        elif ended.any():
-            infos = self._masked(done.test, ended)
         if was_over.any():  # NEXT_STEP: what was over was carried along, and begins only now
             observation, info = self._begin(was_over, shuffled=False)
             reward = parts.xp.where(self._on_device(was_over), 0.0, reward)
         infos |= self._masked(info, np.ones(self.num_envs, np.bool_))
-        terminated, truncated = self._flags_out(done.terminated), self._flags_out(done.truncated)
+        kind = parts.xp.float32 if self.output == "torch" else parts.xp.float64
         return (
             self._out(observation),
-            self._out(parts.xp.astype(reward, parts.xp.float64)),
-            terminated,
-            truncated,
+            self._out(parts.xp.astype(reward, kind)),
+            self._flags_out(done.terminated),
+            self._flags_out(truncated),
             infos,
         )
+
+    def _out_of_time(self, was_over: Flags) -> Flags:
+        """(N,) bool, the rows that have played as many steps as they may; their episodes are over."""
+        run = self.training.run
+        if self.max_episode_steps is None:
+            return np.zeros(self.num_envs, np.bool_)
+        spent: Flags = (run.batch >= self.max_episode_steps * self.config.batches_per_action) & ~was_over
+        run.over |= spent
+        return spent
 
     # --- what goes out ----------------------------------------------------------------------------------------------
 
@@ -248,8 +283,8 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
 
     # --- rendering --------------------------------------------------------------------------------------------------
 
-    def render(self) -> tuple[NDArray[np.uint8], ...] | None:
-        """A picture (H, W, 3) uint8 of every row; None without a render mode.
+    def render(self) -> tuple[Any, ...] | None:
+        """A picture (H, W, 3) uint8 of every row, or a list of them; None without a render mode.
 
         Raises:
             gymnasium.error.ResetNeeded: no episode has begun.
@@ -259,7 +294,14 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
             return None
         if not self._begun:
             raise ResetNeeded("there is nothing to render before reset()")
-        return tuple(self._renderer.draw(self._content(row)) for row in range(self.num_envs))
+        return tuple(self.render_row(row) for row in range(self.num_envs))
+
+    def render_row(self, row: int) -> Any:
+        """What `render` gives for a row: a picture, or the list of them."""
+        if self.render_mode == "rgb_array_list":
+            frames, self._frames[row] = self._frames[row], []
+            return frames
+        return self._renderer.draw(self._content(row))
 
     def _content(self, row: int) -> FrameContent:
         history = self._histories[row]
@@ -275,13 +317,16 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
         values = {name: value.tolist() for name, value in info.items()}
         shares = class_shares(self.training)
         played = None if actions is None else actions.tolist()
-        for row in np.flatnonzero(mask):
+        for row in np.flatnonzero(mask).tolist():
             now = {name: value[row] for name, value in values.items()}
             mine = None if shares is None else shares[row]
             if played is None:
                 self._histories[row].start(now)
+                self._frames[row] = []
             else:
                 self._histories[row].add(now, played[row], mine)
+            if self.render_mode == "rgb_array_list":
+                self._frames[row].append(self._renderer.draw(self._content(row)))
 
     # --- inspection and end -----------------------------------------------------------------------------------------
 
@@ -296,14 +341,96 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
 
     @property
     def episode_length(self) -> int:
-        """Actions of an episode that spends its budget."""
-        return self.training.parts.episode_length
+        """Actions of an episode that spends its budget, or `max_episode_steps` where that is less."""
+        length = self.training.parts.episode_length
+        return min(length, self.max_episode_steps or length)
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Call a method of every row, as Gymnasium's `SyncVectorEnv.call`; what is no method is returned.
+
+        Args:
+            name: of a method or an attribute of `qan_gym.inspection.Row`, or of an attribute that `set_attr` has set.
+            args, kwargs: of the method.
+
+        Raises:
+            AttributeError: rows have nothing of this name.
+        """
+        self._require_open()
+        if name in self._attributes:
+            return tuple(self._attributes[name])
+        found = [getattr(Row(self, row), name) for row in range(self.num_envs)]
+        return tuple(one(*args, **kwargs) if callable(one) else one for one in found)
+
+    def get_attr(self, name: str) -> tuple[Any, ...]:
+        """`call`, without arguments."""
+        return self.call(name)
+
+    def set_attr(self, name: str, values: Any) -> None:
+        """Set an attribute of every row, which `get_attr` will return; nothing that is played depends on it.
+
+        Args:
+            name: of none that rows have: what is played was settled when the environment was made.
+            values: a list or tuple of N, or one for all.
+
+        Raises:
+            AttributeError: rows have an attribute of this name.
+            ValueError: there is not one value per row.
+        """
+        self._require_open()
+        if hasattr(Row(self, 0), name):
+            raise AttributeError(f"{name} cannot be set: the rows are one training; give it to gym.make_vec")
+        each = list(values) if isinstance(values, list | tuple) else [values] * self.num_envs
+        if len(each) != self.num_envs:
+            raise ValueError(f"there must be {self.num_envs} values of {name}, one per row, not {len(each)}")
+        self._attributes[name] = each
 
     def close_extras(self, **kwargs: Any) -> None:
         """Give the memory of the networks back."""
         self.training.close()
         del self.training, self._renderer  # which holds the network and its layers' buffers too
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and deepcopy: how it was made and where it stands, not the data set.
+
+        Raises:
+            gymnasium.error.ClosedEnvironmentError: it is closed.
+        """
+        self._require_open()
+        kept = {name: self.__dict__.get(name) for name in _KEPT}
+        run = {name: value.cpu().numpy().copy() for name, value in self.training.run.saved().items()}
+        histories = [history.rows().copy() for history in self._histories]
+        return {"arguments": self._arguments, "run": run, "histories": histories, "kept": kept}
+
+    def __setstate__(self, saved: dict[str, Any]) -> None:
+        self.__init__(**saved["arguments"])  # type: ignore[misc]
+        self.training.run.restore({name: torch.from_numpy(array) for name, array in saved["run"].items()})
+        self._histories = [History(self.training, rows) for rows in saved["histories"]]
+        self.__dict__.update(saved["kept"])
+
     def _require_open(self) -> None:
         if self.closed:
             raise ClosedEnvironmentError("the environment is closed: make a new one")
+
+
+def _count(name: str, value: Any) -> int:
+    """An argument that counts something.
+
+    Raises:
+        ValueError: it is no integer of at least 1.
+    """
+    rule, count = integer(at_least=1), plain(value)
+    if not rule.allows(count, None):
+        raise ValueError(f"{name} must be {rule.wanted(None)}, not {shown(value)}")
+    return int(count)
+
+
+def _autoreset_mode(mode: Any) -> AutoresetMode:
+    """A mode by its name.
+
+    Raises:
+        ValueError: there is no such mode.
+    """
+    names = [one.value for one in AutoresetMode]
+    if not isinstance(mode, AutoresetMode) and not (isinstance(mode, str) and mode in names):
+        raise ValueError(f"autoreset_mode must be one of {', '.join(names)}, not {shown(mode)}")
+    return AutoresetMode(mode)

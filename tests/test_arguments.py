@@ -76,8 +76,11 @@ def test_a_wrong_value_is_named(name, value):
         ({"render_mode": "rgb"}, "render_mode"),
         ({"task": "QanLR-v7"}, "QanLR-v7"),
         ({"reference": None, "distillation": 0.5}, "distillation.*reference"),
-        ({"learning_rate_min": 2.0}, "learning_rate_max must be .* at least 2.0, not 1.0"),
-        ({"learning_rate": 0.004}, r"learning_rate must be .*\[0.005, 1.0\], not 0.004"),
+        ({"learning_rate_min": 2.0}, r"learning_rate_max must be .* at least 2.0 \(learning_rate_min\), .*, not 1.0"),
+        (
+            {"learning_rate": 0.004},
+            r"must be .*\[0.005 \(learning_rate_min\), 1.0 \(learning_rate_max\)\], not 0.004",
+        ),
         ({"action_scale": "absolute"}, "continuous=True"),
         ({"schedule": "exponential"}, "constant, linear, cosine, cooldown, one-cycle"),
         ({"validate_every": 0}, "at least 1"),

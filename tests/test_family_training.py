@@ -152,7 +152,7 @@ def test_rows_are_what_each_is_alone(engine):
                 assert np.array_equal(getattr(result, name)[row], getattr(own, name)[0]), (number, row, name)
             assert_same(everything(single, 0), everything(together, row))
             if own.truncated[0]:
-                assert result.test["test_loss"][row] == own.test["test_loss"][0]
+                assert result.info["test_loss"][row] == own.info["test_loss"][0]
     assert over.sum() >= len(tasks) - mask.sum()
 
 
@@ -218,8 +218,8 @@ def test_an_episode_has_25_actions_and_is_paid_at_its_end(engine):
     logits = network.forward(params, images[None], False)[0]
     assert len(labels) == 1010 + 1135 + 982  # MNIST's test images of these classes
     expected = float(torch.nn.functional.cross_entropy(logits, labels))
-    assert result.test["test_loss"][0] == pytest.approx(expected, rel=1e-4)
-    assert result.test["test_accuracy"][0] == pytest.approx(float((logits.argmax(1) == labels).double().mean()))
+    assert result.info["test_loss"][0] == pytest.approx(expected, rel=1e-4)
+    assert result.info["test_accuracy"][0] == pytest.approx(float((logits.argmax(1) == labels).double().mean()))
 
 
 @pytest.mark.parametrize("engine", ENGINES)

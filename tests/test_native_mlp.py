@@ -1,26 +1,19 @@
 """The C kernels for multilayer perceptrons: against float64 and PyTorch's path, the same bits everywhere, wrong input."""
 
 import copy
-import hashlib
-import math
-import shutil
-import subprocess
-from dataclasses import fields, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_native_kernels import C_PROGRAMS, compile_program, needs_compiler, needs_library
+from test_native_kernels import needs_library
 
-from qan_gym.native import build, library
-from qan_gym.native.kernels import Kernels
-from qan_gym.native.mlp import ACTIVATIONS, MEASUREMENTS, OPTIMIZERS, Examples, MLPKernels, MLPState, MLPTask
+from qan_gym.native import library
+from qan_gym.native.mlp import ACTIVATIONS, OPTIMIZERS, Examples, MLPKernels, MLPState, MLPTask
 from qan_gym.optimizee import zoo
-from qan_gym.optimizee.network import Network, leaves, loss_and_gradients
+from qan_gym.optimizee.network import Network
 from qan_gym.optimizee.optimizers import AdamW
 from qan_gym.utils import random_streams
 

@@ -191,7 +191,7 @@ def test_restore_refuses(change, match):
     with pytest.raises(ValueError, match=match):
         run.restore(state)
     for name, _, tensor in run.leaves():
-        assert torch.equal(tensor, before[name]), name
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0, equal_nan=True, msg=name)
 
 
 def test_fork():

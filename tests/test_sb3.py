@@ -8,7 +8,8 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import FrameStackObservation
 from helpers import small_data
 from stable_baselines3 import DQN, PPO
-from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv, VecVideoRecorder
 
 from qan_agents.sb3 import GymnasiumVecEnv, vec_env
 from qan_agents.sb3.wrappers import RoundRecorder, StackHistory
@@ -41,6 +42,8 @@ def compare(mine, theirs, actions) -> int:
             assert_equal(one, two)
         for row, info in enumerate(infos):
             info.pop("waiting", None)
+            assert ("episode" in info) == dones[row]  # of the monitor
+            info.pop("episode", None)
             assert_equal(info, infos2[row])
             if dones[row]:
                 assert_equal(mine.unwrapped.reset_infos[row], theirs.reset_infos[row])
@@ -102,7 +105,7 @@ def test_a_round_is_one_episode_of_every_row():
 
 
 def test_algorithms_of_sb3_train_on_it():
-    env = VecMonitor(vec_env("QanLR-MNIST5k-v0", 4, **GAMES["QanLR-MNIST5k-v0"]))
+    env = vec_env("QanLR-MNIST5k-v0", 4, **GAMES["QanLR-MNIST5k-v0"])
     ppo = PPO("MlpPolicy", env, n_steps=12, batch_size=24, n_epochs=1, seed=0, device="cpu")
     ppo.learn(96)
     assert ppo.num_timesteps == 96
@@ -149,13 +152,12 @@ def test_what_the_bridge_cannot_do_it_says():
     with pytest.raises(ValueError, match="SAME_STEP"):
         GymnasiumVecEnv(gym.make_vec("QanLR-MNIST5k-v0", num_envs=2, **GAMES["QanLR-MNIST5k-v0"]))
     env = vec_env("QanMinibatch-MNIST5k-v0", 2, **GAMES["QanMinibatch-MNIST5k-v0"])
-    assert env.get_attr("num_envs", indices=[1]) == [2]
     assert env.env_is_wrapped(gym.Wrapper) == [False, False]
     assert env.unwrapped.env.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
     with pytest.raises(AttributeError, match="config"):
         env.set_attr("config", None)
-    with pytest.raises(AttributeError, match="weights"):
-        env.env_method("weights")
+    with pytest.raises(AttributeError, match="no_such_method"):
+        env.env_method("no_such_method")
     with pytest.raises(ValueError, match="2 seeds"):
         env.seed_rows([1])
     env.set_options([{"sampler": "shuffled"}, {}])
@@ -165,3 +167,74 @@ def test_what_the_bridge_cannot_do_it_says():
     env.reset()
     assert not env.unwrapped.env.training.run.by_class.any()
     env.close()
+
+
+def test_attributes_and_methods_of_rows():
+    """Those of single environments, in the order of the rows asked for."""
+    settings = GAMES["QanLR-MNIST5k-v0"]
+    env = vec_env("QanLR-MNIST5k-v0", 3, **settings)
+    theirs = DummyVecEnv([lambda: gym.make("QanLR-MNIST5k-v0", **settings) for _ in range(3)])
+    for one in (env, theirs):
+        one.seed(3)
+        one.reset()
+        one.step(np.array([0, 1, 2]))
+    for name in ("episode_length", "config", "screen_shape", "action_space", "observation_space", "render_mode"):
+        assert env.get_attr(name, [2, 0]) == theirs.get_attr(name, [2, 0]), name
+    assert env.get_attr("unwrapped", 1)[0].episode_length == 10
+    assert_equal(env.get_attr("batch_indices"), theirs.get_attr("batch_indices"))
+    asked = (one.env_method("weights", indices=[2, 1]) for one in (env, theirs))
+    for mine, its in zip(*asked, strict=True):
+        assert_equal(mine, its)
+    assert_equal(env.env_method("split", "test", indices=0)[0][1], theirs.env_method("split", "test", indices=0)[0][1])
+    assert not env.has_attr("difficulty")
+    env.set_attr("difficulty", 1)
+    env.set_attr("difficulty", 5, indices=[1])
+    assert env.get_attr("difficulty") == [1, 5, 1]
+
+
+def test_pictures_go_through_the_bridge(tmp_path):
+    """A mosaic of all rows, a picture of each, and a video."""
+    env = vec_env("QanLR-MNIST5k-v0", 2, render_mode="rgb_array", **GAMES["QanLR-MNIST5k-v0"])
+    env.reset()
+    images = env.get_images()
+    assert [image.shape for image in images] == [images[0].shape] * 2
+    assert env.render().size == 2 * images[0].size
+    assert env.unwrapped.metadata["render_fps"] == 10
+    pytest.importorskip("moviepy")
+    video = VecVideoRecorder(env, str(tmp_path), lambda step: step == 0, video_length=3)
+    video.reset()
+    for _ in range(4):
+        video.step(np.zeros(2, np.int64))
+    video.close()
+    assert next(tmp_path.glob("*.mp4")).stat().st_size > 1_000
+
+
+def test_without_a_render_mode_there_are_no_pictures():
+    env = vec_env("QanLR-MNIST5k-v0", 2, **GAMES["QanLR-MNIST5k-v0"])
+    env.reset()
+    assert list(env.get_images()) == [None, None]
+
+
+@pytest.mark.filterwarnings("error")
+def test_evaluation_by_sb3_does_not_warn():
+    """Lengths and returns are those of the monitor around the bridge; there is no success rate without a target."""
+    env = vec_env("QanLR-MNIST5k-v0", 2, **GAMES["QanLR-MNIST5k-v0"])
+    model = PPO("MlpPolicy", env, n_steps=10, batch_size=20, n_epochs=1, seed=0, device="cpu").learn(20)
+    assert len(model.ep_info_buffer) == 2
+    assert len(model.ep_success_buffer) == 0
+    returns, lengths = evaluate_policy(model, env, n_eval_episodes=4, return_episode_rewards=True)
+    assert lengths == [10] * 4
+    assert np.isfinite(returns).all()
+
+
+def test_success_is_reported_where_there_is_a_target():
+    env = vec_env("QanLR-MNIST5k-v0", 2, **{**GAMES["QanLR-MNIST5k-v0"], "target_loss": 100.0})
+    model = PPO("MlpPolicy", env, n_steps=10, batch_size=20, n_epochs=1, seed=0, device="cpu").learn(20)
+    assert list(model.ep_success_buffer) == [True] * 20
+
+
+def test_the_bridge_takes_other_vector_environments():
+    mode = {"autoreset_mode": AutoresetMode.SAME_STEP}
+    env = GymnasiumVecEnv(gym.make_vec("CartPole-v1", 2, vectorization_mode="sync", vector_kwargs=mode))
+    assert env.get_attr("tau", [0]) == [0.02]
+    PPO("MlpPolicy", env, n_steps=8, batch_size=16, n_epochs=1, seed=0, device="cpu").learn(16)

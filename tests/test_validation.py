@@ -1,8 +1,10 @@
 """Checks of settings: each rule's accepted and refused values, and messages with field, range and value."""
 
 import math
+import re
 from dataclasses import dataclass, field, fields, make_dataclass
 
+import numpy as np
 import pytest
 
 from qan_gym.config import TaskConfig
@@ -20,10 +22,12 @@ from qan_gym.utils.validation import (
     optional,
     registered,
     setting,
+    shown,
     text,
 )
 
 NAN, INF = math.nan, math.inf
+BELOW, AT_MOST = ", below 2**31", ", at most 3.4e+38"
 REGISTRY = {"first": 1, "second": 2}
 
 # name -> (rule, what it accepts in words, accepted values, refused values)
@@ -33,20 +37,40 @@ RULES = {
     "one of": (one_of("a", "b"), "one of a, b", ["a", "b"], ["c", "", None, 0, ["a"], "A"]),
     "one of, or None": (one_of(None, "a"), "one of None, a", [None, "a"], ["None", 0, False, ["a"]]),
     "registered": (registered(REGISTRY), "one of first, second", ["first", "second"], ["third", None, 1, ["first"]]),
-    "integer": (integer(at_least=1), "an integer of at least 1", [1, 2, 10**12], [0, -1, 1.0, True, "1", None, NAN]),
-    "integer from 0": (integer(at_least=0), "an integer of at least 0", [0, 7], [-1, False, True, 0.0]),
-    "at least": (number(at_least=0), "a number of at least 0", [0, 0.0, 1, 1e300], [-1e-9, INF, NAN, "0", None, True]),
-    "above": (number(above=0), "a number above 0", [1e-300, 1, 2.5], [0, 0.0, -1, INF, NAN, True, [1]]),
+    "integer": (
+        integer(at_least=1),
+        f"an integer of at least 1{BELOW}",
+        [1, 2, 2**31 - 1, np.int64(3), np.uint8(1)],
+        [0, -1, 1.0, True, "1", None, NAN, 2**31, 10**200],
+    ),
+    "integer from 0": (integer(at_least=0), f"an integer of at least 0{BELOW}", [0, 7], [-1, False, True, 0.0]),
+    "at least": (
+        number(at_least=0),
+        f"a number of at least 0{AT_MOST}",
+        [0, 0.0, 1, 1e38, np.float32(0.5), np.int64(2)],
+        [-1e-9, INF, NAN, "0", None, True, 1e39, 10**400],
+    ),
+    "above": (number(above=0), f"a number above 0{AT_MOST}", [1e-300, 1, 2.5], [0, 0.0, -1, INF, NAN, True, [1]]),
     "closed": (number(at_least=0, at_most=1), "a number in [0, 1]", [0, 1, 0.5], [-0.1, 1.1, NAN, -INF, "1", False]),
     "half open above": (number(at_least=0, below=1), "a number in [0, 1)", [0, 0.999], [1, 1.0, -1, NAN, None]),
     "half open below": (number(above=0, at_most=1), "a number in (0, 1]", [1, 0.001], [0, 1.5, NAN, None]),
     "open": (number(above=-1, below=1), "a number in (-1, 1)", [0, -0.5], [-1, 1, INF]),
-    "optional": (optional(integer(at_least=1)), "None or an integer of at least 1", [None, 1], [0, "None", True, 1.5]),
+    "optional": (
+        optional(integer(at_least=1)),
+        f"None or an integer of at least 1{BELOW}",
+        [None, 1],
+        [0, "None", True, 1.5],
+    ),
     "exactly": (exactly("word"), "'word'", ["word"], ["other", None, 1, ["word"], ""]),
-    "either": (either(number(above=0), exactly("auto")), "a number above 0 or 'auto'", [1, "auto"], [0, "other", None]),
+    "either": (
+        either(number(above=0), exactly("auto")),
+        f"a number above 0{AT_MOST} or 'auto'",
+        [1, "auto"],
+        [0, "other", None],
+    ),
     "either of three": (
         either(exactly("a"), flag(), integer(at_least=5)),
-        "'a', True or False or an integer of at least 5",
+        f"'a', True or False or an integer of at least 5{BELOW}",
         ["a", True, 5],
         ["b", 4, None],
     ),
@@ -76,7 +100,7 @@ def test_refused(name, value):
     rule, words, _, _ = RULES[name]
     with pytest.raises(ValueError) as caught:  # noqa: PT011 (the whole message is compared)
         check_settings(config_of(rule, value))
-    assert str(caught.value) == f"size must be {words}, not {value!r}"
+    assert str(caught.value) == f"size must be {words}, not {shown(value)}"
 
 
 @pytest.mark.parametrize("name", list(RULES))
@@ -124,32 +148,67 @@ def test_values_within_bounds_that_are_fields(values):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"low": -1}, "low must be a number of at least 0, not -1"),
-        ({"low": 2}, "high must be a number of at least 2, not 1.0"),
-        ({"high": -0.5}, "high must be a number of at least 0.0, not -0.5"),
-        ({"value": 1.5}, r"value must be a number in \[0.0, 1.0\], not 1.5"),
-        ({"low": 0.4, "value": 0.3}, r"value must be a number in \[0.4, 1.0\], not 0.3"),
-        ({"inside": 0.0}, r"inside must be a number in \(0.0, 1.0\), not 0.0"),
-        ({"high": 0.5}, r"inside must be a number in \(0.0, 0.5\), not 0.5"),
-        ({"low": "0"}, "low must be a number of at least 0, not '0'"),
+        ({"low": -1}, f"low must be a number of at least 0{AT_MOST}, not -1"),
+        ({"low": 2}, f"high must be a number of at least 2 (low){AT_MOST}, not 1.0"),
+        ({"high": -0.5}, f"high must be a number of at least 0.0 (low){AT_MOST}, not -0.5"),
+        ({"value": 1.5}, "value must be a number in [0.0 (low), 1.0 (high)], not 1.5"),
+        ({"low": 0.4, "value": 0.3}, "value must be a number in [0.4 (low), 1.0 (high)], not 0.3"),
+        ({"inside": 0.0}, "inside must be a number in (0.0 (low), 1.0 (high)), not 0.0"),
+        ({"high": 0.5}, "inside must be a number in (0.0 (low), 0.5 (high)), not 0.5"),
+        ({"low": "0"}, f"low must be a number of at least 0{AT_MOST}, not '0'"),
+        ({"low": 1e308}, f"low must be a number of at least 0{AT_MOST}, not 1e+308"),
     ],
 )
 def test_values_outside_bounds_that_are_fields(values, message):
-    """The message has the values of the bounds."""
-    with pytest.raises(ValueError, match=f"^{message}$"):
+    """The message has the names and values of the bounds; what is compared with a wrong one is not blamed."""
+    with pytest.raises(ValueError, match="^" + re.escape(message).replace(r"\.\*", ".*") + "$"):
         Range(**values)
 
 
-def test_the_first_wrong_field_is_named():
-    with pytest.raises(ValueError, match=r"^low must be"):
-        Range(low=-1, high=-2, value=-3)
+def test_every_wrong_field_is_named():
+    with pytest.raises(ValueError, match=r"^momentum must be [^;]*, not 2; epochs must be [^;]*, not 0$"):
+        TaskConfig(momentum=2, epochs=0, pull_epochs=0)
+
+
+def test_scalars_of_numpy_become_pythons():
+    """A float32 is the number that it is printed as, in lists too."""
+    config = TaskConfig(
+        learning_rate=np.float32(0.005),
+        momentum=np.float16(0.5),
+        batch_size=np.int32(7),
+        nesterov=np.bool_(True),
+        network=np.str_("mnist-cnn"),
+        observation=[np.str_("log_loss")],
+    )
+    assert config == TaskConfig(
+        learning_rate=0.005, momentum=0.5, batch_size=7, nesterov=True, observation=("log_loss",)
+    )
+    values = (config.learning_rate, config.momentum, config.batch_size, config.nesterov, config.network)
+    assert [type(value) for value in (*values, *config.observation)] == [float, float, int, bool, str, str]
+
+
+@pytest.mark.parametrize("value", [np.datetime64(1, "s"), np.timedelta64(1, "s"), np.array(1), np.complex64(1)])
+def test_other_values_of_numpy_are_refused(value):
+    with pytest.raises(ValueError, match="epochs must be an integer"):
+        TaskConfig(epochs=value)
+
+
+def test_values_are_shown_in_one_line():
+    class Bad:
+        def __repr__(self):
+            raise RuntimeError
+
+    assert shown(np.arange(1000)).count("\n") == 0
+    assert len(shown("x" * 1000)) == 100
+    assert shown(10**10_000) == "a value of type int"
+    assert shown(Bad()) == "a value of type Bad"
 
 
 def test_descriptions_name_the_fields_that_are_bounds():
     """In the order of the fields; without those that have no rule."""
     assert describe_settings(Range) == {
-        "low": ("a number of at least 0", "the least value"),
-        "high": ("a number of at least low", "the largest value"),
+        "low": (f"a number of at least 0{AT_MOST}", "the least value"),
+        "high": (f"a number of at least low{AT_MOST}", "the largest value"),
         "value": ("a number in [low, high]", "the value"),
         "inside": ("a number in (low, high)", "a value inside"),
     }

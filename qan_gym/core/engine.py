@@ -22,6 +22,7 @@ from qan_gym.native import library
 from qan_gym.native.portable import PortableNumpy
 from qan_gym.optimizee.network import Network, Params
 from qan_gym.utils.arrays import NUMPY, TORCH, Array
+from qan_gym.utils.validation import shown
 
 if TYPE_CHECKING:
     from qan_gym.core.components import Components
@@ -84,10 +85,12 @@ def choose_engine(wanted: str, config: TaskConfig, device: torch.device, network
     Raises:
         ValueError: there is no such engine, or the kernels cannot train this task here.
     """
+    if not isinstance(wanted, str) or wanted not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, not {shown(wanted)}")
     if wanted == "auto":
         wanted = os.environ.get(ENGINE_VARIABLE) or wanted
     if wanted not in ENGINES:
-        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, not {wanted!r}")
+        raise ValueError(f"{ENGINE_VARIABLE} must be one of {', '.join(ENGINES)}, not {wanted!r}")
     if wanted == "torch":
         return "torch"
     obstacle = native_obstacle(config, device, network)

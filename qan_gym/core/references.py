@@ -111,7 +111,7 @@ def train_reference(baseline: Components, folder: Path | None) -> Params:
                 f"the baseline run of {config.dataset} diverged: lower learning_rate or set reference=None"
             )
     weights = {name: value[0].cpu() for name, value in training.run.params.items()}
-    scores = {name: float(value[0]) for name, value in {**result.info, **result.test}.items()}
+    scores = {name: float(value[0]) for name, value in result.info.items()}
     training.close()
     save_arrays(path, {name: value.numpy() for name, value in weights.items()}, scores)
     return weights

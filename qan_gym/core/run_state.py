@@ -23,6 +23,8 @@ from qan_gym.utils.arrays import TORCH, as_array
 Flags = NDArray[np.bool_]  # (N,), on the host
 
 NO_ACTION = -1.0  # last_action before the first action of an episode
+LOSS_LIMIT = 1e6  # replaces larger losses and NaN
+LEAST_LOSS = -1e-3  # of a loss of 0, whose rounding may be below
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class TensorSpec:
         saved: whether the future depends on it, so that it belongs to a saved state.
         on_host: a NumPy array on the host, which the step reads without waiting for the device.
         measured: only there where a feature of the observation needs measurements; else None.
+        at_least, at_most, below: the range of its elements within an episode, which a saved state must keep: numbers,
+            names of sizes or of fields of `TaskConfig`; None: no bound.
     """
 
     shape: tuple[int | str, ...] = ()
@@ -45,6 +49,9 @@ class TensorSpec:
     saved: bool = True
     on_host: bool = False
     measured: bool = False
+    at_least: float | str | None = None
+    at_most: float | str | None = None
+    below: float | str | None = None
 
 
 @dataclass(frozen=True)
@@ -104,16 +111,14 @@ class Layout:
         return self.network.views(torch.zeros(self.num_runs, self.network.size(), device=self.device))
 
 
-def per_run(
-    *shape: int | str,
-    dtype: torch.dtype = torch.float32,
-    at_reset: float | str | None = 0,
-    saved: bool = True,
-    on_host: bool = False,
-    measured: bool = False,
-) -> Any:
+def per_run(*shape: int | str, **declared: Any) -> Any:
     """A field of `RunState`; see `TensorSpec`."""
-    return field(metadata={"spec": TensorSpec(shape, dtype, at_reset, saved, on_host, measured)})
+    return field(metadata={"spec": TensorSpec(shape, **declared)})
+
+
+def a_loss(at_reset: float | None = None) -> Any:
+    """A field of `RunState`, a loss in nats."""
+    return per_run(at_reset=at_reset, at_least=LEAST_LOSS, at_most=LOSS_LIMIT)
 
 
 def per_network(of: str, at_reset: float | None = None, saved: bool = True) -> Any:
@@ -137,8 +142,10 @@ class RunState:
     xp: Any = TORCH
 
     # What the host knows, and the device's copies of it.
-    seed: NDArray[np.int64] = per_run(dtype=torch.int64, at_reset=None, on_host=True)  # of the episode
-    batch: NDArray[np.int64] = per_run(dtype=torch.int64, on_host=True)  # mini-batches done
+    seed: NDArray[np.int64] = per_run(dtype=torch.int64, at_reset=None, on_host=True, at_least=0)  # of the episode
+    batch: NDArray[np.int64] = per_run(
+        dtype=torch.int64, on_host=True, at_least=0, at_most="budget"
+    )  # mini-batches done
     over: Flags = per_run(dtype=torch.bool, on_host=True)  # the episode has ended or not begun
     budgets: NDArray[np.int64] = per_run(dtype=torch.int64, at_reset=None, saved=False, on_host=True)  # mini-batches
     epoch_batches: NDArray[np.int64] = per_run(dtype=torch.int64, at_reset=None, saved=False, on_host=True)
@@ -162,11 +169,13 @@ class RunState:
     has_reference: Tensor = per_run(dtype=torch.bool, at_reset=None)
 
     # The hyperparameters that an action may change.
-    learning_rate: Tensor = per_run(dtype=torch.float64, at_reset="learning_rate")  # of the last mini-batch
-    chosen_learning_rate: Tensor = per_run(dtype=torch.float64, at_reset="learning_rate")  # before the base schedule
-    momentum: Tensor = per_run(dtype=torch.float64, at_reset="momentum")
-    weight_decay: Tensor = per_run(dtype=torch.float64, at_reset="weight_decay")
-    loss_scale: Tensor = per_run(at_reset="loss_scale")  # multiplies the training loss and its gradient
+    learning_rate: Tensor = per_run(dtype=torch.float64, at_reset="learning_rate", at_least=0)  # of the last mini-batch
+    chosen_learning_rate: Tensor = per_run(  # before the base schedule
+        dtype=torch.float64, at_reset="learning_rate", at_least="learning_rate_min", at_most="learning_rate_max"
+    )
+    momentum: Tensor = per_run(dtype=torch.float64, at_reset="momentum", at_least=0)
+    weight_decay: Tensor = per_run(dtype=torch.float64, at_reset="weight_decay", at_least=0)
+    loss_scale: Tensor = per_run(at_reset="loss_scale", at_least=0)  # multiplies the training loss and its gradient
     pull: Tensor = per_run(saved=False)  # c of the next update, see `qan_gym.core.meta_momentum`; 0: none
 
     # The actions; what has no declaration here is declared by the game.
@@ -175,20 +184,28 @@ class RunState:
     game: dict[str, Tensor]  # see `Game.tensors`
 
     # The data.
-    order: Tensor = per_run("train_size", dtype=torch.int32, at_reset=None)  # of the training images, in this epoch
+    order: Tensor = per_run(  # of the training images, in this epoch
+        "train_size", dtype=torch.int32, at_reset=None, at_least=0, below="train_size"
+    )
     by_class: Tensor = per_run(dtype=torch.bool, at_reset=None)  # whether mini-batches are drawn by class
-    class_used: Tensor = per_run("n_classes", dtype=torch.int64, at_reset=None)  # images drawn by class in this epoch
-    batch_indices: Tensor = per_run("batches_per_action", "batch_size", dtype=torch.int64)  # of the last action
+    class_used: Tensor = per_run(  # images drawn by class in this epoch
+        "n_classes", dtype=torch.int64, at_reset=None, at_least=0, at_most="train_size"
+    )
+    batch_indices: Tensor = per_run(  # of the last action
+        "batches_per_action", "batch_size", dtype=torch.int64, at_least=0, below="train_size"
+    )
 
     # What is measured.
-    loss: Tensor = per_run(at_reset=None)  # mean over the mini-batches of the last action, times the loss scale
-    smoothed_loss: Tensor = per_run(at_reset=None)  # running mean of the losses of the mini-batches
-    smoothed_loss_before: Tensor = per_run(at_reset=None)
-    validation_loss: Tensor = per_run(at_reset=None)  # as last measured
-    validation_loss_before: Tensor = per_run(at_reset=None)
-    validation_accuracy: Tensor = per_run(at_reset=None)
-    best_validation_loss: Tensor = per_run(at_reset=None)
-    epochs_since_best: Tensor = per_run(dtype=torch.int64)
+    loss: Tensor = a_loss()  # mean over the mini-batches of the last action, times the loss scale
+    smoothed_loss: Tensor = a_loss()  # running mean of the losses of the mini-batches
+    smoothed_loss_before: Tensor = a_loss()
+    validation_loss: Tensor = a_loss()  # as last measured
+    validation_loss_before: Tensor = a_loss()
+    validation_accuracy: Tensor = per_run(at_reset=None, at_least=0, at_most=1)
+    best_validation_loss: Tensor = a_loss()
+    epochs_since_best: Tensor = per_run(dtype=torch.int64, at_least=0, at_most="epochs")
+    test_loss: Tensor = a_loss(at_reset=math.nan)  # of an episode that has ended; else NaN
+    test_accuracy: Tensor = per_run(at_reset=math.nan, at_least=0, at_most=1)
 
     # What features need that are measured, see `qan_gym.core.statistics`.
     measured: Tensor = per_run("measured", measured=True)  # by the engine: `MEASURED`, of the last action
@@ -289,6 +306,17 @@ class RunState:
         """Continue from what `saved` gave; nothing changes where something is wrong.
 
         Raises:
+            ValueError: see `check_shapes`.
+        """
+        self.check_shapes(tensors)
+        for name, value in self.saved().items():
+            value.copy_(tensors[name])
+        self.copy_clocks()
+
+    def check_shapes(self, tensors: Mapping[str, Tensor]) -> None:
+        """Refuse tensors that `restore` cannot take.
+
+        Raises:
             ValueError: a tensor is missing, unknown, or has another shape or dtype.
         """
         mine = self.saved()
@@ -300,9 +328,34 @@ class RunState:
                     f"the state's {name} is {tuple(tensors[name].shape)} {tensors[name].dtype}, "
                     f"not {tuple(value.shape)} {value.dtype}"
                 )
-        for name, value in mine.items():
-            value.copy_(tensors[name])
-        self.copy_clocks()
+
+    def check_values(self, tensors: Mapping[str, Tensor], config: TaskConfig) -> None:
+        """Refuse tensors with values that no episode has, by the ranges that are declared.
+
+        Raises:
+            ValueError: a value is out of its range; or it is not finite, and no such value is set at a reset.
+        """
+        for name, spec, _ in self.leaves():
+            if not isinstance(spec, TensorSpec) or not spec.saved or spec.dtype == torch.bool:
+                continue
+            values, wanted = tensors[name], "finite"
+            wrong = ~values.isfinite() & torch.tensor(spec.at_reset is not math.nan)
+            for words, bound, beyond in (
+                ("at least", spec.at_least, torch.lt),
+                ("at most", spec.at_most, torch.gt),
+                ("below", spec.below, torch.ge),
+            ):
+                if bound is not None:
+                    limit = self._bound(bound, config)
+                    wanted += f", {words} {limit}"
+                    wrong |= beyond(values, limit)
+            if wrong.any():
+                raise ValueError(f"the state's {name} must be {wanted}, not {values[wrong][0].item()}")
+
+    def _bound(self, bound: float | str, config: TaskConfig) -> Any:
+        if not isinstance(bound, str):
+            return bound
+        return self.layout.sizes[bound] if bound in self.layout.sizes else getattr(config, bound)
 
     def fork(self, num_runs: int) -> Self:
         """The only run of this state, `num_runs` times over."""

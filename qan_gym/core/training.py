@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
@@ -21,14 +21,12 @@ from qan_gym.core.engine import Engine, make_engine
 from qan_gym.core.measurements import measured_size
 from qan_gym.core.meta_momentum import Pull
 from qan_gym.core.reward import reward_terms
-from qan_gym.core.run_state import Flags, Layout, RunState
+from qan_gym.core.run_state import LOSS_LIMIT, Flags, Layout, RunState
 from qan_gym.core.sampling import Sampler
 from qan_gym.optimizee.network import Params
 from qan_gym.schedules import SCHEDULES
 from qan_gym.utils.arrays import Array, as_array, as_tensor, to_numpy
 from qan_gym.utils.cuda_graph import CapturedGraph
-
-LOSS_LIMIT = 1e6  # replaces larger losses and NaN
 
 Info = dict[str, Array]  # name -> (N,)
 
@@ -44,8 +42,7 @@ class StepResult:
         reward: (N,) float32.
         terminated: (N,) bool, on the host: diverged, target reached or stopped early.
         truncated: (N,) bool, on the host: budget spent.
-        info: scalars by name, the same at every step.
-        test: test_loss and test_accuracy, (N,), where some run has ended (0 for the others); else empty.
+        info: scalars by name, the same names at every step; test_loss and test_accuracy are NaN before a run has ended.
     """
 
     observation: Array
@@ -53,7 +50,6 @@ class StepResult:
     terminated: Flags
     truncated: Flags
     info: Info
-    test: Info
 
 
 class Seen(NamedTuple):
@@ -107,7 +103,7 @@ class Training:
         self.pull = Pull(config, self.network, parts.batches_per_epoch)
         self.loss_limit = as_array(torch.tensor(LOSS_LIMIT, device=parts.device))
         self.on_cpu = parts.device.type == "cpu"
-        self.run = run or RunState.allocate(self._layout())
+        self.run = run or self._allocate()
         self.arrays = self.run.with_arrays(parts.xp)
         self._shared_reference = reference
         self.reference = self._references(reference)
@@ -134,6 +130,47 @@ class Training:
         memo[id(self)] = copied
         return copied
 
+    def check_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Find out whether the run, of which there is one, can go on from these tensors; nothing changes.
+
+        Args:
+            tensors: as `RunState.saved` gives them.
+
+        Raises:
+            ValueError: a tensor is missing, unknown, of another shape or dtype, or has a value that no episode has.
+        """
+        run, parts = self.run, self.parts
+        run.check_shapes(tensors)
+        begun = bool(tensors["over"].logical_not().any() or tensors["batch"].any())
+        if not begun:
+            return  # nothing of it is used: the first reset sets everything
+        run.check_values(tensors, self.config)
+        batch, order = int(tensors["batch"]), tensors["order"][0].cpu()
+        if batch % self.config.batches_per_action != 0:
+            raise ValueError(f"the state's batch is {batch}, within an action of {self.config.batches_per_action}")
+        if batch >= parts.budget and not tensors["over"].all():
+            raise ValueError(f"the state's episode goes on after its {parts.budget} mini-batches")
+        if batch > 0 and not order.sort().values.equal(torch.arange(len(order), dtype=order.dtype)):
+            raise ValueError("the state's order does not hold every training image once")
+        if self.shuffled and tensors["by_class"].any():
+            raise ValueError(f"the state's by_class is True, and the game {self.config.game!r} does not draw by class")
+        if (to_numpy(as_array(tensors["class_used"])) > to_numpy(self.sampler.class_sizes)).any():
+            raise ValueError("the state's class_used is larger than the classes are")
+
+    def _allocate(self) -> RunState:
+        """The state of new runs.
+
+        Raises:
+            ValueError: it needs more memory than there is.
+        """
+        try:
+            return RunState.allocate(self._layout())
+        except (RuntimeError, MemoryError) as error:
+            raise ValueError(
+                f"{self.num_runs} runs of this task need more memory than there is: make num_envs, batches_per_action "
+                f"or batch_size smaller ({str(error).splitlines()[0]})"
+            ) from error
+
     def _layout(self) -> Layout:
         parts, config = self.parts, self.config
         space = parts.action_space
@@ -149,6 +186,7 @@ class Training:
                 "n_classes": parts.n_classes,
                 "batches_per_action": config.batches_per_action,
                 "batch_size": config.batch_size,
+                "budget": parts.budget,
                 "network_size": self.network.size(),
                 "measured": len(statistics.MEASURED),
                 "measured_size": measured_size(self.network) if parts.observer.needs_measurements else 0,
@@ -243,7 +281,7 @@ class Training:
         ended = terminated | truncated
         run.over |= ended
         self._set("ended", ended)
-        test = self._finish(ended, ended & ~diverged)
+        self._finish(ended, ended & ~diverged)
         seen = self.see()
         return StepResult(
             observation=seen.observation,
@@ -251,7 +289,6 @@ class Training:
             terminated=terminated,
             truncated=truncated,
             info={**self.info(), **seen.reward_terms},
-            test=test,
         )
 
     def _validation_due(self, before: NDArray[np.int64], epochs: NDArray[np.int64]) -> Flags:
@@ -390,20 +427,18 @@ class Training:
         """Measure the runs that are not over (the others are measured); the info of the last step shows it."""
         self._validate(~self.run.over)
 
-    def _finish(self, ended: Flags, whole: Flags) -> Info:
-        """The test set, read where an episode has ended; and the weights of whole ones for the next one's reference."""
+    def _finish(self, ended: Flags, whole: Flags) -> None:
+        """Read the test set where an episode has ended; the weights of whole ones are the next one's reference."""
         if not self.tests or not np.count_nonzero(ended):
-            return {}
-        run, rows, xp = self.run, as_array(self._rows(ended)), self.parts.xp
-        test = {name: xp.zeros_like(self.arrays.loss) for name in ("test_loss", "test_accuracy")}
-        loss, test["test_accuracy"][rows] = self.engine.evaluate(rows, "test")
-        test["test_loss"][rows] = xp.fmin(loss, self.loss_limit)
+            return
+        run, rows = self.run, as_array(self._rows(ended))
+        loss, self.arrays.test_accuracy[rows] = self.engine.evaluate(rows, "test")
+        self.arrays.test_loss[rows] = self.parts.xp.fmin(loss, self.loss_limit)
         if run.reference:
             kept = self._rows(whole)
             for name, value in run.params.items():
                 run.reference[name][kept] = value[kept]
             run.has_reference[kept] = True
-        return test
 
     def _see(self) -> Seen:
         """Observations and rewards."""
@@ -422,7 +457,9 @@ class Training:
             "batch": run.clock,
             "validation_loss": run.validation_loss,
             "validation_accuracy": run.validation_accuracy,
+            "test_loss": run.test_loss,
+            "test_accuracy": run.test_accuracy,
             "diverged": run.diverged,
-            "is_success": run.success,
+            **({} if self.config.target_loss is None else {"is_success": run.success}),
             "early_stopped": run.early_stopped,
         }

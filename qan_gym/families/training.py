@@ -118,7 +118,7 @@ class FamilyTraining(Training):
         sizes = {"train_size": 0, "batch_size": 0, "batches_per_action": most_batches(), "n_classes": 0}
         return replace(layout, slots=SLOTS, sizes={**layout.sizes, **sizes}, game={**layout.game, **context})
 
-    def _make_engine(self) -> FamilyEngine:
+    def _make_engine(self) -> FamilyEngine:  # type: ignore[override]
         threads = min(self.num_runs, torch.get_num_threads())
         return FamilyEngine(self.config, self.run, self.parts.engine, threads)
 
@@ -177,7 +177,7 @@ class FamilyTraining(Training):
 
     def _train_action(self, begins: Flags | None) -> None:
         """The mini-batches of the runs that play."""
-        run = self.arrays
+        run: Any = self.arrays  # NumPy's
         counts = np.where(self.run.over, 0, self.run.action_batches)
         most = max(1, int(counts.max()))
         rates = self._learning_rates(np.arange(most)[:, None]).T  # (N, M)
@@ -244,7 +244,7 @@ def family_parts(config: TaskConfig, source: TaskSource, device: str, engine: st
     if torch.device(device).type != "cpu":
         raise ValueError(f"the runs of a family are small and of different shapes: device must be cpu, not {device!r}")
     parts = build_components(replace(config, **Task().settings()), device, "torch")
-    shapes = {"weights": (room(source.networks),)}
+    shapes: dict[str, tuple[int, ...]] = {"weights": (room(source.networks),)}
     network = Network(parts.network.image_shape, shapes, parts.network.forward, shown="weights")
     found = family_engine(engine)
     observer = Observer(parts.config, network)

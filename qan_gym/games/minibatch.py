@@ -34,7 +34,7 @@ class MinibatchGame(Game):
 
     def tensors(self, config: TaskConfig, n_classes: int) -> dict[str, TensorSpec]:
         """The last actions, the newest last; at first all of class 0."""
-        return {"recent_actions": TensorSpec((REMEMBERED,), torch.int64)}
+        return {"recent_actions": TensorSpec((REMEMBERED,), torch.int64, at_least=0, below="n_classes")}
 
     def apply(self, run: RunState, actions: Array, config: TaskConfig) -> None:
         """See `Game.apply`."""

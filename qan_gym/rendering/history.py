@@ -34,8 +34,10 @@ class History:
         self.actions = training.run.action[0].numel()  # numbers in an action
         self.classes = parts.n_classes if curve is None else 0
         columns = len(self.scalars) + self.actions + self.classes
-        if rows is not None and len(rows) > 0 and rows.shape[1:] != (columns,):
+        if rows is not None and rows.size > 0 and (rows.ndim != 2 or rows.shape[1] != columns):
             raise ValueError(f"the state's history has rows of {rows.shape[1:]}, not {columns} numbers")
+        if rows is not None and (rows.dtype != np.float64 or not np.isfinite(rows).all()):
+            raise ValueError("the state's history must be finite numbers of float64")
         self._rows = np.zeros((256, columns)) if rows is None else rows.reshape(-1, columns).copy()
         self._length = 0 if rows is None else len(self._rows)
 

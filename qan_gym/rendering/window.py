@@ -3,14 +3,29 @@
 import time
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
 from qan_gym.rendering.frames import DPI
 
 
+def missing_display() -> str | None:
+    """Why matplotlib can open no window, and what to do; None where it can."""
+    import matplotlib
+    from matplotlib.backends import registry
+
+    backend = matplotlib.get_backend()
+    if backend.lower() not in registry.backend_registry.list_builtin(registry.BackendFilter.NON_INTERACTIVE):
+        return None
+    return (
+        f"a window needs a display, and matplotlib found none (its backend is {backend!r}; render_mode='rgb_array' "
+        "needs none, and the variable MPLBACKEND chooses a backend that opens windows)"
+    )
+
+
 class Window:
-    """A window of matplotlib, with the backend that it has chosen."""
+    """A window of matplotlib, with the backend that it has chosen; without a display, none, and a warning says so."""
 
     def __init__(self, title: str, fps: int) -> None:
         """Open nothing yet: the first `show` does.
@@ -21,28 +36,25 @@ class Window:
 
         Raises:
             ImportError: matplotlib is missing.
-            ValueError: matplotlib has no window to show anything in.
         """
-        import matplotlib
         from matplotlib import pyplot
-        from matplotlib.backends import registry
 
-        backend = matplotlib.get_backend()
-        if backend.lower() in registry.backend_registry.list_builtin(registry.BackendFilter.NON_INTERACTIVE):
-            raise ValueError(
-                f"render_mode='human' needs a display, and matplotlib found none (its backend is {backend!r}): use "
-                "render_mode='rgb_array', or choose a backend that opens windows with the variable MPLBACKEND"
-            )
+        missing = missing_display()
+        self.has_display = missing is None
+        if missing is not None:
+            gym.logger.warn(f"{missing}: nothing is shown")
         self._pyplot, self._title, self._fps = pyplot, title, fps
         self._figure: Any = None
         self._shown = -np.inf
 
     def due(self) -> bool:
-        """Whether the time for the next frame has come."""
-        return time.monotonic() - self._shown >= 1 / self._fps
+        """Whether the time for the next frame has come; without a display, never."""
+        return self.has_display and time.monotonic() - self._shown >= 1 / self._fps
 
     def show(self, frame: NDArray[np.uint8]) -> None:
-        """Show a frame (H, W, 3); do nothing if the user has closed the window."""
+        """Show a frame (H, W, 3); do nothing without a display, and if the user has closed the window."""
+        if not self.has_display:
+            return
         pyplot = self._pyplot
         if self._figure is None:
             height, width = frame.shape[:2]

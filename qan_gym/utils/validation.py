@@ -8,10 +8,15 @@ class Config:
         check_settings(self)
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
+
+import numpy as np
+
+LARGEST_INTEGER = 2**31 - 1  # so that products of two are 64-bit integers
+LARGEST_NUMBER = 3.4e38  # of a float32
+LONGEST_SHOWN = 100  # characters of a value in a message
 
 Bound = float | str | None  # a number, the name of another field, or none
 
@@ -23,10 +28,12 @@ class Rule:
     Attributes:
         allows: (value, the whole configuration) -> whether the value is accepted.
         wanted: (the whole configuration, or None for the docs) -> what is accepted, in words.
+        bounds: the other fields that it reads; where one of them is wrong, the check is not made.
     """
 
     allows: Callable[[Any, Any], bool]
     wanted: Callable[[Any], str]
+    bounds: tuple[str, ...] = ()
 
 
 def setting(default: Any, rule: Rule, about: str) -> Any:
@@ -35,15 +42,57 @@ def setting(default: Any, rule: Rule, about: str) -> Any:
 
 
 def check_settings(config: Any) -> None:
-    """Check every field that was made by `setting`.
+    """Check every field that was made by `setting`; NumPy's scalars among their values become Python's.
 
     Raises:
-        ValueError: a value is not accepted; the message names the field, what is accepted, and the value.
+        ValueError: values are not accepted; the message names each such field, what is accepted, and the value.
     """
+    wrong: dict[str, str] = {}
     for one in fields(config):
-        rule, value = one.metadata.get("rule"), getattr(config, one.name)
-        if rule is not None and not rule.allows(value, config):
-            raise ValueError(f"{one.name} must be {rule.wanted(config)}, not {value!r}")
+        rule = one.metadata.get("rule")
+        if rule is None:
+            continue
+        value = _plain_items(getattr(config, one.name))
+        object.__setattr__(config, one.name, value)
+        if not wrong.keys() & set(rule.bounds) and not rule.allows(value, config):
+            wrong[one.name] = f"{one.name} must be {rule.wanted(config)}, not {shown(value)}"
+    if wrong:
+        raise ValueError("; ".join(wrong.values()))
+
+
+def plain(value: Any) -> Any:
+    """A scalar of NumPy as Python's; a float32 as the number that it is printed as; anything else as it is."""
+    if not isinstance(value, np.generic):
+        return value
+    if value.dtype.kind == "f":
+        return float(str(value))  # 0.1, where float() makes 0.10000000149011612 of a float32
+    return value.item() if value.dtype.kind in "biuU" else value
+
+
+def _plain_items(value: Any) -> Any:
+    """`plain`, also of the items of a list or tuple."""
+    return type(value)(map(plain, value)) if type(value) in (list, tuple) else plain(value)
+
+
+def shown(value: Any) -> str:
+    """A value as messages show it: one line that is not too long."""
+    try:
+        line = " ".join(repr(value).split())
+    except Exception:  # an object's own, or an integer of too many digits
+        return f"a value of type {type(value).__name__}"
+    return line if len(line) <= LONGEST_SHOWN else f"{line[: LONGEST_SHOWN - 3]}..."
+
+
+def seed_of(value: Any) -> Any:
+    """A seed as Gymnasium takes it, which refuses what is no integer of at least 0.
+
+    Raises:
+        ValueError: it is True or False, which Gymnasium takes for 1 and 0.
+    """
+    seed = plain(value)
+    if isinstance(seed, bool):
+        raise ValueError(f"seed must be an integer of at least 0 or None, not {seed}")
+    return seed
 
 
 def describe_settings(kind: Any) -> dict[str, tuple[str, str]]:
@@ -85,20 +134,23 @@ def registered(registry: Mapping[str, Any]) -> Rule:
 
 
 def integer(at_least: int) -> Rule:
-    """A whole number, not a bool."""
+    """A whole number below 2**31, not a bool."""
     return Rule(
-        lambda value, _: isinstance(value, int) and not isinstance(value, bool) and value >= at_least,
-        lambda _: f"an integer of at least {at_least}",
+        lambda value, _: (
+            isinstance(value, int) and not isinstance(value, bool) and at_least <= value <= LARGEST_INTEGER
+        ),
+        lambda _: f"an integer of at least {at_least}, below 2**31",
     )
 
 
 def number(*, at_least: Bound = None, above: Bound = None, at_most: Bound = None, below: Bound = None) -> Rule:
-    """A finite number within bounds, each a number or the name of another field."""
+    """A number that a float32 can hold, within bounds, each a number or the name of another field."""
+    bounds = (at_least, above, at_most, below)
 
     def allows(value: Any, config: Any) -> bool:
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= LARGEST_NUMBER:
             return False
-        low, over, high, under = (_bound(bound, config) for bound in (at_least, above, at_most, below))
+        low, over, high, under = (getattr(config, one) if isinstance(one, str) else one for one in bounds)
         return (
             (low is None or value >= low)
             and (over is None or value > over)
@@ -107,19 +159,19 @@ def number(*, at_least: Bound = None, above: Bound = None, at_most: Bound = None
         )
 
     def wanted(config: Any) -> str:
-        low, over, high, under = (
-            bound if config is None else _bound(bound, config) for bound in (at_least, above, at_most, below)
-        )
+        low, over, high, under = (_bound(one, config) for one in bounds)
         if high is None and under is None:
-            return f"a number above {over}" if low is None else f"a number of at least {low}"
+            least = f"above {over}" if low is None else f"of at least {low}"
+            return f"a number {least}, at most {LARGEST_NUMBER}"
         opened = f"[{low}" if low is not None else f"({over}"
         return f"a number in {opened}, {f'{high}]' if high is not None else f'{under})'}"
 
-    return Rule(allows, wanted)
+    return Rule(allows, wanted, tuple(one for one in bounds if isinstance(one, str)))
 
 
-def _bound(bound: Bound, config: Any) -> Any:
-    return getattr(config, bound) if isinstance(bound, str) else bound
+def _bound(bound: Bound, config: Any) -> Bound:
+    """A bound in words: a number; of another field its name, and its value where there is a configuration."""
+    return f"{getattr(config, bound)} ({bound})" if isinstance(bound, str) and config is not None else bound
 
 
 def optional(rule: Rule) -> Rule:
@@ -134,7 +186,8 @@ def either(*rules: Rule) -> Rule:
         *others, last = (rule.wanted(config) for rule in rules)
         return f"{', '.join(others)} or {last}"
 
-    return Rule(lambda value, config: any(rule.allows(value, config) for rule in rules), wanted)
+    bounds = tuple(bound for rule in rules for bound in rule.bounds)
+    return Rule(lambda value, config: any(rule.allows(value, config) for rule in rules), wanted, bounds)
 
 
 def exactly(value: str) -> Rule:
@@ -149,4 +202,5 @@ def list_of(rule: Rule, what: str) -> Rule:
             isinstance(value, list | tuple) and len(value) > 0 and all(rule.allows(one, config) for one in value)
         ),
         lambda _: f"a list of {what}",
+        rule.bounds,
     )

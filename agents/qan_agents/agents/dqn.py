@@ -67,7 +67,7 @@ class SB3DQN(Agent):
 
     def __init__(self, spec: AgentSpec) -> None:
         """See `Agent.__init__`."""
-        bridge = vec_env(spec.env, spec.num_envs, **spec.env_kwargs)
+        bridge = vec_env(spec.env, spec.num_envs, **spec.env_kwargs).unwrapped
         assert isinstance(bridge, GymnasiumVecEnv)
         self.facts = EnvFacts.of(bridge.env)
         self.total = spec.episodes * self.facts.episode_length  # over which SB3 spreads the exploration

@@ -85,7 +85,7 @@ class NativeDQN(Agent):
         over, shown = self.env.over, 0.0
         while not over.all():
             transitions = self.tensor_env.step(agent.act(exploration))
-            in_round = record.add(agent.actions, transitions)
+            in_round = record.add(agent.actions, transitions, some_ended=bool(self.env.over.any()))
             # What rows play while they wait for the others is not learned from; nor is a round that is only played.
             learned = in_round if exploration is None else torch.zeros_like(in_round)
             agent.remember(transitions._replace(valid=learned))
@@ -188,14 +188,17 @@ class RoundRecord:
         self.final: dict[str, Tensor] = {}
         self.types: dict[str, type] = {}
 
-    def add(self, actions: Tensor, transitions: Transitions) -> Tensor:
-        """Write a step; returns (N,) bool, the rows whose episode was not over before it."""
+    def add(self, actions: Tensor, transitions: Transitions, some_ended: bool) -> Tensor:
+        """Write a step; returns (N,) bool, the rows whose episode was not over before it.
+
+        some_ended: whether an episode has ended with it, which the host knows without asking the device.
+        """
         in_round = ~self.over
         t, infos = self.length, transitions.infos
         self.actions[t], self.rewards[t], self.frames[t + 1] = actions, transitions.rewards, transitions.next_frames
         self.infos[t] = torch.stack([infos[name].double() for name in self.names])
         self.in_round[t], self.terminated[t] = in_round, transitions.terminated
-        if "test_loss" in infos:  # some episode has ended
+        if some_ended:
             ends = in_round & transitions.ended
             for name, value in infos.items():
                 if not name.startswith("_"):

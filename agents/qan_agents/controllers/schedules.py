@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -72,6 +73,8 @@ def play_schedules(
         tests: whether the test loss is measured too.
         show: the name of a progress bar; None: none.
     """
+    if not len(tasks) == len(seeds) == len(plan.rates):
+        raise ValueError(f"as many tasks as seeds and rates, not {len(tasks)}, {len(seeds)} and {len(plan.rates)}")
     parts, order = [], _by_length(tasks)
     pieces = [order[start : start + ROWS] for start in range(0, len(order), ROWS)]
     for piece in tqdm(pieces, desc=show, disable=show is None, leave=False):
@@ -98,22 +101,20 @@ def _play(
     training.schedule = with_settings(SCHEDULES[name], settings)
     everybody = np.ones(len(tasks), np.bool_)
     training.reset(everybody, seeds, tasks=tasks)
-    training.arrays.chosen_learning_rate[:] = rates
+    training.run.chosen_learning_rate.copy_(torch.from_numpy(rates))
     nothing = np.zeros((len(tasks), 1), np.float32)
-    found = {"test_loss": np.full(len(tasks), np.nan), "test_accuracy": np.full(len(tasks), np.nan)}
     diverged = np.zeros(len(tasks), np.bool_)
     while not training.run.over.all():
         playing = ~training.run.over
-        result = training.step(nothing)
-        ended = (result.terminated | result.truncated) & playing
-        diverged |= result.terminated & playing
-        for what, values in result.test.items():
-            found[what][ended] = values[ended]
+        diverged |= training.step(nothing).terminated & playing
     most = CHANCES * np.log([len(task.classes) for task in tasks])
-    loss = np.where(diverged, most, np.minimum(training.arrays.validation_loss.astype(np.float64), most))
-    test = np.where(diverged & np.isfinite(found["test_loss"]), most, np.minimum(found["test_loss"], most))
+    run, loss = training.run, {}
+    for name in ("validation_loss", "test_loss"):
+        value = getattr(run, name).numpy().astype(np.float64)
+        loss[name] = np.where(np.isnan(value), value, np.where(diverged, most, np.minimum(value, most)))
+    accuracy = run.test_accuracy.numpy().astype(np.float64)
     training.close()
-    return Outcomes(loss, test, found["test_accuracy"], diverged)
+    return Outcomes(loss["validation_loss"], loss["test_loss"], accuracy, diverged)
 
 
 def schedule_config() -> TaskConfig:

@@ -182,7 +182,7 @@ def _row(number: int, episode: Episode) -> Row:
         "return": episode.total_reward,
         **{name: episode.final[name] for name in EPISODE_COLUMNS},
         "diverged": int(episode.final["diverged"]),
-        "is_success": int(episode.final["is_success"]),
+        **({"is_success": int(episode.final["is_success"])} if "is_success" in episode.final else {}),
     }
 
 

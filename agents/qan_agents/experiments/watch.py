@@ -16,6 +16,8 @@ from qan_agents.policies.fixed import Policy
 from qan_agents.policies.rollout import Episode, EpisodeRecorder, play_episode, qan_env
 from qan_agents.seeds import UNSEEN_BELOW
 from qan_gym.rendering import FPS
+from qan_gym.rendering.frames import require_matplotlib
+from qan_gym.rendering.window import missing_display
 from qan_gym.utils.files import require_writable, write_aside
 
 MOST_FRAMES = 600  # of a video: of longer episodes not every action is shown
@@ -91,6 +93,9 @@ def watch_agent(run: Run, seed: int, video: Path | None) -> Episode:
     if not 0 <= seed < UNSEEN_BELOW:
         raise ValueError(f"seed must be in [0, 2**31), where no training episode is, not {seed}")
     if video is None:
+        require_matplotlib()
+        if (missing := missing_display()) is not None:
+            raise ValueError(missing)
         return _play(run, seed, "human", None)
     if video.suffix != ".mp4":
         raise ValueError(f"a video is an .mp4 file, not {video}")

@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 import qan_gym  # noqa: F401 (registers the environments)
@@ -16,12 +16,16 @@ import qan_gym  # noqa: F401 (registers the environments)
 def vec_env(env_id: str, num_envs: int, **kwargs: Any) -> VecEnv:
     """N environments in lock-step, for any algorithm of SB3, which does not take what `gym.make_vec` returns.
 
+    In a `VecMonitor`, as SB3's `make_vec_env` wraps its own in monitors: the infos of an episode's end have `episode`,
+    its return and length.
+
     Args:
         env_id: of an environment with a vector version; every id of qan-gym has one.
         num_envs: N.
         kwargs: keyword arguments of the environment.
     """
-    return GymnasiumVecEnv(gym.make_vec(env_id, num_envs=num_envs, autoreset_mode=AutoresetMode.SAME_STEP, **kwargs))
+    env = gym.make_vec(env_id, num_envs=num_envs, autoreset_mode=AutoresetMode.SAME_STEP, **kwargs)
+    return VecMonitor(GymnasiumVecEnv(env))
 
 
 class GymnasiumVecEnv(VecEnv):
@@ -42,6 +46,7 @@ class GymnasiumVecEnv(VecEnv):
             raise ValueError(f"SB3 wants episodes reset in the step of their end: autoreset_mode SAME_STEP, not {mode}")
         self.env = env
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+        self.metadata["render_fps"] = env.metadata.get("render_fps", 30)
 
     def seed_rows(self, seeds: Sequence[int]) -> None:
         """The seeds of the rows at the next reset, where `seed` gives them consecutive ones.
@@ -91,25 +96,42 @@ class GymnasiumVecEnv(VecEnv):
         """Close the environment."""
         self.env.close()
 
+    def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
+        """A picture (H, W, 3) of every row; None of each where the render mode is not "rgb_array"."""
+        frames: Any = self.env.render() if self.render_mode == "rgb_array" else None
+        return [None] * self.num_envs if frames is None else list(frames)
+
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """The attribute of the one environment that all rows are, once per row."""
-        return [getattr(self.env, attr_name)] * len(list(self._get_indices(indices)))
+        """The attribute of each row, as the environment's `get_attr` gives it; where it has none, its own attribute.
+
+        Raises:
+            AttributeError: there is none.
+        """
+        if hasattr(self.env, "get_attr"):
+            return self._of_rows(self.env.get_attr(attr_name), indices)
+        return self._of_rows([getattr(self.env, attr_name)] * self.num_envs, indices)
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Not possible for single rows.
+        """Set an attribute of rows, by the environment's `set_attr`.
 
         Raises:
-            AttributeError: always.
+            AttributeError: the environment does not let it be set.
         """
-        raise AttributeError(f"{attr_name} cannot be set: the rows are one environment, and not N")
+        rows = set(self._get_indices(indices))
+        before = self.get_attr(attr_name) if len(rows) < self.num_envs else []
+        values = [value if row in rows else before[row] for row in range(self.num_envs)]
+        self.env.set_attr(attr_name, values)  # type: ignore[attr-defined]
 
     def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
-        """Not possible for single rows.
+        """What a method of each row returns, by the environment's `call`, which calls it of all rows.
 
         Raises:
-            AttributeError: always.
+            AttributeError: there is no such method.
         """
-        raise AttributeError(f"{method_name} cannot be called row by row: the rows are one environment, and not N")
+        return self._of_rows(self.env.call(method_name, *args, **kwargs), indices)  # type: ignore[attr-defined]
+
+    def _of_rows(self, values: Sequence[Any], indices: VecEnvIndices) -> list[Any]:
+        return [values[row] for row in self._get_indices(indices)]
 
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None

@@ -1,0 +1,45 @@
+"""The info of the single environment: plain numbers by name."""
+
+from typing import Any
+
+import numpy as np
+
+from qan_gym.core.training import Info
+
+SCORES = ("test_loss", "test_accuracy")  # NaN before the end of an episode
+
+
+class Score(np.float64):
+    """A number that is NaN until it is measured; two such NaN are equal, as other NaN are not.
+
+    So the infos of two equal steps are equal, which Gymnasium's `check_env` demands.
+    """
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        """Equality of numbers, and of two scores that are not measured."""
+        if isinstance(other, Score) and np.isnan(self) and np.isnan(other):
+            return True
+        return bool(super().__eq__(other))
+
+    def __ne__(self, other: object) -> bool:
+        """Not equal."""
+        return not self == other
+
+    __hash__ = np.float64.__hash__
+
+
+def scalars(info: Info) -> dict[str, Any]:
+    """The info of the only run: np.float64, int and bool; `Score` where a number is NaN before the end.
+
+    Floats are NumPy's, which are Python's too, because TorchRL reads only what has a dtype. Integers and flags are
+    Python's: Gymnasium's vector environments and its conversions to tensors do not take NumPy's bool.
+    """
+    return {name: _scalar(name, value.tolist()[0]) for name, value in info.items()}
+
+
+def _scalar(name: str, value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    return Score(value) if name in SCORES else np.float64(value)
