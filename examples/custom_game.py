@@ -51,7 +51,7 @@ gym.register(
     "QanMomentum-MNIST5k-v0",
     entry_point="qan_gym.env:QanEnv",
     vector_entry_point="qan_gym.vector_env:QanVectorEnv",
-    kwargs={"task": "QanLR-MNIST5k-v0", "game": "momentum", "momentum": 0.5},
+    kwargs={"env_id": "QanLR-MNIST5k-v0", "game": "momentum", "momentum": 0.5},
 )
 
 

@@ -11,8 +11,9 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
 from qan_gym.actions import single_action
-from qan_gym.core.factory import make_training
+from qan_gym.core.factory import training_of
 from qan_gym.core.observation import filter_pictures
+from qan_gym.core.training import Info
 from qan_gym.info import scalars
 from qan_gym.inspection import Inspection
 from qan_gym.rendering.baseline_run import BaselineRun
@@ -20,7 +21,7 @@ from qan_gym.rendering.frames import FPS, FrameContent, FrameRenderer, require_m
 from qan_gym.rendering.history import History, class_shares
 from qan_gym.rendering.window import Window
 from qan_gym.state import State, apply_state, take_state
-from qan_gym.tasks import device_name, make_task_config
+from qan_gym.tasks import device_name
 from qan_gym.utils.arrays import to_numpy
 from qan_gym.utils.random_streams import next_seeds
 from qan_gym.utils.validation import plain, seed_of, shown
@@ -51,7 +52,7 @@ class QanEnv(Inspection, gym.Env[NDArray[np.float32], Any]):
 
     def __init__(
         self,
-        task: str,
+        env_id: str,
         *,
         device: str = "cpu",
         engine: str = "auto",
@@ -59,7 +60,7 @@ class QanEnv(Inspection, gym.Env[NDArray[np.float32], Any]):
         baseline_run: bool = False,
         **overrides: Any,
     ) -> None:
-        """See the class; `task` is set by the registration.
+        """See the class; `env_id` is set by the registration.
 
         Raises:
             ValueError: an argument is unknown or out of its range.
@@ -76,17 +77,17 @@ class QanEnv(Inspection, gym.Env[NDArray[np.float32], Any]):
         elif baseline_run:
             raise ValueError("baseline_run=True is drawn in frames: it needs render_mode='rgb_array' or 'human'")
         self._arguments = {
-            "task": task,
+            "env_id": env_id,
             "device": device,
             "engine": engine,
             "render_mode": render_mode,
             "baseline_run": baseline_run,
             **overrides,
         }
-        self.config = make_task_config(task, overrides)
         self.render_mode = render_mode
-        self.training = make_training(self.config, num_runs=1, device=device, engine=engine)
-        self._window = Window(task, self.metadata["render_fps"]) if render_mode == "human" else None
+        self.training = training_of(env_id, overrides, 1, device, engine)
+        self.config = self.training.config
+        self._window = Window(env_id, self.metadata["render_fps"]) if render_mode == "human" else None
         self._spec: EnvSpec | None = None
         parts = self.training.parts
         self.screen_shape = parts.observer.shape
@@ -116,7 +117,7 @@ class QanEnv(Inspection, gym.Env[NDArray[np.float32], Any]):
         super().reset(seed=seed_of(seed))
         screen, info = self.training.reset(np.ones(1, np.bool_), next_seeds([self.np_random]), shuffled)
         self._phase = "playing"
-        first = scalars(info)
+        first = self._info(info)
         self._values = None
         if self.render_mode is not None:
             self._history.start(first)
@@ -134,7 +135,7 @@ class QanEnv(Inspection, gym.Env[NDArray[np.float32], Any]):
         if self._phase != "playing":
             raise ResetNeeded("the episode is over or has not begun: call reset() first")
         done = self.training.step(single_action(self.action_space, action))
-        info = scalars(done.info)
+        info = self._info(done.info)
         terminated, truncated = bool(done.terminated[0]), bool(done.truncated[0])
         if terminated or truncated:
             self._phase = "over"
@@ -143,6 +144,10 @@ class QanEnv(Inspection, gym.Env[NDArray[np.float32], Any]):
             self._history.add(info, action, None if shares is None else shares[0])
             self._show()
         return to_numpy(done.observation)[0], float(done.reward[0]), terminated, truncated, info
+
+    def _info(self, info: Info) -> dict[str, Any]:
+        task = self.training.task_info()
+        return scalars(info) | ({"task": scalars(task)} if task else {})
 
     @property
     def spec(self) -> EnvSpec | None:
@@ -210,10 +215,10 @@ class QanEnv(Inspection, gym.Env[NDArray[np.float32], Any]):
     def _frame(self) -> NDArray[np.uint8]:
         batch = int(self._history.curve("batch")[-1])
         accuracy = self._history.curve("validation_accuracy")[-1]
-        title = f"{self._arguments['task']}: mini-batch {batch:,} of {self.training.parts.budget:,}, "
+        title = f"{self._arguments['env_id']}: mini-batch {batch:,} of {self.training.budget_of(0):,}, "
         return self._renderer.draw(
             FrameContent(
-                filters=filter_pictures(self.training.network, self.training.run.params, 0),
+                filters=filter_pictures(*self.training.network_of(0)),
                 history=self._history,
                 baseline=self._baseline.until(batch) if self._baseline is not None else None,
                 values=self._values,

@@ -23,7 +23,7 @@ class Inspection:
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
         """The network's parameters by name, float32, copies."""
-        return {name: value[self.row].cpu().numpy().copy() for name, value in self.training.run.params.items()}
+        return {name: value.cpu().numpy().copy() for name, value in self.training.network_of(self.row)[1].items()}
 
     @property
     def episode_length(self) -> int:
@@ -33,7 +33,7 @@ class Inspection:
     @property
     def batch_indices(self) -> NDArray[np.int64]:
         """Indices into the training split of the last action's images, (batches_per_action, batch_size), a copy."""
-        return self.training.run.batch_indices[self.row].cpu().numpy().copy()
+        return self.training.batch_indices(self.row)
 
     def split(self, name: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Images as the network sees them, (n, C, H, W) float32, and labels, (n,) int64, copies.
@@ -46,7 +46,7 @@ class Inspection:
         """
         if name not in SPLITS:
             raise ValueError(f"there is no split {name!r}; there are {', '.join(SPLITS)}")
-        images, labels = self.training.data.split(name)
+        images, labels = self.training.data_of(self.row).split(name)
         return images.cpu().numpy(), labels.cpu().numpy().copy()
 
     @property

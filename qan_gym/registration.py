@@ -8,6 +8,7 @@ ENTRY_POINTS = {
     "QanLR-MNIST5k-v0": "qan_gym.env:LearningRateEnv",
     "QanMinibatch-MNIST5k-v0": "qan_gym.env:MinibatchEnv",
     "QanLR-CIFAR10-v0": "qan_gym.env:LearningRateEnv",
+    "QanLR-Family-v0": "qan_gym.families.env:LearningRateFamilyEnv",
 }
 VECTOR_ENTRY_POINT = "qan_gym.vector_env:QanVectorEnv"
 
@@ -17,5 +18,5 @@ def register_envs() -> None:
     for env_id, entry_point in ENTRY_POINTS.items():
         if env_id not in registry:
             # The budget ends an episode inside the environment, so there is no max_episode_steps.
-            kwargs = {"task": env_id}
+            kwargs = {"env_id": env_id}
             register(env_id, entry_point=entry_point, vector_entry_point=VECTOR_ENTRY_POINT, kwargs=kwargs)

@@ -85,6 +85,7 @@ def take_state(training: Training, history: History, phase: str, generator: np.r
     metadata = {
         "config": _plain(training.config),
         "fingerprint": training.parts.fingerprint,
+        "tasks": training.records(),
         "phase": phase,
         "np_random": generator.bit_generator.state,
         "np_random_seed": seed,
@@ -112,13 +113,18 @@ def apply_state(training: Training, state: State, keeps_history: bool) -> Restor
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
             raise ValueError(f"the state's {name} must be an array of numbers, not {shown(array)}")
     tensors = {name: torch.from_numpy(array) for name, array in state.arrays.items() if name != HISTORY}
-    training.check_state(tensors)
+    records = state.metadata.get("tasks")
+    if not isinstance(records, list):
+        raise ValueError(f"the state's tasks must be a list, not {shown(records)}")
+    training.check_state(tensors, records)
     phase, generator, seed = _phase(state, tensors), _generator(state), state.metadata.get("np_random_seed")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < -1:
         raise ValueError(f"the state's np_random_seed must be an integer of at least -1, not {shown(seed)}")
     if HISTORY not in state.arrays:
         raise ValueError(f"the state has other tensors: {HISTORY} is missing")
     history = History(training, state.arrays[HISTORY])
+    training.run.seed[:] = tensors["seed"].numpy()
+    training.adopt(records)
     training.run.restore(tensors)
     return Restored(phase, generator, seed, history if keeps_history else History(training))
 

@@ -103,3 +103,5 @@ TASKS = {
         pull_epochs=None,
     ),
 }
+
+FAMILIES = ("QanLR-Family-v0",)  # ids whose episodes draw their tasks, see `qan_gym.families`

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qan_gym.actions import row_actions
-from qan_gym.core.factory import make_training
+from qan_gym.core.factory import training_of
 from qan_gym.core.observation import filter_pictures
 from qan_gym.core.run_state import Flags
 from qan_gym.core.training import Info
@@ -20,7 +20,7 @@ from qan_gym.env import RenderModes, wants_shuffled
 from qan_gym.inspection import Row
 from qan_gym.rendering.frames import FPS, FrameContent, FrameRenderer, require_matplotlib
 from qan_gym.rendering.history import History, class_shares
-from qan_gym.tasks import device_name, make_task_config
+from qan_gym.tasks import device_name
 from qan_gym.utils.arrays import Array as Values
 from qan_gym.utils.arrays import as_array, as_tensor, to_numpy
 from qan_gym.utils.random_streams import next_seeds
@@ -71,7 +71,7 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
 
     def __init__(
         self,
-        task: str,
+        env_id: str,
         *,
         num_envs: int = 1,
         device: str = "cpu",
@@ -82,7 +82,7 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
         max_episode_steps: int | None = None,
         **overrides: Any,
     ) -> None:
-        """See the class; `task` is set by the registration.
+        """See the class; `env_id` is set by the registration.
 
         Raises:
             ValueError: an argument is unknown or out of its range.
@@ -102,7 +102,7 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
             require_matplotlib()
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
         self._arguments = {
-            "task": task,
+            "env_id": env_id,
             "num_envs": num_envs,
             "device": device,
             "engine": engine,
@@ -116,8 +116,8 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.num_envs = num_envs
         self.output = output
-        self.config = make_task_config(task, overrides)
-        self.training = make_training(self.config, num_envs, device, engine)
+        self.training = training_of(env_id, overrides, num_envs, device, engine)
+        self.config = self.training.config
         parts = self.training.parts
         self.max_episode_steps = max_episode_steps
         self.screen_shape = parts.observer.shape
@@ -265,6 +265,9 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
             copy = xp.astype(value, kind, copy=True)
             out[name] = self._out(copy if some is None else xp.where(some, copy, xp.zeros_like(copy)))
             out[f"_{name}"] = self._flags_out(mask.copy())
+        if task := self.training.task_info():
+            out["task"] = {name: self._out(xp.astype(value, xp.float64, copy=True)) for name, value in task.items()}
+            out["_task"] = self._flags_out(mask.copy())
         return out
 
     def _final(self, observation: Values, info: Info, ended: Flags) -> dict[str, Any]:
@@ -307,7 +310,7 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
         history = self._histories[row]
         accuracy = history.curve("validation_accuracy")[-1]
         title = f"{row}: mini-batch {history.curve('batch')[-1]:,.0f}, validation accuracy {accuracy:.1%}"
-        filters = filter_pictures(self.training.network, self.training.run.params, row)
+        filters = filter_pictures(*self.training.network_of(row))
         return FrameContent(filters, history, title=title)
 
     def _write_down(self, info: Info, mask: Flags, actions: Tensor | None = None) -> None:
@@ -399,10 +402,13 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
         kept = {name: self.__dict__.get(name) for name in _KEPT}
         run = {name: value.cpu().numpy().copy() for name, value in self.training.run.saved().items()}
         histories = [history.rows().copy() for history in self._histories]
-        return {"arguments": self._arguments, "run": run, "histories": histories, "kept": kept}
+        tasks = self.training.records()
+        return {"arguments": self._arguments, "run": run, "tasks": tasks, "histories": histories, "kept": kept}
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
         self.__init__(**saved["arguments"])  # type: ignore[misc]
+        self.training.run.seed[:] = saved["run"]["seed"]
+        self.training.adopt(saved["tasks"])
         self.training.run.restore({name: torch.from_numpy(array) for name, array in saved["run"].items()})
         self._histories = [History(self.training, rows) for rows in saved["histories"]]
         self.__dict__.update(saved["kept"])

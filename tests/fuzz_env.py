@@ -163,7 +163,7 @@ class Fuzzer:
             arguments["render_mode"] = "rgb_array"
             arguments |= {"num_envs": 1} if vector else {"baseline_run": self.chance(0.5)}
         if self.chance(0.4):
-            known = [*arguments, *self._options(env_id), "device", "render_mode", "baseline_run", "task"]
+            known = [*arguments, *self._options(env_id), "device", "render_mode", "baseline_run", "env_id"]
             arguments = self.spoil(arguments, known)
         if _too_large(arguments):
             return

@@ -74,7 +74,7 @@ def test_a_wrong_value_is_named(name, value):
         ({"batch_size": 101, "train_size": 100}, "batch_size 101 .* 100 images"),
         ({"batches_per_action": 11, "epochs": 1, "train_size": 100}, "batches_per_action 11 .* 10 mini-batches"),
         ({"render_mode": "rgb"}, "render_mode"),
-        ({"task": "QanLR-v7"}, "QanLR-v7"),
+        ({"env_id": "QanLR-v7"}, "QanLR-v7"),
         ({"reference": None, "distillation": 0.5}, "distillation.*reference"),
         ({"learning_rate_min": 2.0}, r"learning_rate_max must be .* at least 2.0 \(learning_rate_min\), .*, not 1.0"),
         (

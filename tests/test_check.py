@@ -229,7 +229,7 @@ def test_custom_ids(small, registered, monkeypatch) -> None:
     Where one of them is not, or something is wrapped around, it is not; a limit of Gymnasium's cuts the episodes.
     """
     monkeypatch.setitem(GAMES, "two-factors", TwoFactors())
-    own = {"entry_point": "qan_gym.env:QanEnv", "kwargs": {"task": LR, "game": "two-factors"}}
+    own = {"entry_point": "qan_gym.env:QanEnv", "kwargs": {"env_id": LR, "game": "two-factors"}}
     vector = "qan_gym.vector_env:QanVectorEnv"
     env_id = registered("TwoFactors-v0", vector_entry_point=vector, **own)
     assert examine(env_id, small, None).lockstep

@@ -24,7 +24,7 @@ class IgnoresActions(CartPoleEnv):
         return super().step(0)
 
 register("IgnoresActions-v0", entry_point=IgnoresActions, max_episode_steps=50)
-register("Mine-v0", entry_point="qan_gym.env:QanEnv", kwargs={"task": "QanLR-MNIST5k-v0", "epochs": 2})
+register("Mine-v0", entry_point="qan_gym.env:QanEnv", kwargs={"env_id": "QanLR-MNIST5k-v0", "epochs": 2})
 """
 
 # `python -P` adds no folder to the search path, as in the script `qan` that pip installs.

@@ -157,7 +157,7 @@ def test_spec_serialises(env_id, short_game):
     again = gym.make(EnvSpec.from_json(text))
     assert again.spec.to_json() == text
     assert again.unwrapped.config == env.unwrapped.config
-    assert again.spec.kwargs == {"task": env_id, **arguments}
+    assert again.spec.kwargs == {"env_id": env_id, **arguments}
     for one, other in zip(play(env, steps=1), play(again, steps=1), strict=True):
         assert np.array_equal(one[0], other[0])
         assert one[1:] == other[1:]

@@ -65,7 +65,7 @@ def history_of(env) -> History:
 def content_of(env, **more) -> FrameContent:
     """The content of a frame of an environment that is rendered."""
     training = env.unwrapped.training
-    return FrameContent(filter_pictures(training.network, training.run.params, 0), history_of(env), **more)
+    return FrameContent(filter_pictures(*training.network_of(0)), history_of(env), **more)
 
 
 def different(one, other, top, bottom, left, right):

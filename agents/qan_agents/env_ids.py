@@ -37,6 +37,6 @@ def task_of(env: str, settings: dict[str, Any]) -> TaskConfig:
         gymnasium.error.Error: there is no such id.
     """
     arguments = {**gym.spec(import_module_of(env)).kwargs, **settings}
-    if "task" not in arguments:
+    if "env_id" not in arguments:
         raise ValueError(f"{env} is not an environment of qan-gym")
-    return make_task_config(arguments.pop("task"), arguments)
+    return make_task_config(arguments.pop("env_id"), arguments)

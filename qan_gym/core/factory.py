@@ -1,9 +1,31 @@
-"""A training from its configuration alone."""
+"""A training from the id and the keyword arguments of an environment, or from its configuration."""
+
+from typing import Any
 
 from qan_gym.config import TaskConfig
 from qan_gym.core.components import build_components
 from qan_gym.core.references import resolve_reference
 from qan_gym.core.training import Training
+from qan_gym.tasks import FAMILIES, make_task_config
+
+
+def training_of(env_id: str, arguments: dict[str, Any], num_runs: int, device: str, engine: str) -> Training:
+    """The training of an environment.
+
+    Args:
+        env_id: a registered id.
+        arguments: keyword arguments that are not the environment's own.
+        num_runs: N.
+        device, engine: see `make_training`.
+
+    Raises:
+        ValueError, FileNotFoundError: see `make_task_config` and `make_training`.
+    """
+    if env_id in FAMILIES:
+        from qan_gym.families.factory import make_family_training  # which draws on the rest of the core
+
+        return make_family_training(env_id, arguments, num_runs, device, engine)
+    return make_training(make_task_config(env_id, arguments), num_runs, device, engine)
 
 
 def make_training(config: TaskConfig, num_runs: int = 1, device: str = "cpu", engine: str = "auto") -> Training:

@@ -6,6 +6,8 @@ The score line has the features SCORE_LINE in these places (the last two only wi
 that the game adds, then zeros.
 """
 
+import math
+
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -94,13 +96,21 @@ def _in_rows(weights: Array, shape: tuple[int, int]) -> Array:
     return weights.reshape(len(weights), -1)[:, : rows * columns].reshape(-1, rows, columns)
 
 
-def filter_pictures(network: Network, params: Params, row: int) -> NDArray[np.float32]:
-    """The weights shown of a run, as pictures (F, h, w): the filters, channels averaged, or the screen as one."""
-    weight = params[network.shown]
-    if network.screen is None and weight.dim() == 5 and weight[0, 0, 0].numel() > 1:
-        filters: NDArray[np.float32] = weight[row].mean(dim=1).cpu().numpy()
+def filter_pictures(network: Network, params: Params) -> NDArray[np.float32]:
+    """The weights shown of one network, as pictures (F, h, w): the filters, channels averaged, or the screen as one.
+
+    Args:
+        network: the kind.
+        params: name -> (*shape).
+    """
+    weight, pixels = params[network.shown], math.prod(network.image_shape)
+    if network.screen is None and weight.dim() == 4 and weight[0, 0].numel() > 1:
+        filters: NDArray[np.float32] = weight.mean(dim=1).cpu().numpy()
         return filters
-    return to_numpy(_in_rows(weight[row : row + 1], _weights_shape(network)))
+    if network.screen is None and weight.dim() == 2 and weight.shape[1] == pixels:  # each unit sees the whole image
+        seen: NDArray[np.float32] = weight.reshape(-1, *network.image_shape).mean(dim=1).cpu().numpy()
+        return seen
+    return to_numpy(_in_rows(weight[None], _weights_shape(network)))
 
 
 def _weights_shape(network: Network) -> tuple[int, int]:

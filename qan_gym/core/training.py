@@ -23,7 +23,8 @@ from qan_gym.core.meta_momentum import Pull
 from qan_gym.core.reward import reward_terms
 from qan_gym.core.run_state import LOSS_LIMIT, Flags, Layout, RunState
 from qan_gym.core.sampling import Sampler
-from qan_gym.optimizee.network import Params
+from qan_gym.data.datasets import DeviceData
+from qan_gym.optimizee.network import Network, Params
 from qan_gym.schedules import SCHEDULES
 from qan_gym.utils.arrays import Array, as_array, as_tensor, to_numpy
 from qan_gym.utils.cuda_graph import CapturedGraph
@@ -130,26 +131,26 @@ class Training:
         memo[id(self)] = copied
         return copied
 
-    def check_state(self, tensors: Mapping[str, Tensor]) -> None:
+    def check_state(self, tensors: Mapping[str, Tensor], records: Sequence[Any]) -> None:
         """Find out whether the run, of which there is one, can go on from these tensors; nothing changes.
 
         Args:
             tensors: as `RunState.saved` gives them.
+            records: as `records` gives them.
 
         Raises:
             ValueError: a tensor is missing, unknown, of another shape or dtype, or has a value that no episode has.
         """
         run, parts = self.run, self.parts
+        if records:
+            raise ValueError("the state's run has a task of its own")
         run.check_shapes(tensors)
         begun = bool(tensors["over"].logical_not().any() or tensors["batch"].any())
         if not begun:
             return  # nothing of it is used: the first reset sets everything
         run.check_values(tensors, self.config)
+        check_clock(tensors, self.config.batches_per_action, parts.budget)
         batch, order = int(tensors["batch"]), tensors["order"][0].cpu()
-        if batch % self.config.batches_per_action != 0:
-            raise ValueError(f"the state's batch is {batch}, within an action of {self.config.batches_per_action}")
-        if batch >= parts.budget and not tensors["over"].all():
-            raise ValueError(f"the state's episode goes on after its {parts.budget} mini-batches")
         if batch > 0 and not order.sort().values.equal(torch.arange(len(order), dtype=order.dtype)):
             raise ValueError("the state's order does not hold every training image once")
         if self.shuffled and tensors["by_class"].any():
@@ -215,6 +216,35 @@ class Training:
         run.batch_size.fill_(parts.config.batch_size)
         run.train_size.fill_(len(self.data.labels["train"]))
         run.copy_clocks()
+
+    # --- what the rows train, where their tasks differ ---------------------------------------------------------------
+
+    def records(self) -> list[Any]:
+        """What `adopt` needs to know of the rows' tasks, as JSON has it; empty where all rows have the same one."""
+        return []
+
+    def adopt(self, records: Sequence[Any]) -> None:
+        """Give the rows the tasks that `records` gave, before their state is restored, but for their seeds."""
+
+    def task_info(self) -> Info:
+        """The parameters of the rows' tasks by name, (N,) each; empty where all rows have the same one."""
+        return {}
+
+    def budget_of(self, row: int) -> int:
+        """Mini-batches of the episode of a row."""
+        return self.parts.budget
+
+    def network_of(self, row: int) -> tuple[Network, Params]:
+        """The kind of network of a row, and its parameters, name -> (*shape), views."""
+        return self.network, {name: value[row] for name, value in self.run.params.items()}
+
+    def data_of(self, row: int) -> DeviceData:
+        """The images of a row."""
+        return self.data
+
+    def batch_indices(self, row: int) -> NDArray[np.int64]:
+        """Indices into a row's training split of its last action's images, (batches_per_action, batch_size), a copy."""
+        return self.run.batch_indices[row].cpu().numpy().copy()
 
     # --- reset ------------------------------------------------------------------------------------------------------
 
@@ -463,3 +493,16 @@ class Training:
             **({} if self.config.target_loss is None else {"is_success": run.success}),
             "early_stopped": run.early_stopped,
         }
+
+
+def check_clock(tensors: Mapping[str, Tensor], batches_per_action: int, budget: int) -> None:
+    """Check where a state stands in its episode; see `Training.check_state`.
+
+    Raises:
+        ValueError: within an action, or behind the end.
+    """
+    batch = int(tensors["batch"])
+    if batch % batches_per_action != 0:
+        raise ValueError(f"the state's batch is {batch}, within an action of {batches_per_action}")
+    if batch > budget or (batch == budget and not tensors["over"].all()):
+        raise ValueError(f"the state's episode goes on after its {budget} mini-batches")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -17,62 +18,18 @@ from qan_gym.core.components import RUNNING_MEAN_IMAGES, Components, build_compo
 from qan_gym.core.engine import ENGINE_VARIABLE, ENGINES, namespace
 from qan_gym.core.observation import Observer
 from qan_gym.core.run_state import Flags, Layout, RunState, TensorSpec
-from qan_gym.core.training import Info, Training
+from qan_gym.core.training import Info, Training, check_clock
+from qan_gym.data.datasets import DeviceData
 from qan_gym.families.engine import SLOTS, FamilyEngine
-from qan_gym.families.learning_rate import NETWORKS, OPTIMIZERS, chosen, draw_task
-from qan_gym.families.task import CONTEXT, DECISIONS, NUMBER_LIMIT, Task
+from qan_gym.families.source import TaskSource
+from qan_gym.families.task import CONTEXT, DECISIONS, Task
 from qan_gym.native import library
-from qan_gym.optimizee.network import Network
+from qan_gym.optimizee.network import Network, Params
 from qan_gym.optimizee.zoo import build_network
+from qan_gym.utils import random_streams
 
 START = {"sgd": 0.01, "adamw": 0.003}  # the learning rate of an episode's start
 CONTEXT_TENSOR = "context"  # of the runs' tasks, (N, contexts), among the tensors of the game
-
-
-@dataclass(frozen=True)
-class TaskSource:
-    """Which tasks the episodes of a family have.
-
-    Attributes:
-        split: "train" or "test".
-        num_tasks: how many different ones; None: as many as there are.
-        start_task: the number of the first.
-        networks, optimizers: the kinds to choose from.
-        task: the only one; None: drawn.
-    """
-
-    split: str = "train"
-    num_tasks: int | None = None
-    start_task: int = 0
-    networks: tuple[str, ...] = tuple(NETWORKS)
-    optimizers: tuple[str, ...] = tuple(OPTIMIZERS)
-    task: Task | None = None
-
-    def __post_init__(self) -> None:
-        """Check.
-
-        Raises:
-            ValueError: a value is out of its range.
-        """
-        for name, least in (("num_tasks", 1), ("start_task", 0)):
-            value = getattr(self, name)
-            wrong = isinstance(value, bool) or not isinstance(value, int) or not least <= value < NUMBER_LIMIT
-            if wrong and not (name == "num_tasks" and value is None):
-                raise ValueError(f"{name} must be an integer from {least} to {NUMBER_LIMIT - 1}, not {value!r}")
-        if self.start_task + (self.num_tasks or 1) > NUMBER_LIMIT:
-            raise ValueError(f"start_task + num_tasks must be at most {NUMBER_LIMIT}")
-        if self.split not in ("train", "test"):
-            raise ValueError(f"split must be train or test, not {self.split!r}")
-        for what, among in (("networks", NETWORKS), ("optimizers", OPTIMIZERS)):
-            object.__setattr__(self, what, tuple(chosen(what, getattr(self, what), among)))
-
-    def draw(self, seed: int) -> Task:
-        """The task of the episode with a seed."""
-        if self.task is not None:
-            return self.task
-        count = self.num_tasks or NUMBER_LIMIT - self.start_task
-        number = self.start_task + (seed % 2**62 * 0x9E3779B97F4A7C15 % 2**64 >> 16) % count
-        return draw_task(self.split, number, self.networks, self.optimizers)
 
 
 class FamilyTraining(Training):
@@ -116,6 +73,7 @@ class FamilyTraining(Training):
         layout = super()._layout()
         context = {CONTEXT_TENSOR: TensorSpec((len(CONTEXT),), at_reset=None, saved=False)}
         sizes = {"train_size": 0, "batch_size": 0, "batches_per_action": most_batches(), "n_classes": 0}
+        sizes["budget"] = DECISIONS * most_batches()
         return replace(layout, slots=SLOTS, sizes={**layout.sizes, **sizes}, game={**layout.game, **context})
 
     def _make_engine(self) -> FamilyEngine:  # type: ignore[override]
@@ -136,13 +94,77 @@ class FamilyTraining(Training):
         """Of the rows; None before the first episode."""
         return self.engine.tasks
 
-    def adopt(self, tasks: Sequence[Task | None]) -> None:
-        """Give the rows their tasks, before their state is restored or after it has been copied."""
-        for row, task in enumerate(tasks):
-            if task is not None:
+    def records(self) -> list[Any]:
+        """See `Training.records`."""
+        return [None if task is None else asdict(task) for task in self.tasks]
+
+    def adopt(self, records: Sequence[Any]) -> None:
+        """See `Training.adopt`; also of tasks."""
+        for row, record in enumerate(records):
+            if record is not None:
+                task = Task.from_record(record)
                 self.engine.restore(row, task, int(self.run.seed[row]))
                 self._tell(row, task)
         self.run.copy_clocks()
+
+    def check_state(self, tensors: Mapping[str, Tensor], records: Sequence[Any]) -> None:
+        """See `Training.check_state`."""
+        self.run.check_shapes(tensors)
+        if len(records) != 1:
+            raise ValueError(f"the state must have the task of its run, not {len(records)} tasks")
+        if records[0] is None:
+            if tensors["batch"].any():
+                raise ValueError("the state's run has begun, and has no task")
+            return
+        task = Task.from_record(records[0])
+        self.run.check_values(tensors, self.config)
+        check_clock(tensors, task.batches_per_action, task.budget)
+
+    def task_info(self) -> Info:
+        """See `Training.task_info`: the context."""
+        context = self.arrays.game[CONTEXT_TENSOR]
+        return {name: context[:, column] for column, name in enumerate(CONTEXT)}
+
+    def budget_of(self, row: int) -> int:
+        """See `Training.budget_of`."""
+        task = self.tasks[row]
+        return self.parts.budget if task is None else task.budget
+
+    def network_of(self, row: int) -> tuple[Network, Params]:
+        """See `Training.network_of`."""
+        parts = self._parts_of(row)
+        network = parts.network
+        return network, {
+            name: value[0] for name, value in network.views(self.run.memory[row : row + 1, : network.size()]).items()
+        }
+
+    def data_of(self, row: int) -> DeviceData:
+        """See `Training.data_of`."""
+        return self._parts_of(row).data
+
+    def batch_indices(self, row: int) -> NDArray[np.int64]:
+        """See `Training.batch_indices`."""
+        task, clock = self.tasks[row], int(self.run.batch[row])
+        if task is None or clock == 0:
+            return np.zeros((0, 0), np.int64)
+        per_epoch, size, seed = task.train_size // task.batch_size, task.batch_size, self.run.seed[row : row + 1]
+        indices = []
+        for batch in range(clock - task.batches_per_action, clock):
+            epoch, place = divmod(batch, per_epoch)
+            places = np.arange(place * size, (place + 1) * size)[None]
+            indices.append(random_streams.shuffled(seed, random_streams.SHUFFLED, epoch, places, task.train_size)[0])
+        return np.stack(indices)
+
+    def _parts_of(self, row: int) -> Components:
+        """The components of a row's task.
+
+        Raises:
+            ResetNeeded: it has none yet.
+        """
+        task = self.tasks[row]
+        if task is None:
+            raise ResetNeeded("no task has been drawn: call reset() first")
+        return build_components(replace(self.config, **task.settings()), "cpu", "torch")
 
     def _tell(self, row: int, task: Task) -> None:
         """What the bookkeeping needs to know of a row's task."""

@@ -71,10 +71,10 @@ def _play(run: Run) -> tuple[list[NDArray[np.float32]], list[dict[str, Any]], in
     env = FrameStackObservation(gym.make(config.env, **config.env_kwargs), agent.history)
     training, seed = qan_env(env).training, config.evaluation_seeds[0]
     env.reset(seed=seed)
-    start = filter_pictures(training.network, training.run.params, 0)
+    start = filter_pictures(*training.network_of(0))
     ahead = max(1, agent.facts.episode_length // COMPARISONS)
     rows = regrets(env, agent.policy(), seed, every=ahead, k=ahead)
-    end = filter_pictures(training.network, training.run.params, 0)
+    end = filter_pictures(*training.network_of(0))
     env.close()
     agent.close()
     return [start, end], rows, ahead

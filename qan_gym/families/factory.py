@@ -1,0 +1,52 @@
+"""The training of an environment whose episodes draw their tasks."""
+
+from dataclasses import fields
+from functools import partial
+from typing import Any
+
+from qan_gym.core.features import register_feature
+from qan_gym.core.run_state import RunState
+from qan_gym.core.statistics import statistics_of
+from qan_gym.families.source import TaskSource
+from qan_gym.families.task import CONTEXT, Task
+from qan_gym.families.training import CONTEXT_TENSOR, FamilyTraining, family_parts
+from qan_gym.tasks import make_task_config
+from qan_gym.utils.arrays import Array
+
+CONTEXT_FEATURES = tuple(f"task_{name}" for name in CONTEXT)  # of `Task.context`
+
+
+def make_family_training(
+    env_id: str, arguments: dict[str, Any], num_runs: int, device: str, engine: str
+) -> FamilyTraining:
+    """The training of an id of `FAMILIES`; arguments as `qan_gym.core.factory.training_of` takes them.
+
+    Raises:
+        ValueError: an argument is unknown, out of its range, or for the task to say.
+    """
+    source = TaskSource.from_arguments(arguments)
+    own = {one.name for one in fields(TaskSource)} | {"context"}
+    others = {name: value for name, value in arguments.items() if name not in own}
+    if drawn := others.keys() & Task().settings().keys():
+        raise ValueError(
+            f"{', '.join(sorted(drawn))}: every task of the family has its own; `networks` and `optimizers` choose "
+            "among the kinds, and `task` plays one task"
+        )
+    config = make_task_config(env_id, others)
+    context = arguments.get("context", "hidden")
+    if context not in ("hidden", "observed"):
+        raise ValueError(f"context must be hidden or observed, not {context!r}")
+    if config.observation in ("screen", "filters"):
+        raise ValueError(f"observation={config.observation!r} shows weights, and those of the tasks differ in shape")
+    if context == "observed":
+        names = statistics_of(config) if config.observation == "statistics" else config.observation
+        config = make_task_config(env_id, {**others, "observation": (*names, *CONTEXT_FEATURES)})
+    return FamilyTraining(family_parts(config, source, device, engine), source, num_runs)
+
+
+def _context(column: int, run: RunState) -> Array:
+    return run.game[CONTEXT_TENSOR][:, column]
+
+
+for _column, _name in enumerate(CONTEXT_FEATURES):
+    register_feature(_name, partial(_context, _column))
