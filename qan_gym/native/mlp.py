@@ -1,8 +1,8 @@
 """Train and evaluate N multilayer perceptrons by the C kernels, each on a task of its own, in one call.
 
 A row has its own network, images, optimizer, batch size and order of images. `MLPKernels` keeps what C needs to know of
-each row's task; `assign` gives one row another task and leaves the others alone. All arguments are checked before C sees
-them; nothing is written where one is wrong.
+each row's task; `assign` gives one row another task and leaves the others alone. All arguments are checked before C
+sees them; nothing is written where one is wrong.
 
 A row's results have the same bits with every instruction set, compiler, number of threads, and whatever the other rows.
 """
@@ -11,6 +11,7 @@ import ctypes
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -166,7 +167,7 @@ class MLPTask:
     def size(self) -> int:
         """Floats of the network in memory, as `Network.size` says of the registered network."""
         sides = [self.train.inputs, *self.widths, self.n_classes]
-        return sum(-(-a * b // 16) * 16 + -(-b // 16) * 16 for a, b in zip(sides, sides[1:], strict=False))
+        return sum(-(-a * b // 16) * 16 + -(-b // 16) * 16 for a, b in pairwise(sides))
 
     def declared(self) -> library.MLPTask:
         """As C takes it. Its addresses are valid as long as this object is."""
@@ -404,6 +405,7 @@ class MLPKernels:
         numbers = np.asarray(rows)
         if numbers.ndim != 1 or (len(numbers) and numbers.dtype.kind not in "iu") or len(numbers) > self._number:
             raise ValueError(f"rows: at most {self._number} integers, each at most once")
+        numbers = numbers.astype(np.int64)
         given = [examples] * len(numbers) if isinstance(examples, Examples) else list(examples)
         if len(given) != len(numbers):
             raise ValueError(f"examples: as many as rows, {len(numbers)}, not {len(given)}")

@@ -5,6 +5,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -212,7 +213,7 @@ def mlp(
         )
     sides = (math.prod(image_shape), *widths, n_classes)
     shapes: dict[str, tuple[int, ...]] = {}
-    for number, (inputs, outputs) in enumerate(zip(sides, sides[1:], strict=False), start=1):
+    for number, (inputs, outputs) in enumerate(pairwise(sides), start=1):
         shapes |= {f"layer{number}.weight": (outputs, inputs), f"layer{number}.bias": (outputs,)}
     layers, apply = len(widths) + 1, ACTIVATIONS[activation]
 

@@ -60,12 +60,14 @@ def random_bits(seeds: Tensor, purpose: int, counter: Tensor | int, count: int) 
     key = _mix(seeds + torch.tensor(purpose) * _GAMMA)  # (N,)
     key = _mix(key + torch.as_tensor(counter) * _GAMMA)  # (N,)
     steps = torch.arange(1, count + 1, device=seeds.device) * _GAMMA  # (count,)
-    return _mix(key[:, None] + steps)
+    bits: Tensor = _mix(key[:, None] + steps)
+    return bits
 
 
 def uniform(seeds: Tensor, purpose: int, counter: Tensor | int, count: int) -> Tensor:
     """`count` float32 numbers in [0, 1) per run, (N, count), multiples of 2**-24; arguments as `random_bits`."""
-    return _shift_right(random_bits(seeds, purpose, counter, count), 40).to(torch.float32) * 2.0**-24
+    bits: Tensor = _shift_right(random_bits(seeds, purpose, counter, count), 40)
+    return bits.to(torch.float32) * 2.0**-24
 
 
 def permutation(seeds: Tensor, purpose: int, counter: Tensor | int, count: int) -> Tensor:
@@ -89,8 +91,8 @@ def shuffled(seeds: Int64, purpose: int, epoch: Int64 | int, places: Int64, coun
     """What lies at some places of a random order of `range(count)`, without the order: it needs no memory.
 
     For a seed and an epoch it is a bijection of 0, ..., count - 1: a Feistel network on numbers (Black and Rogaway
-    2002, "Ciphers with arbitrary finite domains"). A place is written as (left, right) on a grid; six rounds move one of
-    the two by a hash of the other; what falls behind `count` passes again.
+    2002, "Ciphers with arbitrary finite domains"). A place is written as (left, right) on a grid; six rounds move one
+    of the two by a hash of the other; what falls behind `count` passes again.
 
     Args:
         seeds: (N,) int64, NumPy's or PyTorch's; the other arrays are of the same kind.

@@ -1,0 +1,147 @@
+// Calls with made rows, right and wrong, for a build with sanitizers. Wrong rows, tasks, counts and clocks must be refused
+// with nothing written; numbers of any kind must do no harm. Arguments: how many calls, the seed, the bit of the instruction
+// set. Prints how many were refused; ends with status 1 at the first wrong answer.
+#include "mlp_made.h"
+
+enum { MOST_ROWS = 4, MOST_BATCHES = 3, CALLS = 40 };
+
+static void wrong(const char *what) {
+  printf("wrong: %s\n", what);
+  exit(1);
+}
+
+static float odd_float(void) {
+  static const uint32_t bits[] = {0x7fc00000, 0x7f800000, 0xff800000, 0x7f7fffff, 0xff7fffff, 0x00000001,
+                                  0x80000000, 0x7fffffff, 0xffc12345, 0x3f800000, 0x42b00000, 0x5f000000};
+  float value;
+  memcpy(&value, &bits[draw(sizeof bits / sizeof *bits)], sizeof value);
+  return value;
+}
+
+static int64_t outside(int64_t low, int64_t high) {
+  const int64_t values[] = {low - 1, high + 1, INT64_MAX, INT64_MIN, high + 1 + (int64_t)draw(1000)};
+  return values[draw(sizeof values / sizeof *values)];
+}
+
+// Some numbers become not finite, huge, or subnormal.
+static void spoil_numbers(struct qan_mlp_training *job) {
+  const uint64_t n = (uint64_t)job->work.networks, floats = n * (uint64_t)job->weights.stride;
+  const struct qan_memory *const memories[] = {&job->slots[0], &job->slots[1], &job->previous_gradient,
+                                               &job->previous_displacement};
+  for (uint64_t i = draw(4); i > 0; i--) job->weights.at[draw(floats)] = odd_float();
+  for (int i = 0; i < 4; i++)
+    if (memories[i]->at && draw(4) == 0) memories[i]->at[draw(floats)] = odd_float();
+  double *const values[] = {(double *)job->momentum, (double *)job->weight_decay};
+  for (int i = 0; i < 2; i++)
+    if (draw(6) == 0) values[i][draw(n)] = (double)odd_float();
+  if (draw(4) == 0) ((double *)job->rates)[draw(n * (uint64_t)job->most)] = (double)odd_float();
+  struct qan_mlp_task *task = (struct qan_mlp_task *)&job->tasks[draw(n)];
+  float *const settings[] = {&task->scale, &task->shift, &task->loss_scale};
+  if (draw(3) == 0) *settings[draw(3)] = odd_float();
+}
+
+// One thing of a row becomes wrong, or nothing; returns what `begin` must answer.
+static int32_t spoil_row(struct qan_mlp_training *job, int64_t row) {
+  struct qan_mlp_task *task = (struct qan_mlp_task *)&job->tasks[row];
+  int64_t *count = (int64_t *)&job->counts[row];
+  const int32_t refused = *count ? QAN_WRONG_TASK : QAN_OK;  // of a row without mini-batches the task is not looked at
+  switch (draw(24)) {
+    case 0: *count = outside(0, job->most); return QAN_WRONG_COUNT;
+    case 1: job->clock[row] = draw(2) ? -1 : INT64_MAX - 1; return *count ? QAN_WRONG_CLOCK : QAN_OK;
+    case 2: task->inputs = outside(MLP_MIN_INPUTS, MLP_MAX_INPUTS); return refused;
+    case 3: task->classes = outside(2, MAX_CLASSES); return refused;
+    case 4: task->hidden = outside(1, MLP_HIDDEN); return refused;
+    case 5: task->widths[draw((uint64_t)task->hidden)] = outside(MLP_MIN_WIDTH, MLP_MAX_WIDTH); return refused;
+    case 6: task->batch = draw(2) ? outside(1, MLP_MAX_BATCH) : task->train.count + 1; return refused;
+    case 7: task->activation = draw(2) ? 3 : -1; return refused;
+    case 8: task->optimizer = draw(2) ? GRADIENTS_ONLY : ADAMW + 1; return refused;
+    case 9: task->train.count = outside(1, INT32_MAX); return refused;
+    case 10: task->train.images = 0; return refused;
+    case 11: job->work.instruction_set = (int32_t)draw(2) * 8; return QAN_NO_ENGINE;
+    case 12: job->weights.stride = 15; break;
+    default: return QAN_OK;
+  }
+  for (int64_t i = 0; i < job->work.networks; i++)
+    if (job->counts[i]) return QAN_WRONG_TASK;
+  return QAN_OK;
+}
+
+static int is_finite(float x) { return x - x == 0; }
+
+static void check_row(const struct qan_mlp_training *job, int64_t row, int64_t before) {
+  const float *weights = job->weights.at + row * job->weights.stride, *losses = job->losses + row * job->most;
+  const int64_t count = job->counts[row], done = job->clock[row] - before;
+  if (done < 0 || done > count) wrong("the clock");
+  if (job->finite[row] && done < count) wrong("a finite row that was not trained");
+  for (int64_t t = 0; t < job->most; t++) {
+    if (t >= count && losses[t] != 0) wrong("a loss behind the last one");
+    if (t < count && job->finite[row] && !is_finite(losses[t])) wrong("a finite row with a loss that is not");
+  }
+  if (!job->finite[row] || !count) return;
+  const struct mlp_layout layout = mlp_layout_of(&job->tasks[row]);
+  for (int l = 0; l < layout.layers; l++) {
+    for (int64_t i = 0; i < (int64_t)layout.inputs[l] * layout.outputs[l]; i++)
+      if (!is_finite(weights[layout.weight[l] + i])) wrong("a finite row with a weight that is not");
+    for (int64_t i = 0; i < layout.outputs[l]; i++)
+      if (!is_finite(weights[layout.bias[l] + i])) wrong("a finite row with a bias that is not");
+  }
+}
+
+static void one_evaluation(const struct qan_mlp_training *job, void *space) {
+  struct qan_examples examples[MOST_ROWS];
+  float loss[MOST_ROWS], accuracy[MOST_ROWS];
+  for (int64_t i = 0; i < job->work.networks; i++) examples[i] = job->tasks[i].train;
+  struct qan_mlp_evaluation evaluation = {job->work, job->tasks, examples, job->weights, loss, accuracy};
+  if (qan_begin_mlp_evaluation(&evaluation)) wrong("an evaluation that was refused");
+  qan_evaluate_mlp(&evaluation, space);
+  for (int64_t i = 0; i < job->work.networks; i++)
+    if (!(accuracy[i] >= 0 && accuracy[i] <= 1)) wrong("accuracy");
+}
+
+// Returns 1 if the call was refused. The job and its tasks are as before afterwards.
+static int one_call(struct qan_mlp_training *job, void *space) {
+  const int64_t n = job->work.networks, row = (int64_t)draw((uint64_t)n);
+  struct qan_mlp_task tasks[MOST_ROWS];
+  const struct qan_mlp_training own = *job;
+  int64_t before[MOST_ROWS];
+  memcpy(tasks, job->tasks, (size_t)n * sizeof *tasks);
+  for (int64_t i = 0; i < n; i++) {
+    job->clock[i] = (int64_t)(draw(4) ? draw(100) : draw(1 << 30));
+    ((int64_t *)job->counts)[i] = between(0, job->most);
+    job->finite[i] = draw(8) > 0;
+  }
+  job->losses[0] = -1;
+  const int32_t expected = spoil_row(job, row);
+  memcpy(before, job->clock, (size_t)n * sizeof *before);
+  if (draw(2)) spoil_numbers(job);
+  const float spoilt = job->weights.at[0];
+  const int32_t error = qan_begin_mlp_training(job);
+  if (error != expected) wrong("another answer than expected");
+  if (error) {
+    if (job->losses[0] != -1 || memcmp(&spoilt, &job->weights.at[0], 4)) wrong("written before it was checked");
+  } else {
+    qan_train_mlp(job, space);
+    for (int64_t i = 0; i < n; i++) check_row(job, i, before[i]);
+  }
+  memcpy((void *)own.tasks, tasks, (size_t)n * sizeof *tasks);
+  *job = own;
+  one_evaluation(job, space);
+  return error != 0;
+}
+
+int main(int count, char **arguments) {
+  if (count != 4) return 1;
+  void *space = aligned_alloc(64, (size_t)(qan_mlp_workspace_size() + 63) / 64 * 64);
+  if (!space) return 2;
+  int refused = 0;
+  random_state = 2 * (uint64_t)atoll(arguments[2]) + 1;
+  for (int64_t left = atoll(arguments[1]); left > 0; left -= CALLS) {
+    struct qan_mlp_training job =
+        made_rows(between(1, MOST_ROWS), between(1, MOST_BATCHES), (int)draw(2), (int32_t)atoi(arguments[3]));
+    for (int64_t i = 0; i < (left < CALLS ? left : CALLS); i++) refused += one_call(&job, space);
+    release_rows(&job);
+  }
+  printf("%d refused\n", refused);
+  free(space);
+  return 0;
+}
