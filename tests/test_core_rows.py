@@ -435,6 +435,7 @@ def measured(**changes: list) -> RunState:
     """The state of two runs, the second over."""
     values = {
         "loss": [0.5001, 0.0001],
+        "loss_scale": [1.0, 1.0],
         "smoothed_loss_before": [2.0, 1.0],
         "smoothed_loss": [1.0, 0.5],
         "validation_loss_before": [4.0, 0.5],

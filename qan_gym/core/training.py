@@ -21,14 +21,12 @@ from qan_gym.core.engine import make_engine
 from qan_gym.core.measurements import measured_size
 from qan_gym.core.meta_momentum import Pull
 from qan_gym.core.reward import reward_terms
-from qan_gym.core.run_state import Flags, Layout, RunState
+from qan_gym.core.run_state import LOSS_LIMIT, Flags, Layout, RunState
 from qan_gym.core.sampling import Sampler
 from qan_gym.optimizee.network import Params
 from qan_gym.schedules import SCHEDULES
 from qan_gym.utils.arrays import Array, as_array, as_tensor, to_numpy
 from qan_gym.utils.cuda_graph import CapturedGraph
-
-LOSS_LIMIT = 1e6  # replaces larger losses and NaN
 
 Info = dict[str, Array]  # name -> (N,)
 
@@ -188,7 +186,7 @@ class Training:
         self.arrays.by_class[rows] = not (shuffled or self.shuffled)
         self._validate(mask)
         for loss in (run.loss, run.smoothed_loss, run.smoothed_loss_before):
-            loss[rows] = run.loss_scale[rows] * run.validation_loss[rows]
+            loss[rows] = (run.loss_scale[rows] * run.validation_loss[rows]).clamp(max=LOSS_LIMIT)
         for loss in (run.validation_loss_before, run.best_validation_loss):
             loss[rows] = run.validation_loss[rows]
         seen = self._see()
