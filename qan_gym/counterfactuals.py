@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from qan_gym.actions import single_action, tried_actions
 from qan_gym.core.reward import safe_log
-from qan_gym.core.training import LOSS_LIMIT, Info, StepResult
+from qan_gym.core.run_state import LOSS_LIMIT
+from qan_gym.core.training import Info, StepResult
 from qan_gym.env import QanEnv
 from qan_gym.utils.arrays import NUMPY, to_numpy
 

@@ -502,8 +502,27 @@ def test_references_depend_on_the_loss_scale():
 
 
 def scales():
+    """The script that prints the table of the docs."""
     path = Path(__file__).parents[1] / "benchmarks" / "statistics_scales.py"
     spec = importlib.util.spec_from_file_location("statistics_scales", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_features_change_with_a_scale_only_where_they_should(registries):
+    """The table of the docs, on less data."""
+    found = scales().changes(1, dataset=small_data(), train_size=40, batches_per_action=2)
+    facts = {"budget_share", "log_rate_from_start", "last_change", "momentum", "log_budget", "log_classes"}
+    by_size = {"log_batch_size": math.log(4), "log_epochs": math.log(4) / 2}
+    for name, change in found.items():
+        per_feature = dict(zip(STATISTICS, change[0].T, strict=True))
+        assert not any(per_feature[fact].any() for fact in facts), name
+        if name.startswith("loss"):
+            assert abs(change).max() < 0.02, "the same training, but for Adam's epsilon"
+            continue
+        sizes = by_size if name.startswith("batch size") else dict.fromkeys(by_size, 0.0)
+        for fact, expected in sizes.items():
+            np.testing.assert_allclose(per_feature[fact], expected, atol=1e-6)
+        trained = [values for fact, values in per_feature.items() if fact not in facts | by_size.keys()]
+        assert abs(np.array(trained)).mean() < 1.5, "another training, of numbers of the same order"

@@ -15,7 +15,7 @@ Reward = Callable[[RunState], Array]
 def log_loss(run: RunState) -> Array:
     """ln(l[t-1]) - ln(l[t]), l the running mean of the losses; at the end l is the loss on the validation split.
 
-    With a loss scale, both are times it. The return of an episode telescopes to ln(initial loss / final validation loss).
+    Both are times the loss scale. The return of an episode telescopes to ln(initial loss / final validation loss).
     """
     validation = run.xp.minimum(run.loss_scale * run.validation_loss, LOSS_LIMIT)
     loss = run.xp.where(run.ended, validation, run.smoothed_loss)
