@@ -22,6 +22,7 @@ WRONG_VALUES = {
     "augment": ["flip", True],
     "momentum": [-0.1, 1.0, NAN, None, "0.9", True],
     "nesterov": [1, "yes", None, True],
+    "loss_scale": [0, -1.0, NAN, float("inf"), None, "1"],
     "weight_decay": [-1e-4, NAN, float("inf"), None, "0"],
     "early_stopping": [0, -1, 1.5, True],
     "validate_every": [0, -1, 1.5, "epoch", True],

@@ -14,8 +14,8 @@ from qan_gym.core.features import register_feature
 from qan_gym.core.meta_momentum import Pull, filter_regression_pull
 from qan_gym.core.observation import LIMIT, Observer
 from qan_gym.core.reward import REWARDS, reward_terms, safe_log
-from qan_gym.core.run_state import RunState
-from qan_gym.core.training import LOSS_LIMIT, StepResult, Training
+from qan_gym.core.run_state import LOSS_LIMIT, RunState
+from qan_gym.core.training import StepResult, Training
 from qan_gym.optimizee.network import Network, evaluate
 from qan_gym.optimizee.zoo import build_network
 from qan_gym.tasks import TASKS
@@ -442,6 +442,7 @@ def measured(**changes: list) -> RunState:
     """The state of two runs, the second over."""
     values = {
         "loss": [0.5001, 0.0001],
+        "loss_scale": [1.0, 1.0],
         "smoothed_loss_before": [2.0, 1.0],
         "smoothed_loss": [1.0, 0.5],
         "validation_loss_before": [4.0, 0.5],

@@ -21,8 +21,8 @@ import qan_gym
 from qan_agents.analysis.regret import compared_actions, regrets
 from qan_agents.policies.fixed import make_policy
 from qan_gym.config import TaskConfig
-from qan_gym.core.run_state import RunState
-from qan_gym.core.training import LOSS_LIMIT, Training
+from qan_gym.core.run_state import LOSS_LIMIT, RunState
+from qan_gym.core.training import Training
 from qan_gym.counterfactuals import Counterfactual
 from qan_gym.games import GAMES, Game
 from qan_gym.games.learning_rate import KEEP

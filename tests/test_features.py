@@ -11,12 +11,14 @@ from gymnasium.utils.env_checker import check_env as check_env_of_gymnasium
 from helpers import TINY
 from stable_baselines3.common.env_checker import check_env as check_env_of_sb3
 
-from qan_gym.core.observation import ALWAYS_MEASURED, FEATURES, LIMIT, SCORE_LINE, register_feature
+from qan_gym.core.features import FEATURES, register_feature
+from qan_gym.core.observation import ALWAYS_MEASURED, LIMIT, SCORE_LINE
+from qan_gym.core.statistics import STATISTICS
 from qan_gym.games import register_game
 from qan_gym.games.learning_rate import LearningRateGame
 
 LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
-ALL = list(FEATURES)
+ALL = list(FEATURES)[:9]  # those that are not of the observation "statistics" alone, see test_statistics.py
 
 # An episode of 6 actions in two epochs of 6 mini-batches; the validation loss is measured after 4, 6, 8 and 12.
 ARGUMENTS = {**TINY, "train_size": 60, "epochs": 2, "batches_per_action": 2, "validate_every": 4}
@@ -75,7 +77,8 @@ def play(env: gym.Env, seed: int = 3) -> list[tuple]:
 
 
 def test_every_feature_has_a_slow_computation():
-    assert SLOWLY.keys() == FEATURES.keys()
+    assert list(SLOWLY) == ALL
+    assert FEATURES.keys() == {*SLOWLY, *STATISTICS, "log_validation_to_chance"}
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear"])
@@ -178,13 +181,15 @@ def test_a_state_goes_on_with_features(arguments, tmp_path):
 @pytest.mark.parametrize("make", [gym.make, gym.make_vec])
 def test_unknown_features_are_refused(make, arguments):
     """With the names that there are."""
-    with pytest.raises(ValueError, match=f"unknown feature 'log_los'; there are {', '.join(ALL)}"):
+    with pytest.raises(ValueError, match=f"unknown feature 'log_los'; there are {', '.join(FEATURES)}"):
         make(LR, observation=["budget_used", "log_los"], **arguments)
 
 
 @pytest.mark.parametrize("observation", [[], ["log_loss", 3], "log_loss", 7, None, {"log_loss"}], ids=str)
 def test_what_is_no_list_of_names_is_refused(observation, arguments):
-    with pytest.raises(ValueError, match="observation must be one of screen, filters or a list of names of features"):
+    with pytest.raises(
+        ValueError, match="observation must be one of screen, filters, statistics or a list of names of features"
+    ):
         gym.make(LR, observation=observation, **arguments)
 
 

@@ -47,11 +47,17 @@ CASES = {
     "continuous, one-cycle": (IDS[0], {"continuous": True, "schedule": "one-cycle", "action_scale": "absolute"}),
     "multiplicative": (IDS[0], {"action_scale": "multiplicative", "schedule": "cosine"}),
     "features": (IDS[0], {"observation": ["momentum", "log_weight_decay", "log_validation_loss_change"]}),
+    **{
+        f"statistics, {name}": (IDS[0], {"observation": "statistics", "optimizer": name, "validate_every": 5})
+        for name in OPTIMIZERS
+    },
+    "statistics of a deep network, scaled loss": (IDS[-1], {"observation": "statistics", "loss_scale": 2.0}),
+    "statistics of another game": (IDS[1], {"observation": "statistics", "momentum": 0.9, "weight_decay": 0.1}),
     "target loss, accuracy": (IDS[0], {"target_loss": 0.1, "reward": "accuracy"}),
     "whitened": (IDS[-1], {"preprocess": "whiten"}),
 }
 
-QUICK = ("QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0", "previous", "distillation", "augmented")
+QUICK = ("QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0", "previous", "distillation", "augmented", "statistics, sgd")
 
 
 @pytest.fixture(scope="module")

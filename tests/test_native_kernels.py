@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from qan_gym.data.datasets import load_dataset, on_device
 from qan_gym.native import build, library
-from qan_gym.native.kernels import PARAMETERS, SLOTS, BatchSequence, Call, Images, Kernels, Update
+from qan_gym.native.kernels import PARAMETERS, SLOTS, BatchSequence, Call, Images, Kernels, Measuring, Update
 from qan_gym.native.portable import PortableNumpy
 from qan_gym.optimizee import zoo
 from qan_gym.optimizee.network import Network, Params
@@ -433,6 +433,80 @@ def test_rows_may_lie_apart_in_memory():
     assert np.array_equal(case.weights, other.weights)
     assert (wide[:, :16] == 7).all()
     assert (wide[:, -32:] == 7).all()
+
+
+def made_measuring(case: Case, batches: int) -> Measuring:
+    memories = [np.zeros_like(case.weights) for _ in range(3)]
+    return Measuring(
+        np.zeros((len(case.loss), 7), np.float32), np.zeros((len(case.loss), batches), np.float32), *memories
+    )
+
+
+def measured_actions(instruction_set: str, optimizer: str, threads: int = 1, number: int = 3) -> tuple[Case, Measuring]:
+    """Two actions of three mini-batches."""
+    data = made_images(3, 7)
+    rate = 0.001 if optimizer == "adamw" else 0.02
+    case = make_case(
+        number, 10, data, 7, optimizer, PARAMETERS[1:6], rate, instruction_set=instruction_set, threads=threads
+    )
+    measuring = made_measuring(case, 3)
+    call = case.kernels.training(
+        data, case.weights, case.indices, case.loss, case.finite, case.update, measuring=measuring
+    )
+    for step in range(6):
+        redraw(case, step)
+        call(number=step % 3)
+    return case, measuring
+
+
+@needs_library
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "nesterov", "adamw"])
+def test_measurements_have_the_same_bits_with_every_instruction_set_and_number_of_threads(optimizer):
+    """And in a network alone; and what is trained has those of a training without them."""
+    case, measuring = measured_actions(Kernels.available()[0], optimizer)
+    for instruction_set in Kernels.available():
+        for threads, number in ((1, 3), (2, 3), (1, 1)):
+            other, its = measured_actions(instruction_set, optimizer, threads, number)
+            for name in vars(measuring):
+                assert np.array_equal(getattr(its, name), getattr(measuring, name)[:number]), name
+            assert np.array_equal(other.weights, case.weights[:number])
+    plain = make_case(3, 10, case.data, 7, optimizer, PARAMETERS[1:6], 0.001 if optimizer == "adamw" else 0.02)
+    call = plain.train()
+    for step in range(6):
+        redraw(plain, step)
+        call()
+    assert np.array_equal(plain.weights, case.weights)
+    assert measuring.losses[:, 2].tolist() == case.loss.tolist()
+
+
+@needs_library
+def test_measuring_is_refused_where_it_cannot_be():
+    case = make_case(2)
+    measuring = made_measuring(case, 3)
+    arrays = (case.data, case.weights, case.indices, case.loss, case.finite)
+    with pytest.raises(ValueError, match="measuring: it is of an update, and there is none"):
+        case.kernels.training(*arrays, gradients=case.gradients, measuring=measuring)
+    with pytest.raises(ValueError, match="measured: it must be"):
+        case.kernels.training(*arrays, case.update, measuring=replace(measuring, measured=measuring.losses))
+    call = case.kernels.training(*arrays, case.update, measuring=measuring)
+    with pytest.raises(ValueError, match="3 and 1 do not lie within the 3 mini-batches of an action"):
+        call(number=3)
+
+
+@needs_library
+def test_a_loss_scale_multiplies_loss_and_gradients():
+    """Of each network its own."""
+    case, scaled = make_case(3), make_case(3)
+    case.differentiate()()
+    scale = np.array([1, 0.3, 8], np.float32)
+    scaled.kernels.training(
+        *(scaled.data, scaled.weights, scaled.indices, scaled.loss, scaled.finite),
+        gradients=scaled.gradients,
+        loss_scale=scale,
+    )()
+    np.testing.assert_allclose(scaled.loss, scale * case.loss, rtol=1e-6)
+    np.testing.assert_allclose(scaled.gradients, scale[:, None] * case.gradients, rtol=1e-4, atol=1e-6)
+    assert np.array_equal(scaled.gradients[0], case.gradients[0])
 
 
 @pytest.mark.slow

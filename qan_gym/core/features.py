@@ -35,8 +35,9 @@ def register_feature(name: str, function: Function, *, needs_measurements: bool 
 
     Args:
         name: of the feature.
-        function: (the state of N runs) -> (N,), or one number for all of them; by operators and the functions of `run.xp`, which do not wait for the
-            device. Values are kept within +-10, and 0 stands for what is not a number.
+        function: (the state of N runs) -> (N,), or one number for all of them; by operators and the functions of
+            `run.xp`, which do not wait for the device. Values are kept within +-10, and 0 stands for what is not a
+            number.
         needs_measurements: whether the function reads `run.measured` or what else is there only where the training is
             measured; where this feature is observed, it is.
 

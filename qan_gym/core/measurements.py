@@ -111,7 +111,8 @@ class Measurement:
 
     def _dot(self, a: Tensor, b: Tensor) -> Tensor:
         """(n,), the products of each two rows."""
-        return self.scale * (a * b).unflatten(1, (-1, LANES)).sum(dim=1).sum(dim=1)
+        products: Tensor = (a * b).unflatten(1, (-1, LANES))
+        return self.scale * products.sum(dim=1).sum(dim=1)
 
 
 def _cosine(product: Tensor, square: Tensor, other_square: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,12 +59,11 @@ class NativeEngine:
             smoothing=parts.running_mean_weight,
         )
         images, finite = self.images("train"), self.is_finite.view(np.uint8)
-        more = {"measuring": _measuring(run), "loss_scale": run.loss_scale.numpy()}
-        self.on_batch = self.kernels.training(images, self.weights, self.indices, self.loss, finite, update, **more)
-        self.on_sequence = self.kernels.training(
+        train = partial(self.kernels.training, measuring=_measuring(run), loss_scale=run.loss_scale.numpy())
+        self.on_batch = train(images, self.weights, self.indices, self.loss, finite, update)
+        self.on_sequence = train(
             *(images, self.weights, run.batch_indices.numpy(), run.loss.numpy(), finite, update),
             sequence=sequence,
-            **more,
         )
         self.measure: dict[str, Call] = {}  # by the name of the split
 

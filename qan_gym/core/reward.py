@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from qan_gym.core.run_state import RunState
+from qan_gym.core.run_state import LOSS_LIMIT, RunState
 from qan_gym.utils.arrays import Array
 
 FINAL_LOSS = 1e-4  # the paper's final_loss
@@ -15,11 +15,10 @@ Reward = Callable[[RunState], Array]
 def log_loss(run: RunState) -> Array:
     """ln(l[t-1]) - ln(l[t]), l the running mean of the losses; at the end l is the loss on the validation split.
 
-    Both are times the loss scale.
-
-    The return of an episode telescopes to ln(initial loss / final validation loss).
+    Both are times the loss scale. The return of an episode telescopes to ln(initial loss / final validation loss).
     """
-    loss = run.xp.where(run.ended, run.loss_scale * run.validation_loss, run.smoothed_loss)
+    validation = run.xp.minimum(run.loss_scale * run.validation_loss, LOSS_LIMIT)
+    loss = run.xp.where(run.ended, validation, run.smoothed_loss)
     return safe_log(run.xp, run.smoothed_loss_before) - safe_log(run.xp, loss)
 
 

@@ -267,7 +267,7 @@ class Training:
         self.arrays.by_class[rows] = not (shuffled or self.shuffled)
         self._validate(mask)
         for loss in (run.loss, run.smoothed_loss, run.smoothed_loss_before):
-            loss[rows] = run.loss_scale[rows] * run.validation_loss[rows]
+            loss[rows] = (run.loss_scale[rows] * run.validation_loss[rows]).clamp(max=LOSS_LIMIT)
         for loss in (run.validation_loss_before, run.best_validation_loss):
             loss[rows] = run.validation_loss[rows]
         seen = self._see()
