@@ -22,6 +22,7 @@ from qan_gym.rendering.history import History, class_shares
 from qan_gym.tasks import make_task_config
 from qan_gym.utils.arrays import Array as Values
 from qan_gym.utils.arrays import as_array, as_tensor, to_numpy
+from qan_gym.utils.own_settings import own_settings
 from qan_gym.utils.random_streams import next_seeds
 
 Array = NDArray[Any] | Tensor  # as `output` says
@@ -285,6 +286,7 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
 
     # --- inspection and end -----------------------------------------------------------------------------------------
 
+    @own_settings()
     def weights(self) -> dict[str, Array]:
         """The networks' parameters by name, (N, *shape) float32, copies."""
         return {name: self._out(value.clone()) for name, value in self.training.run.params.items()}

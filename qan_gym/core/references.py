@@ -21,6 +21,7 @@ from qan_gym.data.datasets import ASSETS, data_root, load_dataset
 from qan_gym.games.learning_rate import KEEP
 from qan_gym.optimizee.network import Network, Params
 from qan_gym.utils.files import load_arrays, require_writable, save_arrays
+from qan_gym.utils.own_settings import own_settings
 
 SEED = 0
 DEPENDS_ON = (
@@ -31,6 +32,7 @@ NUMBERS = ("learning_rate", "momentum", "weight_decay")
 FORMAT = 1  # to be raised when the same settings come to give other weights
 
 
+@own_settings()
 def resolve_reference(parts: Components) -> Params | None:
     """The reference weights of a task, one network without a leading axis; None where it has none at the start.
 
@@ -90,6 +92,7 @@ def make_reference(config: TaskConfig, folder: Path | None = None, device: str =
     return train_reference(build_components(baseline_config(config), device), folder)
 
 
+@own_settings()
 def train_reference(baseline: Components, folder: Path | None) -> Params:
     """As `make_reference`, from the parts of the baseline run.
 

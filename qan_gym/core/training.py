@@ -25,6 +25,7 @@ from qan_gym.optimizee.network import Params
 from qan_gym.schedules import SCHEDULES
 from qan_gym.utils.arrays import Array, as_array, as_tensor, to_numpy
 from qan_gym.utils.cuda_graph import CapturedGraph
+from qan_gym.utils.own_settings import own_settings
 
 LOSS_LIMIT = 1e6  # replaces larger losses and NaN
 
@@ -74,9 +75,11 @@ class Training:
         run: the state of the runs, as tensors.
         arrays: the same state, in the same memory, as the arrays that the bookkeeping computes with.
         engine: trains and measures the networks.
+        settings: of the process, that its calls compute under.
         reference: w*, N networks (rows without one are unused, see `RunState.has_reference`), or None.
     """
 
+    @own_settings()
     def __init__(
         self,
         parts: Components,
@@ -100,6 +103,7 @@ class Training:
         config = parts.config
         self.parts, self.config, self.network, self.data = parts, config, parts.network, parts.data
         self.device, self.num_runs, self.tests = parts.device, num_runs, tests
+        self.settings = own_settings(parts.threads)
         self.sampler = Sampler(self.data.labels["train"], num_runs, parts.n_classes, config.batch_size)
         self.schedule = SCHEDULES[config.schedule]
         self.pull = Pull(config, self.network, parts.batches_per_epoch)
@@ -121,10 +125,12 @@ class Training:
         """Break the reference cycles (the two halves of a step refer to it), so that its memory is freed at once."""
         del self.act_and_train, self.see
 
+    @own_settings()
     def fork(self, num_runs: int) -> Training:
         """The only run, `num_runs` times over from where it stands; for looking ahead, see `tests`."""
         return Training(self.parts, self._shared_reference, num_runs, run=self.run.fork(num_runs), tests=False)
 
+    @own_settings()
     def __deepcopy__(self, memo: dict[int, Any]) -> Training:
         """The runs in memory of their own; what no step changes is shared."""
         copied = Training(self.parts, self._shared_reference, self.num_runs, run=self.run.copy(), tests=self.tests)
@@ -173,6 +179,10 @@ class Training:
         Returns:
             The observations (N, rows * columns) and infos of all runs.
         """
+        with self.settings:
+            return self._reset(mask, seeds, shuffled)
+
+    def _reset(self, mask: Flags, seeds: NDArray[np.int64], shuffled: bool) -> tuple[Tensor, Info]:
         run, rows = self.run, self._rows(mask)  # (M,)
         run.reset(mask, rows, self.config)
         run.seed[mask] = seeds[mask]
@@ -201,6 +211,10 @@ class Training:
         Args:
             actions: (N,) int64 of a Discrete space, (N, *shape) of others; an array, or a tensor on any device.
         """
+        with self.settings:
+            return self._step(actions)
+
+    def _step(self, actions: Array) -> StepResult:
         run, count, per_epoch = self.run, self.config.batches_per_action, self.parts.batches_per_epoch
         self._set("action", actions)
         self._train(count)
@@ -349,7 +363,8 @@ class Training:
 
     def validate_unfinished(self) -> None:
         """Measure the runs that are not over (the others are measured); the info of the last step shows it."""
-        self._validate(~self.run.over)
+        with self.settings:
+            self._validate(~self.run.over)
 
     def _finish(self, ended: Flags, whole: Flags) -> Info:
         """The test set, read where an episode has ended; and the weights of whole ones for the next one's reference."""

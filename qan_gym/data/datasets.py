@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qan_gym.data import downloads, whitening
+from qan_gym.utils.own_settings import own_settings
 
 ASSETS = Path(__file__).parents[1] / "assets"
 DATA_VARIABLE = downloads.FOLDER_VARIABLE
@@ -81,6 +82,7 @@ class DeviceData:
         for images, labels in zip(self.images[name].split(size), self.labels[name].split(size), strict=True):
             yield self.normalise(images), labels
 
+    @own_settings()
     def split(self, name: str) -> tuple[Tensor, Tensor]:
         """The images of a split as the network sees them, and their labels."""
         return self.normalise(self.images[name]), self.labels[name]

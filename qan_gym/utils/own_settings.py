@@ -133,7 +133,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_process.after_fork)
 
 
-class own_settings(ContextDecorator):  # noqa: N801 (used as a function)
+class own_settings(ContextDecorator):
     """A context, or a decorator: the settings of the module, and a number of threads; may be nested and shared."""
 
     def __init__(self, threads: int | None = 1) -> None:

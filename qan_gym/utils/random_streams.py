@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -121,7 +121,7 @@ class _DrawingFrom(TorchDispatchMode):
         return drawing(*args[:place], **{**kwargs, "generator": self.generator})
 
 
-@lru_cache(maxsize=None)
+@cache
 def _with_generator(operation: Any) -> tuple[Any, int]:
     """The same operation with an argument `generator`, and its place; None where there is none."""
     mine = _arguments(operation)
