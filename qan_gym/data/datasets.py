@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from qan_gym.data import downloads, whitening
+from qan_gym.data.cache import expand_user, user_root
 from qan_gym.utils.own_settings import own_settings
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -109,7 +109,7 @@ def on_device(
     images = {name: torch.from_numpy(split.images) for name, split in splits.items()}  # (n, C, H, W) uint8
     images["train"], labels["train"] = images["train"][:train_size], labels["train"][:train_size]
     if preprocess == "whiten":
-        whiten = whitening.whitening_of(images["train"], data_root())
+        whiten = whitening.whitening_of(images["train"])
         images = {name: whiten(split) for name, split in images.items()}
     images = {name: _pad(split, image_shape) for name, split in images.items()}
     channels = image_shape[0]
@@ -150,7 +150,7 @@ def load_dataset(name: str) -> Dataset:
         FileNotFoundError: the file is missing, or the data set can be neither found nor downloaded.
     """
     if name.endswith(".npz"):
-        path = Path(name).expanduser().resolve()
+        path = expand_user(name).resolve()
         if not path.is_file():
             raise FileNotFoundError(f"data set {name}: there is no such file")
         stat = path.stat()
@@ -177,7 +177,8 @@ def register_dataset(name: str, loader: Callable[[], Arrays]) -> None:
 
 def data_root() -> Path:
     """The folder of downloaded data: `$QAN_GYM_DATA` if set, else the platform's user cache."""
-    return Path(os.environ.get(DATA_VARIABLE) or platformdirs.user_cache_dir("qan-gym")).expanduser()
+    folder = os.environ.get(DATA_VARIABLE)
+    return expand_user(folder) if folder else user_root()
 
 
 @lru_cache(maxsize=4)

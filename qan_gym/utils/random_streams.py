@@ -107,7 +107,7 @@ class _DrawingFrom(TorchDispatchMode):
     """Gives a generator to every operation that draws on CPU and was given none."""
 
     def __init__(self, generator: torch.Generator) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.generator = generator
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
