@@ -97,7 +97,7 @@ def on_device(
     Args:
         dataset: the data set.
         image_shape: (C, H, W) to zero-pad to, evenly on both sides.
-        train_size: only the first so many training images; None: all.
+        train_size: only so many of the training images, see `part_of`; None: all.
         preprocess: as `TaskConfig.preprocess`.
         device: as `torch.device` takes it.
 
@@ -107,7 +107,9 @@ def on_device(
     splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
     labels = {name: torch.from_numpy(split.labels).to(device) for name, split in splits.items()}
     images = {name: torch.from_numpy(split.images) for name, split in splits.items()}  # (n, C, H, W) uint8
-    images["train"], labels["train"] = images["train"][:train_size], labels["train"][:train_size]
+    if train_size is not None:
+        part = torch.from_numpy(part_of(dataset.train.labels, dataset.n_classes, train_size))
+        images["train"], labels["train"] = images["train"][part], labels["train"][part.to(device)]
     if preprocess == "whiten":
         whiten = whitening.whitening_of(images["train"])
         images = {name: whiten(split) for name, split in images.items()}
@@ -280,6 +282,38 @@ def _held_out(labels: NDArray[np.int64], n_classes: int) -> NDArray[np.bool_]:
     for label in range(n_classes):
         held_out[np.flatnonzero(labels == label)[-quota[label] :]] = True
     return held_out
+
+
+def part_of(labels: NDArray[np.int64], n_classes: int, size: int) -> NDArray[np.int64]:
+    """The places of `size` training images, in the order of the data: the first ones, where they come in random order.
+
+    Where they do not (as in files sorted by class), the first of each class, in proportion to its size.
+
+    Args:
+        labels: (n,) of the training split.
+        n_classes: K.
+        size: how many; all where it is more than n.
+    """
+    if size >= len(labels) or in_random_order(labels):
+        return np.arange(min(size, len(labels)))
+    quota = _shares(np.bincount(labels, minlength=n_classes), size)
+    chosen = [np.flatnonzero(labels == label)[: quota[label]] for label in range(n_classes)]
+    return np.sort(np.concatenate(chosen))
+
+
+def in_random_order(labels: NDArray[np.int64]) -> bool:
+    """Whether labels change from one to the next at least half as often as in random order; sorted ones hardly do."""
+    shares = np.bincount(labels) / len(labels)
+    changes = np.count_nonzero(np.diff(labels))
+    return bool(changes >= 0.5 * (len(labels) - 1) * (1 - np.square(shares).sum()))
+
+
+def _shares(counts: NDArray[np.int64], total: int) -> NDArray[np.int64]:
+    """`total` divided in proportion to some counts, rounded down; the largest remainders make up the total."""
+    exact = counts * total / counts.sum()
+    quota = np.floor(exact).astype(int)
+    quota[np.argsort(quota - exact, kind="stable")[: total - quota.sum()]] += 1
+    return quota
 
 
 def _fingerprint(*splits: Split) -> str:

@@ -140,10 +140,9 @@ def _read_idx(path: Path) -> NDArray[np.uint8]:
 
     The header is two zeros, the type (8: bytes) and the number of axes, then each size as four bytes, high ones first.
     """
-    content = path.read_bytes()
-    axes = content[3]
-    shape = np.frombuffer(content, ">u4", axes, offset=4)
-    return np.frombuffer(content, np.uint8, offset=4 * (1 + axes)).reshape(shape.tolist())
+    content = np.fromfile(path, np.uint8)
+    start = 4 * (1 + int(content[3]))
+    return content[start:].reshape(content[4:start].view(">u4").tolist())
 
 
 # --- CIFAR-10 -------------------------------------------------------------------------------------------------------
