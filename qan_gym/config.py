@@ -36,8 +36,8 @@ class TaskConfig:
     train_size: int | None = setting(
         None,
         optional(integer(at_least=1)),
-        "only so many images of the training split, the first ones (of each class, where the data are sorted by "
-        "class); None: all of them",
+        "only so many images of the training split: the first ones, of each class where the data are sorted by class; "
+        "None: all of them",
     )
     preprocess: str = setting(
         "normalise",

@@ -25,7 +25,7 @@ from qan_gym.optimizee.network import Params
 from qan_gym.schedules import SCHEDULES
 from qan_gym.utils.arrays import Array, as_array, as_tensor, to_numpy
 from qan_gym.utils.cuda_graph import CapturedGraph
-from qan_gym.utils.own_settings import own_settings
+from qan_gym.utils.own_settings import in_own_settings, own_settings
 
 LOSS_LIMIT = 1e6  # replaces larger losses and NaN
 
@@ -75,7 +75,7 @@ class Training:
         run: the state of the runs, as tensors.
         arrays: the same state, in the same memory, as the arrays that the bookkeeping computes with.
         engine: trains and measures the networks.
-        settings: of the process, that its calls compute under.
+        own_settings: of the process, that its calls compute under.
         reference: w*, N networks (rows without one are unused, see `RunState.has_reference`), or None.
     """
 
@@ -103,7 +103,7 @@ class Training:
         config = parts.config
         self.parts, self.config, self.network, self.data = parts, config, parts.network, parts.data
         self.device, self.num_runs, self.tests = parts.device, num_runs, tests
-        self.settings = own_settings(parts.threads)
+        self.own_settings = own_settings(parts.threads)
         self.sampler = Sampler(self.data.labels["train"], num_runs, parts.n_classes, config.batch_size)
         self.schedule = SCHEDULES[config.schedule]
         self.pull = Pull(config, self.network, parts.batches_per_epoch)
@@ -167,6 +167,7 @@ class Training:
 
     # --- reset ------------------------------------------------------------------------------------------------------
 
+    @in_own_settings
     def reset(self, mask: Flags, seeds: NDArray[np.int64], shuffled: bool = False) -> tuple[Tensor, Info]:
         """Begin new episodes.
 
@@ -179,10 +180,6 @@ class Training:
         Returns:
             The observations (N, rows * columns) and infos of all runs.
         """
-        with self.settings:
-            return self._reset(mask, seeds, shuffled)
-
-    def _reset(self, mask: Flags, seeds: NDArray[np.int64], shuffled: bool) -> tuple[Tensor, Info]:
         run, rows = self.run, self._rows(mask)  # (M,)
         run.reset(mask, rows, self.config)
         run.seed[mask] = seeds[mask]
@@ -203,6 +200,7 @@ class Training:
 
     # --- step -------------------------------------------------------------------------------------------------------
 
+    @in_own_settings
     def step(self, actions: Array) -> StepResult:
         """One action of every run: the action, then its mini-batches, then what is measured and seen.
 
@@ -211,10 +209,6 @@ class Training:
         Args:
             actions: (N,) int64 of a Discrete space, (N, *shape) of others; an array, or a tensor on any device.
         """
-        with self.settings:
-            return self._step(actions)
-
-    def _step(self, actions: Array) -> StepResult:
         run, count, per_epoch = self.run, self.config.batches_per_action, self.parts.batches_per_epoch
         self._set("action", actions)
         self._train(count)
@@ -361,10 +355,10 @@ class Training:
             loss, self.arrays.validation_accuracy[rows] = self.engine.evaluate(rows, "validation")
             self.arrays.validation_loss[rows] = self.parts.xp.fmin(loss, self.loss_limit)
 
+    @in_own_settings
     def validate_unfinished(self) -> None:
         """Measure the runs that are not over (the others are measured); the info of the last step shows it."""
-        with self.settings:
-            self._validate(~self.run.over)
+        self._validate(~self.run.over)
 
     def _finish(self, ended: Flags, whole: Flags) -> Info:
         """The test set, read where an episode has ended; and the weights of whole ones for the next one's reference."""

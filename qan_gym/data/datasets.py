@@ -311,7 +311,7 @@ def in_random_order(labels: NDArray[np.int64]) -> bool:
 def _shares(counts: NDArray[np.int64], total: int) -> NDArray[np.int64]:
     """`total` divided in proportion to some counts, rounded down; the largest remainders make up the total."""
     exact = counts * total / counts.sum()
-    quota = np.floor(exact).astype(int)
+    quota: NDArray[np.int64] = np.floor(exact).astype(np.int64)
     quota[np.argsort(quota - exact, kind="stable")[: total - quota.sum()]] += 1
     return quota
 

@@ -13,12 +13,15 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ContextDecorator
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from types import TracebackType
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import torch
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
 
 THREADS_VARIABLE = "QAN_GYM_THREADS"  # threads of PyTorch in a call, where it is set
 SMALL_NETWORK = 500_000  # weights; up to so many, threads wait for each other longer than they compute
@@ -84,7 +87,7 @@ _OF_THE_PROCESS = (
 
 
 class _Process:
-    """The calls that are under way in all threads, and what the last of them puts back."""
+    """The calls that are under way, one in a thread however they are nested, and what the last of them puts back."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -113,10 +116,9 @@ class _Process:
     def after_fork(self) -> None:
         """In the child, which has the calling thread only; a call of another one cannot end."""
         self.lock, self.forked = threading.Lock(), True
-        if self.calls > len(_here.calls):
-            self.calls = len(_here.calls)
-            if self.calls == 0:
-                self._put_back()
+        self.calls = 1 if _here.calls else 0
+        if self.calls == 0:
+            self._put_back()
 
 
 class _Here(threading.local):
@@ -141,10 +143,13 @@ class own_settings(ContextDecorator):
         self.threads = threads
 
     def __enter__(self) -> None:
-        put_back: list[Callable[[], object]] = [_process.end]
-        _process.begin()
+        put_back: list[Callable[[], object]] = []
         try:
-            _begin_in_thread(put_back)
+            if not _here.calls:
+                _process.begin()
+                put_back.append(_process.end)
+                _begin_in_thread(put_back)
+            _compute_plainly(put_back)
             self._set_threads(put_back)
         except BaseException:
             _undo(put_back)
@@ -170,7 +175,15 @@ class own_settings(ContextDecorator):
 
 
 def _begin_in_thread(put_back: list[Callable[[], object]]) -> None:
-    """The settings of this thread."""
+    """What hardly anyone changes within a call, so that it stays as it is in those that are nested in it."""
+    _enter(_C.DisableTorchFunction(), put_back)  # which the default device is
+    if DENORMAL * 1.0 == 0 and torch.set_flush_denormal(False):
+        put_back.append(partial(torch.set_flush_denormal, True))
+    _enter(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"), put_back)
+
+
+def _compute_plainly(put_back: list[Callable[[], object]]) -> None:
+    """As PyTorch does outside of contexts such as `no_grad`, `inference_mode` and `autocast`."""
     if torch.is_inference_mode_enabled():
         _enter(torch.inference_mode(False), put_back)
     if not torch.is_grad_enabled():
@@ -179,10 +192,6 @@ def _begin_in_thread(put_back: list[Callable[[], object]]) -> None:
     for device in ("cpu", "cuda"):
         if torch.is_autocast_enabled(device):
             _enter(torch.autocast(device, enabled=False), put_back)
-    _enter(_C.DisableTorchFunction(), put_back)  # which the default device is
-    if DENORMAL * 1.0 == 0 and torch.set_flush_denormal(False):
-        put_back.append(partial(torch.set_flush_denormal, True))
-    _enter(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"), put_back)
 
 
 def _enter(context: AbstractContextManager[Any], put_back: list[Callable[[], object]]) -> None:
@@ -193,6 +202,17 @@ def _enter(context: AbstractContextManager[Any], put_back: list[Callable[[], obj
 def _undo(put_back: list[Callable[[], object]]) -> None:
     while put_back:
         put_back.pop()()
+
+
+def in_own_settings(method: Callable[Concatenate[Any, P], Result]) -> Callable[Concatenate[Any, P], Result]:
+    """A method that runs in the `own_settings` that its object has as its attribute of this name."""
+
+    @wraps(method)
+    def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> Result:
+        with self.own_settings:
+            return method(self, *args, **kwargs)
+
+    return call
 
 
 def users_threads() -> int:
