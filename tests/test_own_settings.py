@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -374,6 +375,30 @@ def test_overlapping_calls_put_back_what_the_first_found() -> None:
         assert torch.get_default_dtype() == torch.float64
     finally:
         torch.set_default_dtype(before)
+
+
+def test_agents_take_one_thread_and_leave_the_settings_as_they_are(two_threads: None) -> None:
+    """The bundled DQN: what it plays and learns under other settings is what it plays and learns without."""
+    pytest.importorskip("qan_agents.dqn")
+    from qan_agents.dqn import DQN, DQNConfig, train
+    from qan_agents.dqn.vector_env import EnvInterface
+
+    config = replace(DQNConfig(), buffer_size=64, learning_starts=2, batch_size=4, hidden=(8,))
+
+    def weights() -> bytes:
+        env = gym.make_vec(LR, num_envs=2, **SHORT)
+        agent = DQN(config, EnvInterface.of(env), seed=3)
+        train(agent, env, 8, seed=5)
+        assert agent.own_settings.threads == 1
+        env.close()
+        return agent.weights.numpy().tobytes()
+
+    wanted = weights()
+    for name in ("no_grad", "inference_mode", "float64", "default_device", "autocast"):
+        with AMBIENT[name]():
+            before = settings()
+            assert weights() == wanted, name
+            assert settings() == before
 
 
 # --- forked processes -----------------------------------------------------------------------------------------------
