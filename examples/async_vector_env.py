@@ -10,7 +10,6 @@ import argparse
 
 import gymnasium as gym
 import numpy as np
-import torch
 from gymnasium.vector import AsyncVectorEnv
 
 ENV = "qan_gym:QanLR-MNIST5k-v0"
@@ -19,8 +18,7 @@ GAME = {"epochs": 1, "meta_momentum": None}
 
 
 def make() -> gym.Env:
-    """In its process: one thread each, or they wait for each other."""
-    torch.set_num_threads(1)
+    """In its process, on one thread."""
     return gym.make(ENV, **GAME)
 
 

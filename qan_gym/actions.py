@@ -8,6 +8,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qan_gym.utils.own_settings import own_settings
+
 
 def single_action(space: spaces.Space[Any], action: Any) -> NDArray[Any]:
     """One action, with a leading axis of 1.
@@ -35,6 +37,7 @@ def single_action(space: spaces.Space[Any], action: Any) -> NDArray[Any]:
     return np.array([int(action)])
 
 
+@own_settings()
 def row_actions(space: spaces.Space[Any], num_envs: int, actions: Any) -> Tensor:
     """The actions of N rows, (N, *shape).
 

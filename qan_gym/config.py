@@ -34,7 +34,10 @@ class TaskConfig:
     # The training run.
     dataset: str = setting("mnist", text(), "a registered name, or the path of an .npz file")
     train_size: int | None = setting(
-        None, optional(integer(at_least=1)), "only the first so many images of the training split; None: all of them"
+        None,
+        optional(integer(at_least=1)),
+        "only so many images of the training split: the first ones, of each class where the data are sorted by class; "
+        "None: all of them",
     )
     resolution: int | None = setting(
         None, optional(integer(at_least=2)), "pixels a side, each the mean of a square of the data set's; None: all"

@@ -23,6 +23,7 @@ from qan_gym.rendering.history import History, class_shares
 from qan_gym.tasks import device_name
 from qan_gym.utils.arrays import Array as Values
 from qan_gym.utils.arrays import as_array, as_tensor, to_numpy
+from qan_gym.utils.own_settings import own_settings
 from qan_gym.utils.random_streams import next_seeds
 from qan_gym.utils.validation import integer, plain, seed_of, shown
 
@@ -333,6 +334,7 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
 
     # --- inspection and end -----------------------------------------------------------------------------------------
 
+    @own_settings()
     def weights(self) -> dict[str, Array]:
         """The networks' parameters by name, (N, *shape) float32, copies."""
         return {name: self._out(value.clone()) for name, value in self.training.run.params.items()}

@@ -363,7 +363,7 @@ def test_tuning_finds_what_trained_best(monkeypatch):
 
 def test_everyone_is_pulled_alike_towards_the_same_weights(tmp_path, monkeypatch):
     """Schedule-free optimizers too, whose own baseline would be another reference: z is pulled as the weights are."""
-    monkeypatch.setenv("QAN_GYM_DATA", str(tmp_path))  # the reference is trained, and kept there
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # the reference is trained, and kept there
     task = TuningTask(LR, {**KWARGS, "meta_momentum": 1.0, "reference": "pretrained"}, runs=1, seed=0)
     finals = {}
     for name in ("constant", "schedule-free-sgd"):

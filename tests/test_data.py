@@ -616,3 +616,66 @@ def test_constant_images_stay_finite(tmp_path):
     env = gym.make(LR, dataset=str(tmp_path / "data.npz"), **TINY)
     for returned in play(env):
         assert np.isfinite(returned[0]).all()
+
+
+# --- a part of the training images ----------------------------------------------------------------------------------
+
+
+def part_labels(path: Path, size: int) -> np.ndarray:
+    """The labels of the training images that an environment has."""
+    env = gym.make(LR, dataset=str(path), train_size=size, batch_size=2, epochs=1, batches_per_action=1, reference=None)
+    images, labels = env.unwrapped.split("train")
+    assert len(images) == len(labels)
+    return labels
+
+
+ORDERS = {
+    "sorted": np.sort,
+    "descending": lambda labels: np.sort(labels)[::-1],
+    "in blocks": lambda labels: np.concatenate([np.sort(half) for half in np.split(labels, 2)]),
+}
+
+
+@pytest.mark.parametrize("order", list(ORDERS))
+@pytest.mark.parametrize("size", [20, 25, 70])
+def test_a_part_of_a_file_sorted_by_class_has_all_classes(order, size, tmp_path):
+    """In proportion to their sizes, the first of each; one more of some where the part does not divide evenly."""
+    arrays = made_arrays(n_train=200, n_test=20)
+    places = np.argsort(arrays["y_train"], kind="stable")
+    labels = ORDERS[order](arrays["y_train"])
+    # Images that go with their labels: the first pixel says which.
+    arrays["x_train"], arrays["y_train"] = arrays["x_train"][places], labels
+    np.savez(tmp_path / "sorted.npz", **arrays)
+    found = part_labels(tmp_path / "sorted.npz", size)
+    counts = np.bincount(found, minlength=10)
+    assert counts.sum() == size
+    assert counts.max() - counts.min() <= 1
+    train = load_dataset(str(tmp_path / "sorted.npz")).train.labels
+    places = data.part_of(train, 10, size)
+    assert np.array_equal(train[places], found)
+    assert (np.diff(places) > 0).all()
+
+
+def test_a_part_keeps_rare_classes_in_proportion():
+    labels = np.repeat([0, 1, 2], [900, 90, 10])
+    assert np.bincount(labels[data.part_of(labels, 3, 100)]).tolist() == [90, 9, 1]
+    assert data.part_of(labels, 3, 2000).tolist() == list(range(1000))
+
+
+def test_a_part_of_data_in_random_order_is_the_first_of_them(small_data):
+    """So it is for what ships with the package, and for a file that was shuffled; also where most are of one class."""
+    labels = load_dataset("mnist5k").train.labels
+    assert data.part_of(labels, 10, 60).tolist() == list(range(60))
+    assert np.array_equal(part_labels(Path(small_data), 8), load_dataset(small_data).train.labels[:8])
+    rare = np.random.default_rng(0).permutation(np.repeat([0, 1], [950, 50]))
+    assert data.part_of(rare, 2, 30).tolist() == list(range(30))
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def test_mnist_and_cifar10_come_in_random_order(name, request):
+    """So that a part of them is the first so many images, as the paper has it."""
+    if name == "mnist":
+        request.getfixturevalue("mnist_root")
+    elif downloads.missing(name, data.data_root()):
+        pytest.skip("needs CIFAR-10")
+    assert data.in_random_order(load_dataset(name).train.labels)

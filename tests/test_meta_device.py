@@ -139,7 +139,8 @@ def test_acting_remembering_and_learning_stay_on_the_device(switches, monkeypatc
     config = PRESETS[given](1_000) if isinstance(given, str) else replace(DQNConfig(), **given)
     config = replace(config, buffer_size=64)
     # There is no generator on the meta device; without one, random tensors are as much without contents.
-    monkeypatch.setattr(torch, "Generator", lambda device: SimpleNamespace(manual_seed=lambda seed: None))
+    none, generator = SimpleNamespace(manual_seed=lambda seed: None), torch.Generator
+    monkeypatch.setattr(torch, "Generator", lambda device="cpu": none if device == META else generator(device))
     interface = EnvInterface((33 * 25,), "float32", 3, (33, 25), 7)
     agent = DQN(config, interface, META)
     frames, flags = torch.zeros(2, interface.frame_size, device=META), torch.zeros(2, dtype=torch.bool, device=META)

@@ -186,7 +186,7 @@ def averaging(image_shape, n_classes):
 
 
 def test_a_scalar_weight_is_kept_in_the_file_of_a_reference(npz, registries, tmp_path, monkeypatch):
-    monkeypatch.setenv("QAN_GYM_DATA", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     qan_gym.register_network("own", averaging)
     game = SMALL | {"network": "own", "epochs": 1, "meta_momentum": 0.1, "reference": "pretrained"}
     made, found = (make(dataset=npz, **game).reference for _ in range(2))

@@ -76,12 +76,12 @@ def tiny_npz(tmp_path_factory) -> str:
 )
 def test_a_recipe_from_beginning_to_end(recipe, settings, tiny_npz, tmp_path, monkeypatch):
     """Reference, training, test episodes, evaluation and pictures, by the command."""
-    monkeypatch.setenv("QAN_GYM_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = tmp_path / "run"
     given = [f"--set={setting}" for setting in (f"dataset={tiny_npz}", *settings)]
     result = CliRunner().invoke(app, ["reproduce", recipe, "--scale", "0.001", "--out", str(folder), *given])
     assert result.exit_code == 0, result.output
-    assert len(list((tmp_path / "data" / "references").iterdir())) == 1
+    assert len(list((tmp_path / "cache" / "qan-gym" / "references").iterdir())) == 1
     for picture in ("accuracy.png", "max_q.png", "actions.png", "episode.png"):
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
     trained, played = read_rows(folder / "episodes.csv")

@@ -386,7 +386,7 @@ def test_rows_of_deep_networks(network, of_id, one_thread):
 
 
 def test_rows_of_whitened_images(of_id, one_thread, monkeypatch, tmp_path):
-    monkeypatch.setenv("QAN_GYM_DATA", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with np.load(of_id(CIFAR)["dataset"]) as arrays:  # a corner of each, because the matrix is the square of an image
         small = {name: array[:, :8, :8] if name[0] == "x" else array for name, array in arrays.items()}
     np.savez(tmp_path / "small.npz", **small)

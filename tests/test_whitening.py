@@ -28,10 +28,10 @@ def correlated(seed: int = 0, n_train: int = 900) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """An empty data root."""
-    monkeypatch.setenv("QAN_GYM_DATA", str(tmp_path / "root"))
+    """An empty cache of the user."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     data.on_device.cache_clear()
-    return tmp_path / "root"
+    return tmp_path / "cache" / "qan-gym"
 
 
 def inner(images: np.ndarray, size: int = 6) -> np.ndarray:

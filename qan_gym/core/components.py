@@ -19,6 +19,7 @@ from qan_gym.games import Game, game_of
 from qan_gym.optimizee.network import Network
 from qan_gym.optimizee.optimizers import Optimizer, build_optimizer
 from qan_gym.optimizee.zoo import build_network
+from qan_gym.utils.own_settings import own_settings, threads_for
 from qan_gym.utils.precision import Precision
 
 RUNNING_MEAN_IMAGES = 500  # the running mean of the losses remembers about so many images
@@ -41,6 +42,7 @@ class Components:
         fingerprint: SHA-256 of the data set.
         engine: "native" or "torch", see `qan_gym.core.engine`.
         xp: the namespace of the arrays that the bookkeeping computes with, see `qan_gym.utils.arrays`.
+        threads: of PyTorch on CPU, see `threads_for`.
         n_classes: K.
         batches_per_epoch: whole mini-batches of the training split.
         budget: mini-batches of an episode.
@@ -58,6 +60,7 @@ class Components:
     fingerprint: str
     engine: str
     xp: Any
+    threads: int | None
     n_classes: int
     batches_per_epoch: int
     budget: int
@@ -82,6 +85,7 @@ class Components:
         return _assemble(config, self.device, wanted, self.network, self.data, self.fingerprint, self.n_classes)
 
 
+@own_settings()
 def build_components(config: TaskConfig, device: str, engine: str = "auto") -> Components:
     """Load the data, build the network and the optimizer.
 
@@ -145,6 +149,7 @@ def _assemble(
         fingerprint=fingerprint,
         engine=engine,
         xp=namespace(engine, device),
+        threads=threads_for(network.size()),
         n_classes=n_classes,
         batches_per_epoch=batches_per_epoch,
         budget=budget,

@@ -17,6 +17,7 @@ from qan_gym.native.kernels import BatchSequence, Call, Images, Kernels, Measuri
 from qan_gym.optimizee.network import Network, Params
 from qan_gym.optimizee.optimizers import SGD
 from qan_gym.utils.arrays import Array
+from qan_gym.utils.own_settings import users_threads
 
 if TYPE_CHECKING:
     from qan_gym.core.components import Components
@@ -32,7 +33,7 @@ class NativeEngine:
         self.data = parts.data
         self.weights: NDArray[np.float32] = run.memory.numpy()
         num_runs, size = self.weights.shape
-        threads = min(num_runs, torch.get_num_threads())
+        threads = min(num_runs, users_threads())  # they share rows, and do not wait for each other within one
         self.kernels = Kernels(parts.network.image_shape[0], parts.n_classes, threads)
         self.indices = np.zeros((num_runs, parts.config.batch_size), np.int64)
         self.loss, self.accuracy = np.zeros(num_runs, np.float32), np.zeros(num_runs, np.float32)

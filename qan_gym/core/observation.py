@@ -20,6 +20,7 @@ from qan_gym.core.statistics import statistics_of
 from qan_gym.games import game_of
 from qan_gym.optimizee.network import Network, Params
 from qan_gym.utils.arrays import Array, to_numpy
+from qan_gym.utils.own_settings import own_settings
 
 LIMIT = 10.0  # every value is kept within +-LIMIT
 
@@ -96,6 +97,7 @@ def _in_rows(weights: Array, shape: tuple[int, int]) -> Array:
     return weights.reshape(len(weights), -1)[:, : rows * columns].reshape(-1, rows, columns)
 
 
+@own_settings()
 def filter_pictures(network: Network, params: Params) -> NDArray[np.float32]:
     """The weights shown of one network, as pictures (F, h, w): the filters, channels averaged, or the screen as one.
 

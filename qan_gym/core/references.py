@@ -2,11 +2,14 @@
 
 `"pretrained"` are the final weights of one baseline run: the game's network, data, optimizer, batch size and epochs,
 the data shuffled, the initial learning rate throughout, no pull. They are found by a hash of the settings and data that
-they depend on, first in the package, then in the user's cache; otherwise they are trained and cached.
+they depend on, first in the package, then in the user's cache; otherwise they are trained and cached, once, also where
+several processes want them at the same time.
 """
 
 import hashlib
 import json
+import logging
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,10 +20,12 @@ from tqdm import tqdm
 from qan_gym.config import TaskConfig
 from qan_gym.core.components import Components, build_components
 from qan_gym.core.training import Training
-from qan_gym.data.datasets import ASSETS, data_root, load_dataset
+from qan_gym.data.cache import cache_root, cached, expand_user, locked
+from qan_gym.data.datasets import ASSETS, load_dataset
 from qan_gym.games.learning_rate import KEEP
 from qan_gym.optimizee.network import Network, Params
 from qan_gym.utils.files import load_arrays, require_writable, save_arrays
+from qan_gym.utils.own_settings import own_settings
 
 SEED = 0
 DEPENDS_ON = (
@@ -32,6 +37,7 @@ NUMBERS = ("learning_rate", "momentum", "weight_decay", "loss_scale")
 FORMAT = 1  # to be raised when the same settings come to give other weights
 
 
+@own_settings()
 def resolve_reference(parts: Components) -> Params | None:
     """The reference weights of a task, one network without a leading axis; None where it has none at the start.
 
@@ -45,18 +51,28 @@ def resolve_reference(parts: Components) -> Params | None:
     if config.reference is None or config.reference == "previous":
         return None
     if config.reference != "pretrained":
-        return load_reference(Path(config.reference).expanduser(), config.network, parts.network)
+        return load_reference(expand_user(config.reference), config.network, parts.network)
     path = pretrained_path(config)
-    if path is not None:
-        return load_reference(path, config.network, parts.network)
-    needed = bool(config.meta_momentum) or config.distillation > 0
-    return train_reference(parts.with_config(baseline_config(config)), None) if needed else None
+    if path is None:
+        if not config.meta_momentum and config.distillation == 0:
+            return None
+        baseline = parts.with_config(baseline_config(config))
+        with _locked(config):
+            path = pretrained_path(config)  # where another process has trained them meanwhile
+            if path is None:
+                return train_reference(baseline, None)
+    return load_reference(path, config.network, parts.network)
 
 
 def pretrained_path(config: TaskConfig) -> Path | None:
     """The file of the pretrained weights of a task, in the package or the user's cache; None: there is none yet."""
-    paths = (folder / "references" / reference_name(config) for folder in (ASSETS, data_root()))
-    return next((path for path in paths if path.is_file()), None)
+    name = reference_name(config)
+    shipped = ASSETS / "references" / name
+    return shipped if shipped.is_file() else cached("references", name)
+
+
+def _locked(config: TaskConfig) -> AbstractContextManager[None]:
+    return locked(reference_name(config), f"it trains the reference weights of {config.network} on {config.dataset}")
 
 
 def baseline_config(config: TaskConfig) -> TaskConfig:
@@ -89,9 +105,12 @@ def make_reference(config: TaskConfig, folder: Path | None = None, device: str =
     Raises:
         ValueError: the folder cannot be written to, or the baseline diverges.
     """
-    return train_reference(build_components(baseline_config(config), device), folder)
+    baseline = build_components(baseline_config(config), device)
+    with _locked(config):
+        return train_reference(baseline, folder)
 
 
+@own_settings()
 def train_reference(baseline: Components, folder: Path | None) -> Params:
     """As `make_reference`, from the parts of the baseline run.
 
@@ -99,8 +118,12 @@ def train_reference(baseline: Components, folder: Path | None) -> Params:
         ValueError: the baseline run diverged.
     """
     config = baseline.config
-    path = (folder or data_root() / "references") / reference_name(config)
+    path = (folder or cache_root() / "references") / reference_name(config)
     require_writable(path.parent)
+    logging.getLogger("qan_gym").warning(
+        "training the reference weights of %s on %s, once: %d mini-batches of %d images; they are kept in %s",
+        *(config.network, config.dataset, baseline.budget, config.batch_size, path),
+    )
     training = Training(baseline, reference=None)
     training.reset(np.ones(1, np.bool_), np.array([SEED]))
     keep = torch.tensor([KEEP])

@@ -19,6 +19,7 @@ from torch import Tensor
 from qan_gym.config import TaskConfig
 from qan_gym.optimizee.network import Network, Params
 from qan_gym.utils.arrays import TORCH, as_array
+from qan_gym.utils.own_settings import own_settings
 
 Flags = NDArray[np.bool_]  # (N,), on the host
 
@@ -303,6 +304,7 @@ class RunState:
         """Every tensor that the future depends on, by name; not copies. Random streams are seeds and counters."""
         return {name: tensor for name, spec, tensor in self.leaves() if spec.saved}
 
+    @own_settings()
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Continue from what `saved` gave; nothing changes where something is wrong.
 

@@ -28,6 +28,7 @@ from qan_gym.optimizee.network import Network, Params
 from qan_gym.schedules import SCHEDULES
 from qan_gym.utils.arrays import Array, as_array, as_tensor, to_numpy
 from qan_gym.utils.cuda_graph import CapturedGraph
+from qan_gym.utils.own_settings import in_own_settings, own_settings
 
 Info = dict[str, Array]  # name -> (N,)
 
@@ -73,9 +74,11 @@ class Training:
         run: the state of the runs, as tensors.
         arrays: the same state, in the same memory, as the arrays that the bookkeeping computes with.
         engine: trains and measures the networks.
+        own_settings: of the process, that its calls compute under.
         reference: w*, N networks (rows without one are unused, see `RunState.has_reference`), or None.
     """
 
+    @own_settings()
     def __init__(
         self,
         parts: Components,
@@ -99,6 +102,7 @@ class Training:
         config = parts.config
         self.parts, self.config, self.network, self.data = parts, config, parts.network, parts.data
         self.device, self.num_runs, self.tests = parts.device, num_runs, tests
+        self.own_settings = own_settings(parts.threads)
         self.sampler = Sampler(self.data.labels["train"], num_runs, parts.n_classes, config.batch_size)
         self.schedule = SCHEDULES[config.schedule]
         self.pull = Pull(config, self.network, parts.batches_per_epoch)
@@ -121,10 +125,12 @@ class Training:
         """Break the reference cycles (the two halves of a step refer to it), so that its memory is freed at once."""
         del self.act_and_train, self.see
 
+    @own_settings()
     def fork(self, num_runs: int) -> Training:
         """The only run, `num_runs` times over from where it stands; for looking ahead, see `tests`."""
         return Training(self.parts, self._shared_reference, num_runs, run=self.run.fork(num_runs), tests=False)
 
+    @own_settings()
     def __deepcopy__(self, memo: dict[int, Any]) -> Training:
         """The runs in memory of their own; what no step changes is shared."""
         copied = Training(self.parts, self._shared_reference, self.num_runs, run=self.run.copy(), tests=self.tests)
@@ -248,6 +254,7 @@ class Training:
 
     # --- reset ------------------------------------------------------------------------------------------------------
 
+    @in_own_settings
     def reset(self, mask: Flags, seeds: NDArray[np.int64], shuffled: bool = False) -> tuple[Tensor, Info]:
         """Begin new episodes.
 
@@ -285,6 +292,7 @@ class Training:
 
     # --- step -------------------------------------------------------------------------------------------------------
 
+    @in_own_settings
     def step(self, actions: Array) -> StepResult:
         """One action of every run: the action, then its mini-batches, then what is measured and seen.
 
@@ -453,6 +461,7 @@ class Training:
             loss, self.arrays.validation_accuracy[rows] = self.engine.evaluate(rows, "validation")
             self.arrays.validation_loss[rows] = self.parts.xp.fmin(loss, self.loss_limit)
 
+    @in_own_settings
     def validate_unfinished(self) -> None:
         """Measure the runs that are not over (the others are measured); the info of the last step shows it."""
         self._validate(~self.run.over)

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from qan_gym.data import downloads, whitening
+from qan_gym.data.cache import expand_user, user_root
+from qan_gym.utils.own_settings import own_settings
 
 ASSETS = Path(__file__).parents[1] / "assets"
 DATA_VARIABLE = downloads.FOLDER_VARIABLE
@@ -81,6 +82,7 @@ class DeviceData:
         for images, labels in zip(self.images[name].split(size), self.labels[name].split(size), strict=True):
             yield self.normalise(images), labels
 
+    @own_settings()
     def split(self, name: str) -> tuple[Tensor, Tensor]:
         """The images of a split as the network sees them, and their labels."""
         return self.normalise(self.images[name]), self.labels[name]
@@ -95,7 +97,7 @@ def on_device(
     Args:
         dataset: the data set.
         image_shape: (C, H, W) to zero-pad to, evenly on both sides.
-        train_size: only the first so many training images; None: all.
+        train_size: only so many of the training images, see `part_of`; None: all.
         preprocess: as `TaskConfig.preprocess`.
         device: as `torch.device` takes it.
 
@@ -105,9 +107,11 @@ def on_device(
     splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
     labels = {name: torch.from_numpy(split.labels).to(device) for name, split in splits.items()}
     images = {name: torch.from_numpy(split.images) for name, split in splits.items()}  # (n, C, H, W) uint8
-    images["train"], labels["train"] = images["train"][:train_size], labels["train"][:train_size]
+    if train_size is not None:
+        part = torch.from_numpy(part_of(dataset.train.labels, dataset.n_classes, train_size))
+        images["train"], labels["train"] = images["train"][part], labels["train"][part.to(device)]
     if preprocess == "whiten":
-        whiten = whitening.whitening_of(images["train"], data_root())
+        whiten = whitening.whitening_of(images["train"])
         images = {name: whiten(split) for name, split in images.items()}
     images = {name: _pad(split, image_shape) for name, split in images.items()}
     channels = image_shape[0]
@@ -148,7 +152,7 @@ def load_dataset(name: str) -> Dataset:
         FileNotFoundError: the file is missing, or the data set can be neither found nor downloaded.
     """
     if name.endswith(".npz"):
-        path = Path(name).expanduser().resolve()
+        path = expand_user(name).resolve()
         if not path.is_file():
             raise FileNotFoundError(f"data set {name}: there is no such file")
         stat = path.stat()
@@ -175,7 +179,8 @@ def register_dataset(name: str, loader: Callable[[], Arrays]) -> None:
 
 def data_root() -> Path:
     """The folder of downloaded data: `$QAN_GYM_DATA` if set, else the platform's user cache."""
-    return Path(os.environ.get(DATA_VARIABLE) or platformdirs.user_cache_dir("qan-gym")).expanduser()
+    folder = os.environ.get(DATA_VARIABLE)
+    return expand_user(folder) if folder else user_root()
 
 
 @lru_cache(maxsize=4)
@@ -276,6 +281,38 @@ def _held_out(labels: NDArray[np.int64], n_classes: int) -> NDArray[np.bool_]:
     for label in range(n_classes):
         held_out[np.flatnonzero(labels == label)[-quota[label] :]] = True
     return held_out
+
+
+def part_of(labels: NDArray[np.int64], n_classes: int, size: int) -> NDArray[np.int64]:
+    """The places of `size` training images, in the order of the data: the first ones, where they come in random order.
+
+    Where they do not (as in files sorted by class), the first of each class, in proportion to its size.
+
+    Args:
+        labels: (n,) of the training split.
+        n_classes: K.
+        size: how many; all where it is more than n.
+    """
+    if size >= len(labels) or in_random_order(labels):
+        return np.arange(min(size, len(labels)))
+    quota = _shares(np.bincount(labels, minlength=n_classes), size)
+    chosen = [np.flatnonzero(labels == label)[: quota[label]] for label in range(n_classes)]
+    return np.sort(np.concatenate(chosen))
+
+
+def in_random_order(labels: NDArray[np.int64]) -> bool:
+    """Whether labels change from one to the next at least half as often as in random order; sorted ones hardly do."""
+    shares = np.bincount(labels) / len(labels)
+    changes = np.count_nonzero(np.diff(labels))
+    return bool(changes >= 0.5 * (len(labels) - 1) * (1 - np.square(shares).sum()))
+
+
+def _shares(counts: NDArray[np.int64], total: int) -> NDArray[np.int64]:
+    """`total` divided in proportion to some counts, rounded down; the largest remainders make up the total."""
+    exact = counts * total / counts.sum()
+    quota: NDArray[np.int64] = np.floor(exact).astype(np.int64)
+    quota[np.argsort(quota - exact, kind="stable")[: total - quota.sum()]] += 1
+    return quota
 
 
 def _fingerprint(*splits: Split) -> str:

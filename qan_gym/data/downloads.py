@@ -5,6 +5,7 @@ import http.client
 import pickle
 import socket
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,7 +72,11 @@ def download(name: str, root: Path) -> None:
     source = SOURCES[name]
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root, prefix=f".{name}-") as aside, _finite_timeout():
+        with (
+            _one_download,
+            tempfile.TemporaryDirectory(dir=root, prefix=f".{name}-") as aside,
+            _finite_timeout(),
+        ):
             source.fetch(Path(aside))
             _verify(source, Path(aside))
             for fetched, path in zip(source.files(Path(aside)), source.files(root), strict=True):
@@ -97,6 +102,9 @@ def _verify(source: Source, root: Path) -> None:
             )
 
 
+_one_download = threading.Lock()  # of this process: what is below changes a setting of it
+
+
 @contextmanager
 def _finite_timeout() -> Iterator[None]:
     """torchvision opens its connections without a timeout, so the sockets' default is what bounds them."""
@@ -118,14 +126,23 @@ def _fetch_mnist(folder: Path) -> None:
 
 
 def _read_mnist(folder: Path) -> dict[str, NDArray[Any]]:
-    from torchvision.datasets.mnist import read_image_file, read_label_file
-
+    """The files as they are, because to import torchvision takes longer than to read them."""
     return {
-        "x_train": read_image_file(str(folder / "train-images-idx3-ubyte")).numpy(),  # (60000, 28, 28)
-        "y_train": read_label_file(str(folder / "train-labels-idx1-ubyte")).numpy(),
-        "x_test": read_image_file(str(folder / "t10k-images-idx3-ubyte")).numpy(),  # (10000, 28, 28)
-        "y_test": read_label_file(str(folder / "t10k-labels-idx1-ubyte")).numpy(),
+        "x_train": _read_idx(folder / "train-images-idx3-ubyte"),  # (60000, 28, 28)
+        "y_train": _read_idx(folder / "train-labels-idx1-ubyte"),
+        "x_test": _read_idx(folder / "t10k-images-idx3-ubyte"),  # (10000, 28, 28)
+        "y_test": _read_idx(folder / "t10k-labels-idx1-ubyte"),
     }
+
+
+def _read_idx(path: Path) -> NDArray[np.uint8]:
+    """An array of bytes in MNIST's format, whose checksum was compared.
+
+    The header is two zeros, the type (8: bytes) and the number of axes, then each size as four bytes, high ones first.
+    """
+    content = np.fromfile(path, np.uint8)
+    start = 4 * (1 + int(content[3]))
+    return content[start:].reshape(content[4:start].view(">u4").tolist())
 
 
 # --- CIFAR-10 -------------------------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from qan_gym.utils.files import load_arrays, require_writable, save_arrays
+from qan_gym.data.cache import cache_root, cached, locked
+from qan_gym.utils.files import load_arrays, save_arrays
 
 CONTRAST = 55.0  # the length of an image after contrast normalisation
 LEAST_LENGTH = 1e-8  # before it; of a constant image 0 is left
@@ -50,16 +51,14 @@ def normalise_contrast(images: Tensor, dtype: torch.dtype = torch.float32) -> Te
     return pixels * (CONTRAST / length.masked_fill(length < LEAST_LENGTH, torch.inf))
 
 
-def whitening_of(images: Tensor, folder: Path) -> Whitening:
-    """The whitening of training images, from the cache or computed (seconds to a minute for CIFAR-10) and cached.
+def whitening_of(images: Tensor) -> Whitening:
+    """The whitening of training images, from the user's cache or computed (a minute for CIFAR-10) and cached.
 
     Args:
         images: (n, C, H, W) uint8.
-        folder: of the cache, in which `whitening/<hash of the images>.safetensors` is looked for.
 
     Raises:
-        ValueError: the images are too large for a matrix of all pairs of pixels, or the file in the cache is damaged
-            or cannot be written.
+        ValueError: the images are too large for a matrix of all pairs of pixels, or the file in the cache is damaged.
     """
     values = images[0].numel()
     if values > MAX_VALUES:
@@ -69,16 +68,24 @@ def whitening_of(images: Tensor, folder: Path) -> Whitening:
         )
     digest = hashlib.sha256(f"{FORMAT} {tuple(images.shape)}".encode())
     digest.update(images.contiguous().numpy().tobytes())
-    path = folder / "whitening" / f"{digest.hexdigest()[:16]}.safetensors"
-    if path.is_file():
-        arrays, _ = load_arrays(path)
-        if {name: array.shape for name, array in arrays.items()} != {"mean": (values,), "matrix": (values, values)}:
-            raise ValueError(f"{path}: not the whitening of such images: remove it, and it will be computed again")
-        return Whitening(torch.from_numpy(arrays["mean"]), torch.from_numpy(arrays["matrix"]))
-    require_writable(path.parent)
-    whitening = compute_whitening(images)
-    save_arrays(path, {"mean": whitening.mean.numpy(), "matrix": whitening.matrix.numpy()}, {"images": len(images)})
-    return whitening
+    name = f"{digest.hexdigest()[:16]}.safetensors"
+    path = cached("whitening", name)
+    if path is None:
+        with locked(name, "it computes the whitening of the images"):
+            path = cached("whitening", name)  # where another process has computed it meanwhile
+            if path is None:
+                whitening = compute_whitening(images)
+                arrays = {"mean": whitening.mean.numpy(), "matrix": whitening.matrix.numpy()}
+                save_arrays(cache_root() / "whitening" / name, arrays, {"images": len(images)})
+                return whitening
+    return _load(path, values)
+
+
+def _load(path: Path, values: int) -> Whitening:
+    arrays, _ = load_arrays(path)
+    if {name: array.shape for name, array in arrays.items()} != {"mean": (values,), "matrix": (values, values)}:
+        raise ValueError(f"{path}: not the whitening of such images: remove it, and it will be computed again")
+    return Whitening(torch.from_numpy(arrays["mean"]), torch.from_numpy(arrays["matrix"]))
 
 
 def compute_whitening(images: Tensor) -> Whitening:

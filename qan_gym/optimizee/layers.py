@@ -2,9 +2,10 @@
 
 A convolution gathers its patches and multiplies them, one batched matrix product for all networks. On CPU and for
 small networks this beats the library's grouped convolution, provided that the large tensors in between, and the views
-of them, are not made anew at every step: each layer keeps them for every shape of input that it has seen.
+of them, are not made anew at every step: each layer keeps them for every shape of input that it has seen in a thread.
 """
 
+import threading
 from functools import cached_property
 from typing import Any
 
@@ -31,7 +32,7 @@ class ConvMaxPoolTanh:
         """Sizes in pixels, of square windows; the pooling windows do not overlap."""
         self.kernel_size = kernel_size
         self.pool_size = pool_size
-        self._buffers: dict[tuple[torch.Size, torch.dtype], _Buffers] = {}
+        self._buffers = _BuffersOfThread()
 
     def __call__(self, images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Apply it.
@@ -46,10 +47,18 @@ class ConvMaxPoolTanh:
             taken before the layer is applied again to such images; PyTorch raises an error otherwise.
         """
         key = images.shape, images.dtype
-        if key not in self._buffers:
-            self._buffers[key] = _Buffers(images, weight.shape[1], self.kernel_size, self.pool_size)
-        outputs: Tensor = _ConvMaxPoolTanh.apply(images, weight, bias, self._buffers[key])
+        buffers = self._buffers.by_input
+        if key not in buffers:
+            buffers[key] = _Buffers(images, weight.shape[1], self.kernel_size, self.pool_size)
+        outputs: Tensor = _ConvMaxPoolTanh.apply(images, weight, bias, buffers[key])
         return outputs
+
+
+class _BuffersOfThread(threading.local):
+    """Of each thread its own, because several may compute networks of one kind."""
+
+    def __init__(self) -> None:
+        self.by_input: dict[tuple[torch.Size, torch.dtype], _Buffers] = {}
 
 
 class _Buffers:

@@ -1,5 +1,6 @@
 """A kind of network from a PyTorch module: N of them, computed one after the other."""
 
+import threading
 from collections.abc import Callable
 from copy import deepcopy
 from functools import cache
@@ -11,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from qan_gym.optimizee.network import Network, Params
+from qan_gym.utils.random_streams import drawing_from
 
 COUNT = "num_batches_tracked"  # of batch norm; only a cumulative average reads it
 
@@ -33,8 +35,9 @@ def module_network(
     kept while training and used when measuring. Parameters with `requires_grad=False` stay as they are.
 
     Args:
-        make: () -> a module with fresh weights, which it draws from PyTorch's default generator. It is called once
-            per episode, with that generator seeded by the episode's seed; the generator's state is restored.
+        make: () -> a module with fresh weights, which it draws as from PyTorch's default generator, on CPU, and does
+            not seed itself. It is called once per episode, and draws what it would after `torch.manual_seed` of the
+            episode's seed; the default generator is left alone.
         image_shape: (C, H, W) of the module's input; smaller images are zero-padded to it.
         shown: the name of the weight that the agent sees, one row per output channel; None: that of the first
             convolution or linear layer.
@@ -47,7 +50,8 @@ def module_network(
         ValueError: the module is not in float32, has no weight named `shown`, or has a batch norm with a cumulative
             average.
     """
-    template = make().train()
+    with drawing_from(0):
+        template = make().train()
     tensors = _tensors(template)
     kept = [name for name, value in tensors.items() if value.is_floating_point()]
     constants = {name: value for name, value in tensors.items() if name not in kept and not name.endswith(COUNT)}
@@ -63,7 +67,7 @@ def module_network(
     shown = shown or weights[0]
     if screen is not None and screen[0] * screen[1] > tensors[shown].numel():
         raise ValueError(f"a screen of {screen} needs more weights than the {tensors[shown].numel()} of {shown}")
-    modules = {True: template, False: deepcopy(template).eval()}
+    modules = _Modules(template)
 
     @cache
     def constants_on(device: torch.device) -> Params:
@@ -74,14 +78,13 @@ def module_network(
         for row, own in enumerate(images):
             one = {name: value[row] for name, value in params.items()} | constants_on(images.device)
             own = own.contiguous(memory_format=memory_format)  # (B, C, H, W)
-            logits.append(functional_call(modules[training], one, (own,)))  # (B, K)
+            logits.append(functional_call(modules.of(training), one, (own,)))  # (B, K)
         return torch.stack(logits)  # (N, B, K)
 
     def initial(seeds: Tensor) -> Params:
         networks = []
-        with torch.random.fork_rng(devices=[]):
-            for seed in seeds.tolist():
-                torch.default_generator.manual_seed(seed)
+        for seed in seeds.tolist():
+            with drawing_from(seed):
                 networks.append(_tensors(make()))
         params = {name: torch.stack([network[name].detach() for network in networks]) for name in kept}
         return {name: value.to(seeds.device, torch.float32) for name, value in params.items()}
@@ -98,6 +101,16 @@ def module_network(
         at_once=False,
         memory_format=memory_format,
     )
+
+
+class _Modules(threading.local):
+    """A module in training and one in evaluation, of each thread its own: a call puts its weights into them."""
+
+    def __init__(self, template: nn.Module) -> None:
+        self.training, self.evaluation = deepcopy(template).train(), deepcopy(template).eval()
+
+    def of(self, training: bool) -> nn.Module:
+        return self.training if training else self.evaluation
 
 
 def _tensors(module: nn.Module) -> Params:

@@ -16,6 +16,7 @@ from qan_gym.optimizee.layers import ConvMaxPoolTanh, linear
 from qan_gym.optimizee.modules import module_network
 from qan_gym.optimizee.network import Network, Params, leaves
 from qan_gym.utils import random_streams
+from qan_gym.utils.random_streams import drawing_from
 
 ImageShape = tuple[int, int, int]  # (C, H, W)
 NetworkBuilder = Callable[[ImageShape, int], Network | nn.Module]
@@ -52,14 +53,14 @@ def build_network(name: str, image_shape: ImageShape, n_classes: int) -> Network
         ValueError: the name is not registered, or its builder does not give a network for such images.
     """
     builder = _builder(name)
-    with torch.random.fork_rng(devices=[]):  # building a module draws weights, from the global generator
+    with drawing_from(0):  # building a module draws weights
         built = builder(image_shape, n_classes)
-        if isinstance(built, nn.Module):
-            built = module_network(partial(builder, image_shape, n_classes), image_shape)  # type: ignore[arg-type]
-        if not isinstance(built, Network):
-            kind = type(built).__name__
-            raise ValueError(f"the builder of network {name!r} gave a {kind}, not an nn.Module or a Network")
-        _try(name, built, n_classes)
+    if isinstance(built, nn.Module):
+        built = module_network(partial(builder, image_shape, n_classes), image_shape)  # type: ignore[arg-type]
+    if not isinstance(built, Network):
+        kind = type(built).__name__
+        raise ValueError(f"the builder of network {name!r} gave a {kind}, not an nn.Module or a Network")
+    _try(name, built, n_classes)
     return built
 
 
@@ -93,7 +94,8 @@ def _try(name: str, network: Network, n_classes: int) -> None:
     Raises:
         ValueError: the network cannot be trained on such images, or not be replayed from its seed.
     """
-    images = torch.rand(1, 2, *network.image_shape)
+    images = torch.rand(1, 2, *network.image_shape, generator=torch.Generator().manual_seed(0))
+    before = torch.get_rng_state()  # which a network that draws changes
     outcomes = []
     for _ in range(2):
         params = leaves(network, network.views(torch.zeros(1, network.size())))  # in one memory, as in training
@@ -113,6 +115,7 @@ def _try(name: str, network: Network, n_classes: int) -> None:
     if unused:
         raise ValueError(f"network {name!r} does not use {', '.join(unused)}: leave it out, or requires_grad_(False)")
     if not torch.equal(*outcomes):
+        torch.set_rng_state(before)
         raise ValueError(
             f"network {name!r} cannot be replayed from its seed: it draws random numbers while it computes, as dropout "
             "does; build it without"

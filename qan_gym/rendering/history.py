@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from qan_gym.core.run_state import NO_ACTION
 from qan_gym.core.training import Training
+from qan_gym.utils.own_settings import own_settings
 
 SCALARS = ("batch", "learning_rate", "loss", "smoothed_loss", "validation_loss", "validation_accuracy")
 
@@ -87,6 +88,7 @@ class History:
         )
 
 
+@own_settings()
 def class_shares(training: Training) -> NDArray[np.float64] | None:
     """The shares of the classes in the last action's mini-batches, (N, K), where the game is drawn by them."""
     if training.parts.game.curve is not None:

@@ -8,7 +8,11 @@ Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
 """
 
 import math
-from collections.abc import Iterable
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,6 +20,7 @@ import torch
 from array_api_compat import array_namespace
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 # The purposes. Two streams with different purposes are independent.
 WEIGHTS = 1
@@ -157,3 +162,67 @@ def normal(seeds: Tensor, purpose: int, counter: Tensor | int, count: int) -> Te
 def next_seeds(generators: Iterable[np.random.Generator]) -> NDArray[np.int64]:
     """The seed of the next episode, from each generator."""
     return np.array([generator.integers(2**63) for generator in generators], np.int64)
+
+
+# --- what others draw from PyTorch's default generator ----------------------------------------------------------------
+
+
+@contextmanager
+def drawing_from(seed: int) -> Iterator[None]:
+    """A context in which this thread draws on CPU as after `torch.manual_seed(seed)`, from a generator of its own.
+
+    The default generator is neither used nor changed, so that other threads may draw from it meanwhile.
+    """
+    with _Lock.held, _DrawingFrom(torch.Generator().manual_seed(seed)):
+        yield
+
+
+class _Lock:
+    """Held in `drawing_from`: PyTorch's modes count themselves in variables that threads share."""
+
+    held = threading.RLock()
+
+    @classmethod
+    def renew(cls) -> None:
+        """In a forked process, where no other thread will give it back."""
+        cls.held = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_Lock.renew)
+
+
+class _DrawingFrom(TorchDispatchMode):
+    """Gives a generator to every operation that draws on CPU and was given none."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.generator = generator
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        drawing, place = _with_generator(func)
+        given = args[place] if place < len(args) else kwargs.get("generator")
+        tensor = next((arg for arg in args if isinstance(arg, Tensor)), None)
+        device = kwargs.get("device") or (tensor.device if tensor is not None else torch.device("cpu"))
+        if drawing is None or given is not None or device.type != "cpu":
+            return func(*args, **kwargs)
+        return drawing(*args[:place], **{**kwargs, "generator": self.generator})
+
+
+@cache
+def _with_generator(operation: Any) -> tuple[Any, int]:
+    """The same operation with an argument `generator`, and its place; None where there is none."""
+    mine = _arguments(operation)
+    if "generator" in mine:
+        return operation, list(mine).index("generator")
+    packet = operation.overloadpacket
+    for name in packet.overloads():
+        its = _arguments(other := getattr(packet, name))
+        if {**mine, "generator": its.get("generator")} == its:
+            return other, len(mine)
+    return None, len(mine)
+
+
+def _arguments(operation: Any) -> dict[str, str]:
+    return {argument.name: str(argument.type) for argument in operation._schema.arguments}

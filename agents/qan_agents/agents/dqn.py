@@ -37,6 +37,7 @@ from qan_agents.sb3.extractor import extractor_arguments
 from qan_agents.sb3.replay import FrameReplayBuffer, add_round
 from qan_agents.sb3.wrappers import RoundRecorder, StackHistory
 from qan_gym.utils.files import write_aside
+from qan_gym.utils.own_settings import in_own_settings, own_settings, threads_for
 from qan_gym.vector_env import QanVectorEnv
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "rmsprop": DeepMindRMSprop}
@@ -57,6 +58,7 @@ class SB3DQN(Agent):
         model: SB3's object.
         env: what it plays.
         device: the CPU.
+        own_settings: of the process, that its calls compute under.
     """
 
     presets = ("quick", "paper")
@@ -90,6 +92,7 @@ class SB3DQN(Agent):
             device="cpu",
             **arguments,
         )
+        self.own_settings = own_settings(threads_for(sum(one.numel() for one in self.model.q_net.parameters())))
         self.model.set_logger(Logger(folder=None, output_formats=[]))  # the run logs, not SB3
         self._epsilon: float | None = None  # of the last round, where it was only played
 
@@ -111,6 +114,7 @@ class SB3DQN(Agent):
         assert isinstance(self.model.replay_buffer, FrameReplayBuffer)
         return self.model.replay_buffer
 
+    @in_own_settings
     def play_round(
         self, seeds: Sequence[int], exploration: float | None, show: Callable[[Progress], None]
     ) -> list[Episode]:
@@ -170,12 +174,14 @@ class SB3DQN(Agent):
 
     # --- values -----------------------------------------------------------------------------------------------------
 
+    @in_own_settings
     @torch.no_grad()
     def values(self, observations: Tensor) -> Tensor:
         """Q(s, a), (B, actions), of (B, history, D)."""
         values: Tensor = self.model.q_net(observations)
         return values
 
+    @in_own_settings
     @torch.no_grad()
     def target_values(self, observations: Tensor) -> Tensor:
         """The same by the target network."""

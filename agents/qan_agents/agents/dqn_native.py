@@ -27,6 +27,7 @@ from qan_agents.experiments.agent import (
 )
 from qan_agents.policies.rollout import Episode, recorded_names
 from qan_gym.utils.files import load_arrays
+from qan_gym.utils.own_settings import in_own_settings
 from qan_gym.vector_env import QanVectorEnv
 
 
@@ -59,6 +60,7 @@ class NativeDQN(Agent):
     def _adopt(self, agent: DQN) -> None:
         self.agent, self.config = agent, agent.config
         self.settings, self.history = asdict(agent.config), agent.config.history
+        self.own_settings = agent.own_settings
 
     @classmethod
     def check(cls, preset: str, hyperparameters: dict[str, Any]) -> None:
@@ -72,6 +74,7 @@ class NativeDQN(Agent):
         """See `Agent.steps`."""
         return self.agent.steps
 
+    @in_own_settings
     def play_round(
         self, seeds: Sequence[int], exploration: float | None, show: Callable[[Progress], None]
     ) -> list[Episode]:
@@ -142,6 +145,7 @@ class NativeDQN(Agent):
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: damaged, or not saved by qan ({error})") from error
 
+    @in_own_settings
     def refill_replay(self, rounds: Iterable[Sequence[Arrays]]) -> None:
         """See `Agent.refill_replay`."""
         agent = self.agent

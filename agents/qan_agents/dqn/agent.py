@@ -25,6 +25,8 @@ from qan_agents.dqn.rmsprop import rmsprop_
 from qan_agents.dqn.vector_env import EnvInterface, Transitions
 from qan_gym.utils.cuda_graph import CapturedGraph
 from qan_gym.utils.files import load_arrays, save_arrays
+from qan_gym.utils.own_settings import in_own_settings, own_settings, threads_for
+from qan_gym.utils.random_streams import drawing_from
 
 MOMENTS = {"adam": ("exp_avg", "exp_avg_sq"), "rmsprop": ("mean", "mean_square")}  # by optimizer, one of each weight
 GROUP = 32  # updates whose transitions are drawn together, at most
@@ -52,8 +54,10 @@ class DQN:
         network, target: see `QNetwork`; `weights` and `target_weights` are their parameters as vectors.
         actions: (N,) int64, the last ones.
         facts: what was saved beside it.
+        own_settings: of the process, that its calls compute under.
     """
 
+    @own_settings()
     def __init__(self, config: DQNConfig, interface: EnvInterface, device: str = "cpu", seed: int = 0) -> None:
         """A fresh agent.
 
@@ -71,12 +75,12 @@ class DQN:
         self.steps = self.updates = 0
         self.facts: dict[str, Any] = {}
         self._replay: Replay | None = None
-        with torch.random.fork_rng(devices=[]):  # drawn on the host: the same on every device
-            torch.manual_seed(seed)
+        with drawing_from(seed):  # on the host: the same on every device
             self.network = QNetwork(config, interface).to(self.device)
-        self.target = QNetwork(config, interface).to(self.device).requires_grad_(False)
+            self.target = QNetwork(config, interface).to(self.device).requires_grad_(False)
         self.weights, self.target_weights = parameters_as_vector(self.network), parameters_as_vector(self.target)
         self.target_weights.copy_(self.weights)
+        self.own_settings = own_settings(threads_for(self.weights.numel()))
         self.gradient = torch.zeros_like(self.weights)  # as one vector: an update is a few operations, not hundreds
         offset = 0
         for parameter in self.network.parameters():
@@ -102,6 +106,7 @@ class DQN:
 
     # --- acting -----------------------------------------------------------------------------------------------------
 
+    @in_own_settings
     def begin(self, frames: Tensor) -> None:
         """Begin an episode in every row.
 
@@ -147,6 +152,7 @@ class DQN:
     def _captured(self, function: Callable[[], None]) -> Callable[[], None]:
         return CapturedGraph(function, self.generator) if self.device.type == "cuda" else function
 
+    @in_own_settings
     def act(self, epsilon: float | None = None) -> Tensor:
         """Actions (N,) in all rows, random ones with probability `epsilon`; None: as the schedule says."""
         self.epsilon.fill_(self.exploration if epsilon is None else epsilon)
@@ -167,12 +173,14 @@ class DQN:
         other = torch.randint(self.interface.actions, best.shape, generator=self.generator, device=self.device)
         torch.where(chance < self.epsilon, other, best, out=self.actions)
 
+    @in_own_settings
     @torch.no_grad()
     def values(self, observations: Tensor) -> Tensor:
         """Q(s, a), (B, actions), of float observations (B, history, D)."""
         quantiles: Tensor = self.network(observations)
         return quantiles.mean(dim=2)
 
+    @in_own_settings
     @torch.no_grad()
     def target_values(self, observations: Tensor) -> Tensor:
         """Q(s, a) of the target network, (B, actions), of float observations (B, history, D)."""
@@ -181,6 +189,7 @@ class DQN:
 
     # --- remembering ------------------------------------------------------------------------------------------------
 
+    @in_own_settings
     def remember(self, transitions: Transitions) -> None:
         """Write the step that the last actions made to the replay, and go on to the next frames."""
         if self.device.type == "cuda":  # where the captured graph reads it
@@ -210,6 +219,7 @@ class DQN:
 
     # --- learning ---------------------------------------------------------------------------------------------------
 
+    @in_own_settings
     def learn(self) -> None:
         """Count a step of every environment, and do the updates that are due."""
         config, num_envs = self.config, self.replay.num_envs
@@ -219,6 +229,7 @@ class DQN:
         if self.steps > config.learning_starts:
             self.update((self.steps // config.update_every - before // config.update_every) * config.gradient_steps)
 
+    @in_own_settings
     def update(self, count: int = 1) -> None:
         """Do `count` updates on transitions drawn from the replay."""
         config = self.config
@@ -244,6 +255,7 @@ class DQN:
         if config.priority_exponent > 0:
             self.replay.set_priorities(drawn.places, torch.cat(errors))
 
+    @in_own_settings
     @torch.no_grad()
     def gradient_step(self, batch: Batch, targets: Tensor | None = None) -> UpdateResult:
         """One step of the optimizer; the replay stays as it is.

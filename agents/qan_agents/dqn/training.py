@@ -10,6 +10,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from qan_agents.dqn.vector_env import EnvInterface, TensorVectorEnv, Transitions
+from qan_gym.utils.own_settings import own_settings
 
 SHOW_EVERY = 0.1  # seconds: showing progress makes the host wait for the device
 
@@ -44,6 +45,7 @@ class VectorAgent(Protocol):
         """Count a step of every environment, and do the updates that are due."""
 
 
+@own_settings()
 def train(
     agent: VectorAgent,
     env: VectorEnv[Any, Any, Any],
