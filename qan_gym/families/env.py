@@ -10,7 +10,7 @@ class LearningRateFamilyEnv(QanEnv):
     On one fixed task there is little to learn but a schedule. Here every episode draws a task: a network, images, an
     optimizer, a batch size, a budget. An agent that has played many of them must do well on one that it has never seen.
 
-    Networks: multilayer perceptrons of one to three layers of 4 to 64 (85 % of the tasks), small convolutional networks,
+    Networks: multilayer perceptrons of one to three layers of 4 to 64 (85 % of the tasks), small convolutional ones,
     `mnist-cnn`, `resnet-8`, small vision transformers. Images: the bundled digits at 7, 14 or 28 pixels a side, 2 to 10
     classes, 200 images to 400 per class, label noise of up to 40 % in half of the tasks, inputs of another scale and
     mean. Optimizers: SGD with momentum 0 to 0.95, AdamW with beta1 of 0.5 to 0.95, weight decay in half of the tasks.
@@ -45,8 +45,8 @@ class LearningRateFamilyEnv(QanEnv):
     ## Arguments
     `split` ("train" or "test"), `num_tasks` (how many different ones; None: 2^31) and `start_task` (the number of the
     first), as Procgen's levels; `networks` and `optimizers` (the kinds to draw from), `context` ("hidden" or
-    "observed"), `task` (the only one: a `Task`, a dict of its fields, or its JSON), and those fields of `TaskConfig` that
-    no task says. `env.unwrapped.task` is the `Task` of the episode. CPU only.
+    "observed"), `task` (the only one: a `Task`, a dict of its fields, or its JSON), and the fields of `TaskConfig` that
+    tasks do not say. `env.unwrapped.task` is the `Task` of the episode. CPU only.
 
     ## Version History
     v0: version 1 of the tasks.

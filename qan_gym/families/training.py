@@ -27,6 +27,7 @@ from qan_gym.native import library
 from qan_gym.optimizee.network import Network, Params
 from qan_gym.optimizee.zoo import build_network
 from qan_gym.utils import random_streams
+from qan_gym.utils.own_settings import users_threads
 
 START = {"sgd": 0.01, "adamw": 0.003}  # the learning rate of an episode's start
 CONTEXT_TENSOR = "context"  # of the runs' tasks, (N, contexts), among the tensors of the game
@@ -77,7 +78,7 @@ class FamilyTraining(Training):
         return replace(layout, slots=SLOTS, sizes={**layout.sizes, **sizes}, game={**layout.game, **context})
 
     def _make_engine(self) -> FamilyEngine:  # type: ignore[override]
-        threads = min(self.num_runs, torch.get_num_threads())
+        threads = min(self.num_runs, users_threads())
         return FamilyEngine(self.config, self.run, self.parts.engine, threads)
 
     # --- tasks ------------------------------------------------------------------------------------------------------

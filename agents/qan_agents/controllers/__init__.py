@@ -1,1 +1,1 @@
-"""Controllers of the learning rate: those that were trained on a family of tasks, and the schedules they are judged by."""
+"""Controllers of the learning rate that were trained on a family of tasks, and the schedules they are judged by."""

@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from qan_gym.config import TaskConfig
 from qan_gym.core.reward import CHANCES
+from qan_gym.families.source import TaskSource
 from qan_gym.families.task import Task
-from qan_gym.families.training import FamilyTraining, TaskSource, family_parts
+from qan_gym.families.training import FamilyTraining, family_parts
 from qan_gym.schedules import SCHEDULES, Schedule
 from qan_gym.tasks import TASKS
 
