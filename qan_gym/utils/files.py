@@ -10,6 +10,7 @@ import json
 import os
 import re
 import tempfile
+import textwrap
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from safetensors.numpy import load, save
 Arrays = dict[str, NDArray[Any]]
 
 ASIDE = ".aside-"  # the names of files that are being written begin with it
+LONGEST_REASON = 300  # characters of an error's message in another's
 
 _METADATA = "qan_gym"  # in the header of a safetensors file: JSON
 _CHECKSUM = "sha256"  # in the same place: of the whole file
@@ -46,7 +48,7 @@ def write_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
     aside: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=ASIDE, suffix=path.suffix)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_aside_prefix(path), suffix=path.suffix)
         os.close(handle)
         aside = Path(name)
         yield aside
@@ -75,10 +77,15 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
         aside.write_bytes(content)
 
 
-def remove_asides(folder: Path) -> None:
-    """Remove from a folder, and those in it, what killed writers left; only where nobody else writes to it."""
-    for path in folder.rglob(f"{ASIDE}*"):
-        path.unlink(missing_ok=True)
+def remove_asides(path: Path) -> None:
+    """Remove what killed writers of a file, or of all files in a folder, left; only where nobody else writes to it."""
+    there = path.rglob(f"{ASIDE}*") if path.is_dir() else path.parent.glob(f"{_aside_prefix(path)}*")
+    for aside in there:
+        aside.unlink(missing_ok=True)
+
+
+def _aside_prefix(path: Path) -> str:
+    return f"{ASIDE}{hashlib.sha256(path.name.encode()).hexdigest()[:8]}-"  # a name may be as long as names can be
 
 
 def require_writable(folder: Path) -> None:
@@ -118,9 +125,8 @@ def reading(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
 
 
 def _in_one_line(error: Exception) -> str:
-    """The kind of an error, and the first line of its message."""
-    message = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+    """The kind of an error, and the beginning of its message."""
+    return textwrap.shorten(f"{type(error).__name__}: {error}", LONGEST_REASON, placeholder="...")
 
 
 def read_npz(path: Path) -> Arrays:

@@ -9,7 +9,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 from filelock import FileLock
 
-from qan_gym.utils.files import require_writable, write_aside
+from qan_gym.utils.files import remove_asides, require_writable, write_aside
 
 Row = dict[str, Any]
 
@@ -75,6 +75,7 @@ class Results:
         """Add the rows of a cell; those that it had before are removed."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.lock:
+            remove_asides(self.path)
             there = self._table()
             others = there.filter(pa.compute.not_equal(there["config_hash"], key))
             table = pa.concat_tables([others, pa.Table.from_pylist(list(rows), SCHEMA)])
