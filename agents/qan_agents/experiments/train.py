@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from qan_agents.env_ids import task_of
 from qan_agents.experiments.agent import Agent, AgentSpec, Arrays, Progress, agent_class
 from qan_agents.experiments.manifest import Round
 from qan_agents.experiments.run_config import RunConfig
@@ -32,6 +33,7 @@ def make_agent(config: RunConfig) -> Agent:
 
 
 def _spec(config: RunConfig, num_envs: int, learns: bool) -> AgentSpec:
+    task_of(config.env, {})  # refuses the environments of others
     return AgentSpec(
         config.env,
         config.env_kwargs,
