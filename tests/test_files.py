@@ -138,6 +138,19 @@ def test_a_member_with_more_bytes_than_its_array_is_refused(tmp_path):
         read_npz(path)
 
 
+# --- Parquet ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_flipped_bit_of_the_results_of_a_bench_changes_no_value(tmp_path):
+    """The pages have checksums, which are verified."""
+    from qan_agents.bench.results import SCHEMA, Results, read_table
+
+    row = dict.fromkeys(SCHEMA.names) | {"config_hash": "a", "status": "done", "test_loss": 0.5, "evaluation_seed": 0}
+    results = Results(tmp_path / "results.parquet")
+    results.append("a", [row | {"seed": seed, "validation_curve": [1.5, 1.0 / (seed + 1)]} for seed in range(50)])
+    assert outcomes_of_flips(results.path, read_table, 300) <= {"refused", "same"}
+
+
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
