@@ -111,12 +111,12 @@ def reading(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
         kind: what the file should be, with its article, for the message: "an .npz file".
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file, or it is a folder.
         ValueError: it cannot be read, is damaged, or is of another kind; the message names it.
     """
     try:
         yield
-    except FileNotFoundError as error:
+    except (FileNotFoundError, IsADirectoryError) as error:
         raise FileNotFoundError(f"{path}: there is no such file") from error
     except PermissionError as error:
         raise ValueError(f"{path}: may not be read ({error.strerror})") from error
