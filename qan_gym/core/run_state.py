@@ -43,6 +43,7 @@ class TensorSpec:
         measured: only there where a feature of the observation needs measurements; else None.
         at_least, at_most, below: the range of its elements within an episode, which a saved state must keep: numbers,
             names of sizes or of fields of `TaskConfig`; None: no bound.
+        carried: whether an episode hands it on to the next one, because no reset sets it.
     """
 
     shape: tuple[int | str, ...] = ()
@@ -54,6 +55,7 @@ class TensorSpec:
     at_least: float | str | None = None
     at_most: float | str | None = None
     below: float | str | None = None
+    carried: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,13 @@ class NetworkSpec:
     Attributes:
         of: "params", all parameters; "slots", the trained ones once per buffer of the optimizer; "reference", all,
             where each run has a reference of its own.
-        at_reset, saved: as `TensorSpec` has them.
+        at_reset, saved, carried: as `TensorSpec` has them.
     """
 
     of: str
     at_reset: float | None = None
     saved: bool = True
+    carried: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,9 +126,9 @@ def a_loss(at_reset: float | None = None) -> Any:
     return per_run(at_reset=at_reset, at_least=LEAST_LOSS, at_most=LOSS_LIMIT)
 
 
-def per_network(of: str, at_reset: float | None = None, saved: bool = True) -> Any:
+def per_network(of: str, at_reset: float | None = None, saved: bool = True, carried: bool = False) -> Any:
     """A field of `RunState`; see `NetworkSpec`."""
-    return field(metadata={"spec": NetworkSpec(of, at_reset, saved)})
+    return field(metadata={"spec": NetworkSpec(of, at_reset, saved, carried)})
 
 
 @dataclass(kw_only=True)
@@ -167,8 +170,8 @@ class RunState:
     memory: Tensor = per_run("network_size", at_reset=None, saved=False)  # all parameters, which `params` are views of
     params: Params = per_network("params")
     slots: dict[str, Params] = per_network("slots", at_reset=0)  # the optimizer's buffers
-    reference: Params = per_network("reference")  # of the run's own; else empty
-    has_reference: Tensor = per_run(dtype=torch.bool, at_reset=None)
+    reference: Params = per_network("reference", carried=True)  # of the run's own; else empty
+    has_reference: Tensor = per_run(dtype=torch.bool, at_reset=None, carried=True)
 
     # The hyperparameters that an action may change.
     learning_rate: Tensor = per_run(dtype=torch.float64, at_reset="learning_rate", at_least=0)  # of the last mini-batch
@@ -322,15 +325,7 @@ class RunState:
         Raises:
             ValueError: a tensor is missing, unknown, or has another shape or dtype.
         """
-        mine = self.saved()
-        if tensors.keys() != mine.keys():
-            raise ValueError(f"the state has other tensors: {', '.join(sorted(tensors.keys() ^ mine.keys()))}")
-        for name, value in mine.items():
-            if tensors[name].shape != value.shape or tensors[name].dtype != value.dtype:
-                raise ValueError(
-                    f"the state's {name} is {tuple(tensors[name].shape)} {tensors[name].dtype}, "
-                    f"not {tuple(value.shape)} {value.dtype}"
-                )
+        _check_shapes(tensors, self.saved())
 
     def check_values(self, tensors: Mapping[str, Tensor], config: TaskConfig) -> None:
         """Refuse tensors with values that no episode has, by the ranges that are declared.
@@ -360,6 +355,22 @@ class RunState:
             return bound
         return self.layout.sizes[bound] if bound in self.layout.sizes else getattr(config, bound)
 
+    def restore_carried(self, tensors: Mapping[str, Tensor]) -> None:
+        """Begin the next episode from what `carried` gave; nothing changes where something is wrong.
+
+        Raises:
+            ValueError: see `restore`.
+        """
+        _copy(tensors, self.carried())
+
+    def carried(self) -> dict[str, Tensor]:
+        """Every tensor that an episode hands on to the next one, by name; not copies.
+
+        They are those that are declared so, and those of a game that have no value at a reset.
+        """
+        games = {f"game.{name}" for name, spec in self.layout.game.items() if spec.saved and spec.at_reset is None}
+        return {name: tensor for name, spec, tensor in self.leaves() if spec.carried or name in games}
+
     def fork(self, num_runs: int) -> Self:
         """The only run of this state, `num_runs` times over."""
         forked = type(self).allocate(replace(self.layout, num_runs=num_runs))
@@ -381,3 +392,30 @@ class RunState:
             *((self.per_epoch, self.epoch_batches), (self.per_action, self.action_batches)),
         ):
             copy.copy_(torch.from_numpy(known))
+
+
+def _copy(tensors: Mapping[str, Tensor], to: Mapping[str, Tensor]) -> None:
+    """Copy tensors to others; nothing changes where they do not go together.
+
+    Raises:
+        ValueError: see `_check_shapes`.
+    """
+    _check_shapes(tensors, to)
+    for name, value in to.items():
+        value.copy_(tensors[name])
+
+
+def _check_shapes(tensors: Mapping[str, Tensor], mine: Mapping[str, Tensor]) -> None:
+    """Check that tensors have the names, shapes and dtypes of others.
+
+    Raises:
+        ValueError: a tensor is missing, unknown, or has another shape or dtype.
+    """
+    if tensors.keys() != mine.keys():
+        raise ValueError(f"the state has other tensors: {', '.join(sorted(tensors.keys() ^ mine.keys()))}")
+    for name, value in mine.items():
+        if tensors[name].shape != value.shape or tensors[name].dtype != value.dtype:
+            raise ValueError(
+                f"the state's {name} is {tuple(tensors[name].shape)} {tensors[name].dtype}, "
+                f"not {tuple(value.shape)} {value.dtype}"
+            )

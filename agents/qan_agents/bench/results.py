@@ -9,7 +9,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 from filelock import FileLock
 
-from qan_gym.utils.files import require_writable, write_aside
+from qan_gym.utils.files import remove_asides, require_writable, write_aside
 
 Row = dict[str, Any]
 
@@ -75,11 +75,12 @@ class Results:
         """Add the rows of a cell; those that it had before are removed."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.lock:
+            remove_asides(self.path)
             there = self._table()
             others = there.filter(pa.compute.not_equal(there["config_hash"], key))
             table = pa.concat_tables([others, pa.Table.from_pylist(list(rows), SCHEMA)])
             with write_aside(self.path) as aside:
-                pq.write_table(table, aside, compression="zstd")
+                pq.write_table(table, aside, compression="zstd", write_page_checksum=True)
 
     def _table(self) -> pa.Table:
         return read_table(self.path) if self.path.exists() else SCHEMA.empty_table()
@@ -93,6 +94,7 @@ def read_table(path: Path) -> pa.Table:
     """
     try:
         # Read in one piece: the file may be replaced at any time.
-        return pq.read_table(pa.BufferReader(path.read_bytes())).select(SCHEMA.names).cast(SCHEMA)
+        source = pa.BufferReader(path.read_bytes())
+        return pq.read_table(source, page_checksum_verification=True).select(SCHEMA.names).cast(SCHEMA)
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise ValueError(f"{path}: missing, damaged, or not the results of a bench ({error})") from error

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from qan_agents.analysis.regret import regrets
-from qan_agents.experiments.evaluation import scores_by_policy, table_of
+from qan_agents.experiments.evaluation import PolicyScores, scores_by_policy, table_of
 from qan_agents.experiments.page import as_table, page, write_text
 from qan_agents.experiments.plots import (
     ACCURACY,
@@ -49,13 +49,12 @@ def write_page(run: Run) -> list[Path]:
     Raises:
         ValueError: the run has no finished episode or was not evaluated, or a file of it is damaged.
     """
-    if not (run.folder / "evaluation.csv").is_file():
-        raise ValueError(f"{run.folder} was not evaluated yet: qan evaluate {run.folder}")
-    task, drawn = PlayedTask.of(run), plot_run(run)
+    task, scores = PlayedTask.of(run), scores_by_policy(run)
+    drawn = plot_run(run)
     filters, rows, ahead = _play(run)
     drawn.append(save(_filters_figure(filters), run.folder / FILTERS))
     drawn.append(save(_regret_figure(rows, run.config().agent, task.action_names), run.folder / REGRET))
-    text = _text(run, task, rows, ahead, {picture.name for picture in drawn})
+    text = _text(run, task, scores, rows, ahead, {picture.name for picture in drawn})
     write_text(run.folder / PAGE, page(run.config().title, text, run.folder))
     return [run.folder / PAGE, *drawn]
 
@@ -83,19 +82,26 @@ def _play(run: Run) -> tuple[list[NDArray[np.float32]], list[dict[str, Any]], in
 # --- the text -------------------------------------------------------------------------------------------------------
 
 
-def _text(run: Run, task: PlayedTask, rows: list[dict[str, Any]], ahead: int, pictures: set[str]) -> str:
+def _text(
+    run: Run,
+    task: PlayedTask,
+    scores: list[PolicyScores],
+    rows: list[dict[str, Any]],
+    ahead: int,
+    pictures: set[str],
+) -> str:
     """The page in Markdown, with those of the pictures that there are."""
     config, settings = run.config(), run.settings()
     mean = np.mean([row["regret"] for row in rows])
     agreed = np.mean([row["action"] == row["best"] for row in rows])
-    facts = {**asdict(config), "dataset_fingerprint": settings["dataset_fingerprint"], **settings["versions"]}
+    facts = {**asdict(config), "dataset_fingerprint": settings.dataset_fingerprint, **settings.versions}
     values = f"\n\n![the agent's value of its best action]({MAX_Q})" if MAX_Q in pictures else ""
     return "\n".join(
         (
             f"# {config.title}\n",
             f"{config.episodes} trainings were played; then the agent played greedily on unseen seeds.\n",
             "## Against fixed policies\n",
-            as_table(*table_of(scores_by_policy(run))),
+            as_table(*table_of(scores)),
             f"Mean (lowest-highest) over the seeds {', '.join(map(str, config.evaluation_seeds))}; all with the same "
             "meta-momentum. So few seeds are no interval: `qan bench` makes those.\n",
             "## Episode by episode\n",
@@ -113,8 +119,8 @@ def _text(run: Run, task: PlayedTask, rows: list[dict[str, Any]], ahead: int, pi
             f"![regret over the episode]({REGRET})\n",
             "## Settings\n",
             _settings_table("of the run", facts),
-            _settings_table("of the game", settings["task"]),
-            _settings_table("of the agent", settings["hyperparameters"]),
+            _settings_table("of the game", settings.task),
+            _settings_table("of the agent", settings.hyperparameters),
         )
     )
 
