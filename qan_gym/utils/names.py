@@ -4,12 +4,16 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """The nearest name that there is, to go behind the wrong one in a message; empty where none is near."""
+    nearest = get_close_matches(str(name), list(known), n=1)
+    return f": did you mean {nearest[0]!r}?" if nearest else ""
+
+
 def instead_of(name: object, known: Iterable[str]) -> str:
-    """The nearest name that there is, and all of them; goes behind a message that names the wrong one."""
+    """The nearest name that there is, and all of them, to go behind the wrong one in a message."""
     names = list(known)
-    nearest = get_close_matches(str(name), names, n=1)
-    meant = f": did you mean {nearest[0]!r}?" if nearest else ";"
-    return f"{meant} there are {', '.join(names)}" if names else "; there is none"
+    return f"{did_you_mean(name, names) or ';'} there are {', '.join(names) or 'none'}"
 
 
 def unknown_name(what: str, name: object, known: Iterable[str]) -> str:

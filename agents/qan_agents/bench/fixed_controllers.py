@@ -166,16 +166,18 @@ def _check_schedule_of_agents(task: TuningTask, settings: Settings) -> None:
 
 register_controller("constant", _initial_rate, Preparation.NONE, _check_initial_rate)
 register_controller("base", _schedule_of_agents, Preparation.NONE, _check_schedule_of_agents)
-_unprepared: dict[str, Callable[[int], Controller]] = {
-    "random": RandomActions,
-    "shuffled": lambda _: ShuffledSGD(),
-    "class-balanced": lambda _: ClassBalanced(),
-    "loss-proportional": LossProportional,
-}
-for _name, _make in _unprepared.items():
-    register_controller(
-        _name,
-        lambda task, _, make=_make: PreparedController(make(task.seed)),
-        Preparation.NONE,
-        lambda _, settings: require_settings(settings, ()),
-    )
+
+
+def _register(name: str, make: Callable[[int], Controller]) -> None:
+    """Register a controller without settings, made from the seed of its actions."""
+
+    def prepare(task: TuningTask, settings: Settings) -> PreparedController:
+        return PreparedController(make(task.seed))
+
+    register_controller(name, prepare, Preparation.NONE, lambda _, settings: require_settings(settings, ()))
+
+
+_register("random", RandomActions)
+_register("shuffled", lambda _: ShuffledSGD())
+_register("class-balanced", lambda _: ClassBalanced())
+_register("loss-proportional", LossProportional)

@@ -31,11 +31,8 @@ def check(name: str, task: TuningTask, settings: Settings) -> None:
         raise ValueError(unknown_name("controller", name, kinds))
     require_controllable(task.config)
     found = kinds[name].check
-    try:
-        if found is not None:
-            found(task, settings)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+    if found is not None:
+        found(task, settings)
 
 
 def prepare(name: str, task: TuningTask, settings: Settings) -> PreparedController:

@@ -48,16 +48,21 @@ def agent_env_kwargs(task: TuningTask, own: Settings, continuous: bool) -> Setti
         own: keyword arguments that take precedence.
         continuous: whether the agent's actions are.
     """
-    common = {"validate_every": task.validation_interval, "reward": "validation-loss"}
+    actions = _actions(task, continuous)
+    length = {"batches_per_action": max(1, task.batches // ACTIONS)} if actions else {}
+    return {**length, "validate_every": task.validation_interval, "reward": "validation-loss", **actions, **own}
+
+
+def _actions(task: TuningTask, continuous: bool) -> Settings:
+    """How the actions of an agent change the learning rate, where they do."""
     if "learning_rate" not in game_of(task.config).hyperparameters:
-        return {**common, **own}
-    actions = {"continuous": continuous, "action_scale": "additive" if continuous else "multiplicative"}
-    batches_per_action = max(1, task.batches // ACTIONS)
-    return {"batches_per_action": batches_per_action, **common, "schedule": "cooldown", **actions, **own}
+        return {}
+    scale = "additive" if continuous else "multiplicative"
+    return {"schedule": "cooldown", "continuous": continuous, "action_scale": scale}
 
 
 def check_env_settings(task: TuningTask, own: Any, continuous: bool) -> TaskConfig:
-    """Check the setting `env` of an agent.
+    """Check the setting `env` of an agent; the data need not be there.
 
     Args:
         task: see `agent_env_kwargs`.
@@ -65,7 +70,7 @@ def check_env_settings(task: TuningTask, own: Any, continuous: bool) -> TaskConf
         continuous: see `agent_env_kwargs`.
 
     Returns:
-        The task that the agent plays.
+        The task that the agent plays, but for how long its actions are and when it is validated.
 
     Raises:
         ValueError: it is no mapping, or an argument is unknown, wrong or not among OWN_ARGUMENTS.
@@ -78,7 +83,7 @@ def check_env_settings(task: TuningTask, own: Any, continuous: bool) -> TaskConf
                 f"{unknown_name('setting', f'env.{name}', (f'env.{one}' for one in OWN_ARGUMENTS))}; what changes the "
                 "training itself belongs to the environment"
             )
-    return task_config(task.env, {**task.env_kwargs, **agent_env_kwargs(task, own, continuous)})
+    return task_config(task.env, {**task.env_kwargs, **_actions(task, continuous), **own})
 
 
 class AgentController:
@@ -208,7 +213,7 @@ def _train_ensemble(task: TuningTask, env_kwargs: Settings, hyperparameters: Set
 # --- Stable-Baselines3 ----------------------------------------------------------------------------------------------
 
 
-GIVEN_TO_SB3 = ("policy", "env", "seed", "device")  # what a bench gives to an algorithm beside hyperparameters
+GIVEN_TO_SB3 = {"policy", "env", "seed", "device"}  # what a bench gives to an algorithm beside hyperparameters
 
 
 @dataclass(frozen=True)
@@ -237,8 +242,8 @@ class SB3Algorithm:
         Raises:
             ValueError: there is no such hyperparameter.
         """
-        known = inspect.signature(self.algorithm).parameters
-        require_settings(hyperparameters, ("env", *(name for name in known if name not in GIVEN_TO_SB3)))
+        known = inspect.signature(self.algorithm).parameters.keys() - GIVEN_TO_SB3
+        require_settings(hyperparameters, ("env", *sorted(name for name in known if not name.startswith("_"))))
 
     def train(self, task: TuningTask, env_kwargs: Settings, hyperparameters: Settings, rows: int) -> PreparedController:
         """See `Train`."""
