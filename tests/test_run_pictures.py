@@ -11,7 +11,7 @@ import pytest
 from gymnasium import spaces
 from helpers import made_npz
 
-from qan_agents.agents import Agent, AgentSpec, EnvFacts, Progress, SavedProgress
+from qan_agents.agents import Agent, AgentSpec, Progress, training_of
 from qan_agents.experiments.agent import AGENTS
 from qan_agents.experiments.evaluation import evaluate, scores_by_policy, table_of
 from qan_agents.experiments.plots import PlayedTask, action_ticks, plot_run
@@ -68,7 +68,7 @@ class RandomAgent(Agent):
 
     def __init__(self, spec: AgentSpec) -> None:
         self.env = EpisodeRecorder(gym.make(spec.env, **spec.env_kwargs))
-        self.facts = EnvFacts.of(gym.make_vec(spec.env, num_envs=1, **spec.env_kwargs))
+        self.training = training_of(self.env)
         self.settings: dict[str, Any] = {}
         self.done = 0
 
@@ -86,15 +86,11 @@ class RandomAgent(Agent):
     def policy(self) -> Policy:
         return RandomPolicy()
 
-    def save(self, path: Path, episodes: int) -> None:
-        path.write_text(json.dumps([episodes, self.done]))
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(self.done))
 
     def load(self, path: Path) -> None:
-        self.done = json.loads(path.read_text())[1]
-
-    @classmethod
-    def read_progress(cls, path: Path) -> SavedProgress:
-        return SavedProgress(*json.loads(path.read_text()))
+        self.done = json.loads(path.read_text())
 
     def close(self) -> None:
         self.env.close()

@@ -11,7 +11,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 from filelock import FileLock
 
-from qan_gym.utils.files import require_writable, write_aside
+from qan_gym.utils.files import reading, remove_asides, require_writable, write_aside
 
 Row = dict[str, Any]
 
@@ -94,6 +94,7 @@ class Results:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.lock:
+                remove_asides(self.path)
                 there = self.table()
                 replaced = pa.compute.equal(there["config_hash"], key)
                 if rows[0]["status"] == "failed":
@@ -147,9 +148,10 @@ def read_table(path: Path) -> pa.Table:
     """The results in a file.
 
     Raises:
-        ValueError: it is missing, damaged or of something else.
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, is damaged or of something else.
     """
-    try:
+    with reading(path, "the results of a bench of this version of qan-gym"):
         # Read in one piece: the file may be replaced at any time.
         found = pq.read_table(pa.BufferReader(path.read_bytes()), page_checksum_verification=True)
         table = found.select(SCHEMA.names).cast(SCHEMA)
@@ -159,9 +161,6 @@ def read_table(path: Path) -> pa.Table:
         if checksum != _checksum(table):
             raise ValueError("its checksum is wrong")
         return table
-    except (OSError, KeyError, ValueError, MemoryError, pa.ArrowException) as error:
-        problem = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
-        raise ValueError(f"{path}: missing, damaged, or not the results of a bench ({problem})") from error
 
 
 def _checksum(table: pa.Table) -> bytes:

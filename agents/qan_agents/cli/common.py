@@ -23,6 +23,32 @@ SetOption = Annotated[
 ]
 
 
+def import_modules(modules: list[str] | None) -> list[str]:
+    """Import the modules of `--import`.
+
+    Raises:
+        ValueError: one cannot be imported.
+    """
+    from qan_agents.env_ids import import_module_of
+
+    with errors_in_one_line():
+        for module in modules or []:
+            import_module_of(f"{module}:")
+    return modules or []
+
+
+ImportOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        metavar="MODULE",
+        help="Import a module that registers environments, agents or others; may be repeated.",
+        callback=import_modules,
+        is_eager=True,
+    ),
+]
+
+
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
     """Print what is wrong with the input in one line; any other error is a bug and keeps its traceback.
@@ -34,7 +60,7 @@ def errors_in_one_line() -> Iterator[None]:
 
     try:
         yield
-    except (ValueError, FileNotFoundError, ModuleNotFoundError, Error) as error:
+    except (ValueError, OSError, ModuleNotFoundError, Error) as error:
         console.print(f"[bold red]qan:[/] {error!s}", highlight=False, soft_wrap=True)
         raise typer.Exit(WRONG_INPUT) from error
 

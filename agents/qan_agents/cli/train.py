@@ -10,6 +10,7 @@ from rich.table import Table
 from qan_agents.cli.common import (
     INTERRUPTED,
     EnvArgument,
+    ImportOption,
     RunArgument,
     SetOption,
     console,
@@ -20,7 +21,8 @@ from qan_agents.cli.common import (
 
 if TYPE_CHECKING:
     from qan_agents.agents import Progress as TrainingProgress
-    from qan_agents.experiments.run_folder import Run, RunConfig
+    from qan_agents.experiments.run_config import RunConfig
+    from qan_agents.experiments.run_folder import Run
     from qan_agents.policies.rollout import Episode
 
 OutOption = Annotated[Path | None, typer.Option(help="The run folder; default: a new one in runs/.")]
@@ -40,11 +42,18 @@ def train(
         list[str] | None, typer.Option("--agent-set", metavar="NAME=VALUE", help="A hyperparameter; see config.json.")
     ] = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with a run; it keeps its settings.")] = None,
+    drop_damaged: Annotated[
+        bool, typer.Option("--drop-damaged", help="Of the run to resume: play again what damaged files are needed for.")
+    ] = False,
+    modules: ImportOption = None,
 ) -> None:
     """Train an agent, draw the pictures, and compare it with fixed policies on unseen seeds."""
-    from qan_agents.experiments.run_folder import Run, RunConfig
+    from qan_agents.experiments.run_config import RunConfig
+    from qan_agents.experiments.run_folder import Run
 
     with errors_in_one_line():
+        if drop_damaged and resume is None:
+            raise ValueError("--drop-damaged goes with --resume RUN")
         if resume is not None:
             run = Run(resume)
         else:
@@ -59,7 +68,7 @@ def train(
                 agent_kwargs=parse_settings(agent_settings),
             )
             run = _start(config, out, f"{env}-{agent}-{preset}-seed{seed}")
-        _train_and_evaluate(run)
+        _train_and_evaluate(run, drop_damaged)
 
 
 def reproduce(
@@ -79,26 +88,29 @@ def reproduce(
 
 def _start(config: "RunConfig", out: Path | None, name: str) -> "Run":
     """A new run, in `out` or a free folder of that name."""
-    from qan_agents.experiments.run_folder import free_folder
     from qan_agents.experiments.train import start_run
 
-    return start_run(out or free_folder(Path("runs"), name.replace(":", "-")), config)
+    if out is not None:
+        return start_run(out, config)
+    return start_run(Path("runs") / name.replace(":", "-"), config, numbered=True)
 
 
-def _train_and_evaluate(run: "Run") -> None:
+def _train_and_evaluate(run: "Run", drop_damaged: bool = False) -> None:
     """Train the agent of a run, evaluate it, and draw the pictures."""
     config = run.config()
     console.print(f"{config.agent} ({config.preset}) plays {config.env}: {run.folder}", highlight=False)
     try:
-        _train(run, config)
+        _train(run, config, drop_damaged)
         _evaluate(run)
         _plot(run)
     except KeyboardInterrupt:
-        console.print(f"interrupted; go on with: qan train --resume {run.folder}", highlight=False)
+        module = config.env.rpartition(":")[0]
+        trusted = f" --import {module}" if module else ""
+        console.print(f"interrupted; go on with: qan train --resume {run.folder}{trusted}", highlight=False)
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _train(run: "Run", config: "RunConfig") -> None:
+def _train(run: "Run", config: "RunConfig", drop_damaged: bool) -> None:
     """Train the agent of a run behind a progress bar, with a line for every finished episode."""
     from qan_agents.experiments import train as training
 
@@ -111,7 +123,7 @@ def _train(run: "Run", config: "RunConfig") -> None:
         TextColumn("ETA"),
         TimeRemainingColumn(),
     )
-    total = config.training_episodes * run.settings()["episode_length"]
+    total = config.training_episodes * run.settings().episode_length
     done = run.progress()
     with Progress(*columns, console=console) as bars:
         bar = bars.add_task(
@@ -139,7 +151,7 @@ def _train(run: "Run", config: "RunConfig") -> None:
             bars.update(bar, episode=min(number + 2, config.episodes))
             bars.console.print(_episode_line(number, episode, config), highlight=False)
 
-        training.train(run, show, finished)
+        training.train(run, show, finished, drop_damaged=drop_damaged)
 
 
 def _episode_line(number: int, episode: "Episode", config: "RunConfig") -> str:
@@ -152,7 +164,7 @@ def _episode_line(number: int, episode: "Episode", config: "RunConfig") -> str:
     )
 
 
-def evaluate(run: RunArgument) -> None:
+def evaluate(run: RunArgument, modules: ImportOption = None) -> None:
     """Play a trained agent greedily on unseen seeds, beside fixed policies; draw the pictures anew."""
     from qan_agents.experiments.run_folder import Run
 
@@ -178,6 +190,7 @@ def _evaluate(run: "Run") -> None:
 def plot(
     run: RunArgument,
     html: Annotated[bool, typer.Option("--html", help="Also write run.html, one page with everything.")] = False,
+    modules: ImportOption = None,
 ) -> None:
     """Draw the pictures of a run: accuracy per episode, an episode against the baseline, the actions over time."""
     from qan_agents.experiments.run_folder import Run
@@ -208,6 +221,7 @@ def watch(
     run: RunArgument,
     video: Annotated[Path | None, typer.Option(metavar="FILE", help="An .mp4 to write; default: a window.")] = None,
     seed: Annotated[int, typer.Option(help="Of the episode; the agent was trained on none that can be given.")] = 0,
+    modules: ImportOption = None,
 ) -> None:
     """Watch a trained agent play an unseen episode: its screen, its Q-values, and the baseline run."""
     from qan_agents.experiments.run_folder import Run

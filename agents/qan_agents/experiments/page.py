@@ -95,7 +95,9 @@ def markdown_text(text: object) -> str:
     """
     entities = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;"}
     line = " ".join(str(text).split())
-    return re.sub(r"[\\`*\[\]~$#&<>|]|(?<![^\W_])_|_(?![^\W_])", lambda found: entities.get(found[0], f"\\{found[0]}"), line)
+    return re.sub(
+        r"[\\`*\[\]~$#&<>|]|(?<![^\W_])_|_(?![^\W_])", lambda found: entities.get(found[0], f"\\{found[0]}"), line
+    )
 
 
 def write_text(path: Path, text: str) -> None:

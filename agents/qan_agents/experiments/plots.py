@@ -17,11 +17,10 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from qan_agents.env_ids import import_module_of
-from qan_agents.experiments.run_folder import Run, read_rows
+from qan_agents.experiments.run_folder import EPISODES, EVALUATION_EPISODES, EVALUATION_STEPS, STEPS, Run
 from qan_gym.config import TaskConfig
 from qan_gym.games import Game, game_of
-from qan_gym.utils.files import write_aside
+from qan_gym.utils.files import reading, require_writable, write_aside
 
 Rows = list[dict[str, str]]
 Style = dict[str, Any]
@@ -49,18 +48,16 @@ class PlayedTask:
 
     @classmethod
     def of(cls, run: Run) -> "PlayedTask":
-        """The task of a run; imports the module of its id, which may register the game.
+        """The task of a run.
 
         Raises:
             ValueError: the settings of the run are damaged, or its game is not registered.
         """
+        run.config()
         settings = run.settings()
-        import_module_of(run.config().env)
-        try:
-            config = TaskConfig(**settings["task"])
-            return cls(config, game_of(config), settings["action_names"])
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{run.folder / 'config.json'}: not the settings of a run ({error})") from error
+        with reading(run.folder / "config.json", "the settings of a run of this version of qan-gym"):
+            config = TaskConfig(**settings.task)  # type: ignore[arg-type]  # which TaskConfig checks
+            return cls(config, game_of(config), settings.action_names)
 
 
 def plot_run(run: Run) -> list[Path]:
@@ -73,13 +70,12 @@ def plot_run(run: Run) -> list[Path]:
         ValueError: the run has no finished episode, its game is not registered, or a file of it is damaged.
     """
     config = run.config()
-    if not (run.folder / "episodes.csv").is_file():
-        raise ValueError(f"{run.folder} has no finished episode yet: continue it with qan train --resume {run.folder}")
     task = PlayedTask.of(run)
-    episodes, steps = read_rows(run.folder / "episodes.csv"), read_rows(run.folder / "steps.csv.gz")
-    evaluated = (run.folder / "evaluation.csv.gz").is_file()
-    evaluation_steps = read_rows(run.folder / "evaluation.csv.gz") if evaluated else []
-    scores = read_rows(run.folder / "evaluation.csv") if evaluated else []
+    episodes, steps = run.table(EPISODES), run.table(STEPS)
+    require_writable(run.folder)
+    evaluated = run.evaluated
+    evaluation_steps = run.table(EVALUATION_STEPS) if evaluated else []
+    scores = run.table(EVALUATION_EPISODES) if evaluated else []
     baseline = (config.baselines or task.game.baselines)[0]
     figures = {
         ACCURACY: _accuracy_figure(config.title, episodes, scores, baseline),

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from qan_agents.analysis.regret import regrets
-from qan_agents.experiments.evaluation import scores_by_policy, table_of
+from qan_agents.experiments.evaluation import PolicyScores, scores_by_policy, table_of
 from qan_agents.experiments.page import Block, Heading, Paragraph, Picture, Table, html_page, write_text
 from qan_agents.experiments.plots import (
     ACCURACY,
@@ -50,13 +50,12 @@ def write_page(run: Run) -> list[Path]:
     Raises:
         ValueError: the run has no finished episode or was not evaluated, or a file of it is damaged.
     """
-    if not (run.folder / "evaluation.csv").is_file():
-        raise ValueError(f"{run.folder} was not evaluated yet: qan evaluate {run.folder}")
-    task, drawn = PlayedTask.of(run), plot_run(run)
+    task, scores = PlayedTask.of(run), scores_by_policy(run)
+    drawn = plot_run(run)
     filters, rows, ahead = _play(run)
     drawn.append(save(_filters_figure(filters), run.folder / FILTERS))
     drawn.append(save(_regret_figure(rows, run.config().agent, task.action_names), run.folder / REGRET))
-    blocks = _blocks(run, task, rows, ahead, {picture.name for picture in drawn})
+    blocks = _blocks(run, task, scores, rows, ahead, {picture.name for picture in drawn})
     write_text(run.folder / PAGE, html_page(run.config().title, blocks))
     return [run.folder / PAGE, *drawn]
 
@@ -84,12 +83,19 @@ def _play(run: Run) -> tuple[list[NDArray[np.float32]], list[dict[str, Any]], in
 # --- the text -------------------------------------------------------------------------------------------------------
 
 
-def _blocks(run: Run, task: PlayedTask, rows: list[dict[str, Any]], ahead: int, pictures: set[str]) -> list[Block]:
+def _blocks(
+    run: Run,
+    task: PlayedTask,
+    scores: list[PolicyScores],
+    rows: list[dict[str, Any]],
+    ahead: int,
+    pictures: set[str],
+) -> list[Block]:
     """What the page holds, with those of the pictures that there are."""
     config, settings = run.config(), run.settings()
     mean = np.mean([row["regret"] for row in rows])
     agreed = np.mean([row["action"] == row["best"] for row in rows])
-    facts = {**asdict(config), "dataset_fingerprint": settings["dataset_fingerprint"], **settings["versions"]}
+    facts = {**asdict(config), "dataset_fingerprint": settings.dataset_fingerprint, **settings.versions}
 
     def picture(name: str, about: str) -> Picture:
         return Picture(run.folder / name, about)
@@ -98,7 +104,7 @@ def _blocks(run: Run, task: PlayedTask, rows: list[dict[str, Any]], ahead: int, 
     return [
         Paragraph(f"{config.episodes} trainings were played; then the agent played greedily on unseen seeds."),
         Heading("Against fixed policies"),
-        Table(*table_of(scores_by_policy(run))),
+        Table(*table_of(scores)),
         Paragraph(
             f"Mean (lowest-highest) over the seeds {', '.join(map(str, config.evaluation_seeds))}; all with the same "
             "meta-momentum. So few seeds are no interval: qan bench makes those."
@@ -121,8 +127,8 @@ def _blocks(run: Run, task: PlayedTask, rows: list[dict[str, Any]], ahead: int, 
         picture(REGRET, "regret over the episode"),
         Heading("Settings"),
         _settings_table("of the run", facts),
-        _settings_table("of the game", settings["task"]),
-        _settings_table("of the agent", settings["hyperparameters"]),
+        _settings_table("of the game", settings.task),
+        _settings_table("of the agent", settings.hyperparameters),
     ]
 
 
