@@ -29,6 +29,7 @@ from qan_agents.bench.preparation import check, controllers
 from qan_agents.bench.results import require_same_controller
 from qan_agents.bench.tuning_task import TuningTask, require_controllable
 from qan_agents.seeds import UNSEEN_BELOW
+from qan_gym.utils.files import reading
 from qan_gym.utils.names import did_you_mean, instead_of
 
 LARGEST_GRID = 100_000  # values
@@ -259,20 +260,18 @@ def read_grid(path: Path) -> dict[str, Any]:
     """A grid from YAML 1.2. Nothing in it is executed, and a key that is there twice is an error.
 
     Raises:
-        ValueError: the file is missing or not YAML.
+        FileNotFoundError: there is no such file.
+        ValueError: it is not YAML, or holds no mapping.
     """
     from ruamel.yaml import YAML
-    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+    from ruamel.yaml.error import MarkedYAMLError
 
-    try:
-        grid = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8-sig"))
-    except MarkedYAMLError as error:
-        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
-        problem = " ".join(str(error.problem or error.context).split())
-        raise ValueError(f"{path}{line}: not YAML as a grid may have ({problem})") from error
-    except (OSError, UnicodeDecodeError, YAMLError, ValueError, RecursionError) as error:
-        problem = " ".join(str(error).split())
-        raise ValueError(f"{path}: missing, or not YAML ({problem})") from error
+    with reading(path, "YAML as a grid may have"):
+        try:
+            grid = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8-sig"))
+        except MarkedYAMLError as error:
+            line = "" if error.problem_mark is None else f"line {error.problem_mark.line + 1}: "
+            raise ValueError(f"{line}{error.problem or error.context}") from error
     if not isinstance(grid, dict):
         raise ValueError(f"{path}: a grid is a mapping of {', '.join(Block.model_fields)}, blocks")
     return grid
