@@ -7,6 +7,7 @@ import torch
 
 from qan_gym.config import FILTER_REGRESSION, TaskConfig
 from qan_gym.games import game_of
+from qan_gym.utils.names import instead_of
 from qan_gym.utils.validation import shown
 
 
@@ -30,8 +31,8 @@ def make_task_config(task: str, overrides: dict[str, Any]) -> TaskConfig:
     names = [field.name for field in fields(TaskConfig)]
     for name in overrides:
         if name not in names:
-            there_are = f"{', '.join(names)}, device, engine, render_mode, baseline_run"
-            raise UnexpectedKeywordError(f"got an unexpected keyword argument {name!r}; there are {there_are}")
+            known = (*names, "device", "engine", "render_mode", "baseline_run")
+            raise UnexpectedKeywordError(f"got an unexpected keyword argument {name!r}{instead_of(name, known)}")
     optimizer = overrides.get("optimizer")
     own = OPTIMIZER_DEFAULTS.get(optimizer, {}) if isinstance(optimizer, str) else {}
     config = replace(TASKS[task], **{**own, **overrides})

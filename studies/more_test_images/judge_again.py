@@ -161,6 +161,7 @@ def judge(rows: Sequence[Row]) -> list[Row]:
         )
     now = {
         "environment_kwargs": json.dumps({"dataset": DATASET}),
+        "environment_identity": TuningTask(ENV, {"dataset": DATASET}, runs=0, seed=0).identity,
         "data_fingerprint": env.training.parts.fingerprint,
         "seconds": time.perf_counter() - started,
     }

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -9,7 +10,7 @@ from gymnasium.wrappers import FrameStackObservation
 
 from qan_agents.experiments.run_folder import EVALUATION_EPISODES, EVALUATION_STEPS, Row, Run
 from qan_agents.experiments.train import load_agent
-from qan_agents.policies.fixed import Policy, make_policy
+from qan_agents.policies.fixed import Policy, fixed_env_kwargs, make_policy
 from qan_agents.policies.rollout import Episode, EpisodeRecorder, play_episode
 
 SCORES = ("test_loss", "test_accuracy", "validation_loss", "validation_accuracy")
@@ -50,12 +51,14 @@ def evaluate(run: Run, before_episode: Callable[[str, int], None]) -> list[Polic
     with run.locked():
         agent = load_agent(run)
         baselines = config.baselines or agent.training.parts.game.baselines
-        policies: dict[str, Policy] = {config.agent: agent.policy()}
-        policies |= {name: make_policy(name) for name in baselines}
+        task = agent.facts.task
+        players: dict[str, tuple[Policy, dict[str, Any]]] = {config.agent: (agent.policy(), {})}
+        players |= {name: (make_policy(name), fixed_env_kwargs(name, task)) for name in baselines}
         episodes: dict[tuple[str, int], Episode] = {}
-        for name, policy in policies.items():
+        for name, (policy, own) in players.items():
             # Each in an environment of its own: an episode may leave something to the next one.
-            env = FrameStackObservation(EpisodeRecorder(gym.make(config.env, **config.env_kwargs)), agent.history)
+            made = gym.make(config.env, **{**config.env_kwargs, **own})
+            env = FrameStackObservation(EpisodeRecorder(made), agent.history)
             for seed in config.evaluation_seeds:
                 before_episode(name, seed)
                 episodes[name, seed] = play_episode(env, policy, seed)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, pairwise
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ Style = dict[str, Any]
 
 # Okabe and Ito's colours, told apart by the colour-blind; and line styles, told apart in grey.
 STYLES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", ":"), ("#CC79A7", "-."), ("#E69F00", "-"), ("#56B4E9", "--"))
+MOST_CHARACTERS = 80  # of a label
 MOST_TICKS = 10  # with the name of an action
 ACCURACY, MAX_Q, ACTIONS, EPISODE = "accuracy.png", "max_q.png", "actions.png", "episode.png"
 
@@ -93,6 +95,16 @@ def save(figure: Figure, path: Path, dpi: int = 120) -> Path:
     return path
 
 
+def plain(text: object) -> str:
+    """Text for a picture, as it is: in one line, not too long, without matplotlib's signs for formulas and for hiding.
+
+    Dollar signs would begin a formula, and a label that begins with an underscore would not be in the legend.
+    """
+    line = shorten(str(text), MOST_CHARACTERS, placeholder="...") or "..."
+    line = "".join(character if character.isprintable() else "?" for character in line)
+    return (" " if line.startswith("_") else "") + line.replace("$", r"\$")
+
+
 def _numbers(rows: Rows, column: str) -> NDArray[np.float64]:
     return np.array([float(row[column]) for row in rows])
 
@@ -103,7 +115,7 @@ def _numbers(rows: Rows, column: str) -> NDArray[np.float64]:
 def _accuracy_figure(title: str, episodes: Rows, scores: Rows, baseline: str) -> Figure:
     """The accuracy at the end of every training episode, and the baseline's mean on the evaluation seeds."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot(title=f"{title}\nfinal accuracy of each episode")
+    axes = figure.add_subplot(title=f"{plain(title)}\nfinal accuracy of each episode")
     for fill, (kind, rows) in zip(("full", "none"), _kinds(episodes), strict=False):
         for (color, line), split in zip(STYLES, ("validation", "test"), strict=False):
             style: Style = {"marker": "o", "markersize": 4, "fillstyle": fill, "color": color, "linestyle": line}
@@ -112,7 +124,7 @@ def _accuracy_figure(title: str, episodes: Rows, scores: Rows, baseline: str) ->
     baseline_scores = [row for row in scores if row["policy"] == baseline]
     if baseline_scores:
         mean = 100 * _numbers(baseline_scores, "test_accuracy").mean()
-        label = f"test, {baseline} policy, seeds: {len(baseline_scores)}"
+        label = f"test, {plain(baseline)} policy, seeds: {len(baseline_scores)}"
         axes.axhline(mean, color="0.4", linewidth=1, label=label)
     axes.set(xlabel="episode", ylabel="accuracy at the end (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -123,7 +135,7 @@ def _accuracy_figure(title: str, episodes: Rows, scores: Rows, baseline: str) ->
 def _values_figure(title: str, episodes: Rows) -> Figure:
     """The agent's value of its best action, mean over each episode."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot(title=f"{title}\nhighest action value, mean over each episode")
+    axes = figure.add_subplot(title=f"{plain(title)}\nhighest action value, mean over each episode")
     for (color, line), (kind, rows) in zip(STYLES, _kinds(episodes), strict=False):
         style: Style = {"marker": "o", "markersize": 4, "color": color, "linestyle": line}
         axes.plot(_numbers(rows, "episode") + 1, _numbers(rows, "mean_max_q"), label=kind, **style)
@@ -153,14 +165,14 @@ def _episode_figure(title: str, steps: Rows, task: PlayedTask) -> Figure:
     """One unseen episode of the agent against the fixed policies: losses, accuracy, and what was controlled."""
     seed = steps[0]["seed"]
     figure = Figure(figsize=(8, 8), layout="constrained")
-    figure.suptitle(f"{title}\none unseen episode (seed {seed}), played greedily")
+    figure.suptitle(f"{plain(title)}\none unseen episode (seed {plain(seed)}), played greedily")
     loss, accuracy, control = figure.subplots(3, 1)
     for (color, line), name in zip(cycle(STYLES), dict.fromkeys(row["policy"] for row in steps), strict=False):
         rows = [row for row in steps if row["policy"] == name and row["seed"] == seed]
         ends = [row for before, row in pairwise(rows) if row["epoch"] != before["epoch"]]
         ends = ends or rows[-1:]
         batch, measured = _numbers(rows, "batch"), _numbers(ends, "batch")
-        style: Style = {"color": color, "linestyle": line, "label": name}
+        style: Style = {"color": color, "linestyle": line, "label": plain(name)}
         loss.plot(batch, _numbers(rows, "smoothed_loss"), color=color, linewidth=0.8, alpha=0.5)
         loss.plot(measured, _numbers(ends, "validation_loss"), marker="o", markersize=4, **style)
         accuracy.plot(measured, 100 * _numbers(ends, "validation_accuracy"), marker="o", markersize=4, **style)
@@ -211,7 +223,7 @@ def _actions_figure(title: str, steps: Rows, task: PlayedTask) -> Figure:
     columns, curve = _action_columns(steps), task.game.curve
     count = len(columns) + (curve is not None)
     figure = Figure(figsize=(9, 2 + 2.5 * count), layout="constrained")
-    figure.suptitle(f"{title}\nthe actions of each episode, over time")
+    figure.suptitle(f"{plain(title)}\nthe actions of each episode, over time")
     panels = figure.subplots(count, 1, squeeze=False)[:, 0]
     for axes, column in zip(panels, columns, strict=False):
         if task.action_names:
@@ -234,7 +246,7 @@ def _actions_figure(title: str, steps: Rows, task: PlayedTask) -> Figure:
 def action_ticks(names: Sequence[str]) -> tuple[list[int], list[str]]:
     """Ticks and labels for an axis of the actions of a Discrete space; not all of them where there are many."""
     ticks = list(range(0, len(names), -(-len(names) // MOST_TICKS)))
-    return ticks, [names[action] for action in ticks]
+    return ticks, [plain(names[action]) for action in ticks]
 
 
 def _grid(steps: Rows, column: str) -> NDArray[np.float64]:
