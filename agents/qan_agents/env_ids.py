@@ -1,6 +1,8 @@
 """Ids of environments as `gym.make` takes them: ID, or MODULE:ID, where the module registers the id."""
 
+import sys
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -10,18 +12,33 @@ from qan_gym.config import TaskConfig
 from qan_gym.tasks import make_task_config
 
 
+def import_module_of_user(module: str) -> None:
+    """Import a module that the user has named; one in the current folder, too.
+
+    Raises:
+        ValueError: there is no such module, or an error ends its import.
+    """
+    # `python -m` searches the current folder by itself, the script `qan` does not. It is searched from now on, so that
+    # the processes that this one starts find the module.
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.append(folder)
+    try:
+        import_module(module)
+    except Exception as error:  # whatever the module raises
+        reason = str(error) if isinstance(error, ModuleNotFoundError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"the module {module!r} cannot be imported: {reason}") from error
+
+
 def import_module_of(env: str) -> str:
     """Import the module of MODULE:ID, where one is given; returns the id without it.
 
     Raises:
         ValueError: there is no such module.
     """
-    module, _, env_id = env.rpartition(":")
-    try:
-        if module:
-            import_module(module)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"the module of {env} cannot be imported: {error}") from error
+    module, colon, env_id = env.rpartition(":")
+    if colon:
+        import_module_of_user(module)
     return env_id
 
 
