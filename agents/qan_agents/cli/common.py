@@ -50,10 +50,10 @@ def plain(text: str) -> Text:
 
 
 def table_of(*columns: str, right: Container[str] = (), **options: Any) -> Table:
-    """An empty table whose cells are folded where they are too wide, so that nothing is cut off.
+    """An empty table whose cells are not cut off, see `print_wrapped`.
 
     Args:
-        columns: their names; the first has the names of the rows, which are not folded.
+        columns: their names; the first, which has the names of the rows, is not wrapped.
         right: those of numbers, which stand at the right of their column.
         options: see `rich.table.Table`.
     """
@@ -74,8 +74,14 @@ def text_column(text: str) -> TextColumn:
 
 
 def print_wrapped(content: str | Table) -> None:
-    """Print a text or a table that fits the terminal; as wide as it is where the output is no terminal."""
-    PlainConsole(width=None if console.is_terminal else NATURAL_WIDTH).print(content)
+    """Print a text or a table, wrapped where it is wider than the terminal, and as wide as it is in a file or a pipe.
+
+    A table is not made narrower than its words.
+    """
+    wide = PlainConsole(width=NATURAL_WIDTH)
+    if console.is_terminal:
+        wide.width = max(console.width, wide.measure(content).minimum)
+    wide.print(content)
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------

@@ -99,10 +99,11 @@ def data(
 
     root = data_root()
     table = table_of("data set", "train", "validation", "test", "classes", "fingerprint")
+    not_there = []
     for name in DATASETS:
         if name in SOURCES and missing(name, root):
             if not fetch:
-                table.add_row(name, f"missing: {missing(name, root)[0]}; get it with qan data --fetch")
+                not_there.append(f"{name} is missing: {missing(name, root)[0]}; get it with qan data --fetch")
                 continue
             download(name, root)
         dataset = load_dataset(name)
@@ -110,6 +111,8 @@ def data(
         table.add_row(name, *sizes, str(dataset.n_classes), dataset.fingerprint[:12])
     console.print(f"data in {root}")
     print_wrapped(table)
+    for line in not_there:
+        console.print(line)
 
 
 def reference(
