@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+from gymnasium.envs.registration import registry
 
 import qan_gym  # noqa: F401 (registers the environments)
 from qan_gym.config import TaskConfig
+from qan_gym.env import QanEnv
+from qan_gym.registration import VECTOR_ENTRY_POINT
 from qan_gym.tasks import make_task_config
 
 
@@ -28,6 +31,15 @@ def import_module_of_user(module: str) -> None:
     except Exception as error:  # whatever the module raises
         reason = str(error) if isinstance(error, ModuleNotFoundError) else f"{type(error).__name__}: {error}"
         raise ValueError(f"the module {module!r} cannot be imported: {reason}") from error
+    _register_vector_envs()
+
+
+def _register_vector_envs() -> None:
+    """Give ids that play qan-gym's own environment, and are registered without a vector environment, qan-gym's."""
+    for spec in registry.values():
+        module = getattr(spec.entry_point, "__module__", None) or str(spec.entry_point).partition(":")[0]
+        if module == QanEnv.__module__ and spec.vector_entry_point is None:
+            spec.vector_entry_point = VECTOR_ENTRY_POINT
 
 
 def import_module_of(env: str) -> str:

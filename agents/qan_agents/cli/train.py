@@ -66,10 +66,9 @@ def train(
         refuse_beside(context, "--resume", allowed=("resume", "modules"))
         _train_and_evaluate(Run(resume), modules or ())
         return
-    module, _, env_id = env.rpartition(":")
     import_module_of(env)
     config = RunConfig(
-        env_id,
+        env,
         parse_settings(settings),
         agent,
         preset,
@@ -78,8 +77,7 @@ def train(
         num_envs,
         agent_kwargs=parse_settings(agent_settings),
     )
-    run = _start(config, out, f"{env_id}-{agent}-{preset}-seed{seed}")
-    _train_and_evaluate(run, (*(modules or ()), *filter(None, [module])))
+    _train_and_evaluate(_start(config, out, f"{env}-{agent}-{preset}-seed{seed}"), modules or ())
 
 
 def reproduce(
@@ -103,11 +101,8 @@ def _start(config: "RunConfig", out: Path | None, name: str) -> "Run":
     """A new run, in `out` or a free folder of that name."""
     from qan_agents.experiments.run_folder import free_folder
     from qan_agents.experiments.train import start_run
-    from qan_gym.utils.files import require_writable
 
-    folder = out or free_folder(Path("runs"), name)
-    require_writable(folder)
-    return start_run(folder, config)
+    return start_run(out or free_folder(Path("runs"), name.replace(":", "-")), config)
 
 
 def _train_and_evaluate(run: "Run", modules: Sequence[str]) -> None:
@@ -115,7 +110,8 @@ def _train_and_evaluate(run: "Run", modules: Sequence[str]) -> None:
 
     Args:
         run: begun or not.
-        modules: that the user has had imported; the command that goes on with the run imports them again.
+        modules: that the user has had imported; the command that goes on with the run imports them again, and that of
+            the environment.
     """
     config = run.config()
     console.print(f"{config.agent} ({config.preset}) plays {config.env}: {run.folder}")
@@ -124,7 +120,8 @@ def _train_and_evaluate(run: "Run", modules: Sequence[str]) -> None:
         _evaluate(run)
         _plot(run)
     except KeyboardInterrupt:
-        imports = [word for module in modules for word in ("--import", module)]
+        asked_for = dict.fromkeys((*modules, *filter(None, [config.env.rpartition(":")[0]])))
+        imports = [word for module in asked_for for word in ("--import", module)]
         console.print(f"interrupted; go on with: {shlex.join(['qan', 'train', '--resume', str(run.folder), *imports])}")
         raise typer.Exit(INTERRUPTED) from None
 
@@ -193,9 +190,7 @@ def evaluate(run: RunArgument, modules: ImportOption = None) -> None:
 
 def _evaluate(run: "Run") -> None:
     from qan_agents.experiments import evaluation
-    from qan_gym.utils.files import require_writable
 
-    require_writable(run.folder)
     with console.status("evaluating", spinner=SPINNER) as status:
         scores = evaluation.evaluate(run, lambda name, seed: status.update(plain(f"evaluating {name}, seed {seed}")))
     head, rows = evaluation.table_of(scores)
@@ -225,9 +220,7 @@ def plot(
 
 def _plot(run: "Run") -> None:
     from qan_agents.experiments.plots import plot_run
-    from qan_gym.utils.files import require_writable
 
-    require_writable(run.folder)
     _print_drawn(plot_run(run))
 
 
