@@ -160,14 +160,16 @@ def test_resuming_takes_no_settings(arguments: str, names: list[str], folder: Pa
         ("dataset=two\nlines", "two"),
         ("device=nonsense", "nonsense"),
         ("device=0.5", "0.5"),
-        ("task=QanMinibatch-MNIST5k-v0", "task"),
+        ("task=QanMinibatch-MNIST5k-v0", "task cannot be set"),
+        ("render_mode=human", "render_mode cannot be set"),
+        ("num_envs=3", "'num_envs'"),
+        ("output=torch", "'output'"),
     ],
 )
 @pytest.mark.parametrize("command", ["train", "reference QanLR-MNIST5k-v0", "check QanLR-MNIST5k-v0 --seeds 5"])
 def test_wrong_settings(command: str, setting: str, message: str, folder: Path) -> None:
-    if command.startswith("reference") and setting.startswith("device"):
-        pytest.skip("it has an option for the device")
-    assert message in error_of(*command.split(), "--set", setting)
+    line = error_of(*command.split(), "--set", setting)
+    assert (message if "device" not in setting or "reference" not in command else "give --device") in line
 
 
 def test_a_setting_given_twice(folder: Path) -> None:
@@ -293,8 +295,8 @@ def test_what_is_no_run(command: str, run: str, folder: Path) -> None:
     ],
 )
 def test_what_cannot_be_read_or_written(arguments: str, folder: Path) -> None:
-    """The message names it."""
-    assert arguments.split()[-1] in error_of(*arguments.split())
+    """The message names it, or what is in its place."""
+    assert arguments.split()[-1].partition("/")[0] in error_of(*arguments.split())
 
 
 def test_data_that_are_no_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,7 +345,8 @@ def test_errors_from_outside(kind: str, folder: Path, monkeypatch: pytest.Monkey
         assert line == "first second"
     assert line
     monkeypatch.setenv("QAN_DEBUG", "1")
-    assert CliRunner().invoke(app, ["data"]).exception is error
+    shown = CliRunner().invoke(app, ["data"]).exception
+    assert error in (shown, shown.__cause__)
 
 
 @pytest.mark.parametrize("error", [TypeError("x"), KeyError("x"), AssertionError(), RuntimeError("x")])

@@ -14,6 +14,9 @@ from qan_gym.env import QanEnv
 from qan_gym.registration import VECTOR_ENTRY_POINT
 from qan_gym.tasks import make_task_config
 
+PLACES = ("device", "engine")  # arguments of an environment that say where a task is computed,
+CHOSEN = ("task", "render_mode", "baseline_run")  # and those that follow from the id and the use of it
+
 
 def import_module_of_user(module: str) -> None:
     """Import a module that the user has named; one in the current folder, too.
@@ -59,13 +62,27 @@ def task_of(env: str, settings: dict[str, Any]) -> TaskConfig:
 
     Args:
         env: ID or MODULE:ID.
-        settings: keyword arguments of the environment that differ from those of the id.
+        settings: keyword arguments of the environment that differ from those of the id; those of PLACES are left out.
 
     Raises:
         ValueError: there is no such module, the environment is not one of qan-gym, or a setting is wrong.
         gymnasium.error.Error: there is no such id.
     """
-    arguments = {**gym.spec(import_module_of(env)).kwargs, **settings}
-    if "task" not in arguments:
+    own = gym.spec(import_module_of(env)).kwargs
+    if "task" not in own:
         raise ValueError(f"{env} is not an environment of qan-gym")
+    chosen = [name for name in settings if name in CHOSEN]
+    if chosen:
+        raise ValueError(f"{', '.join(chosen)} cannot be set: the id or the command says it")
+    arguments = {name: value for name, value in (own | settings).items() if name not in PLACES}
     return make_task_config(arguments.pop("task"), arguments)
+
+
+def require_settings(env: str, settings: dict[str, Any]) -> None:
+    """Refuse settings that an environment does not have, before anything is made; other libraries check their own.
+
+    Raises:
+        ValueError, gymnasium.error.Error: see `task_of`.
+    """
+    if "task" in gym.spec(import_module_of(env)).kwargs:
+        task_of(env, settings)

@@ -27,6 +27,15 @@ COMMANDS: dict[str, Callable[..., None]] = {
 class OneLineErrors(TyperGroup):
     """The one place where errors become a line and an exit status, those of the command line itself among them."""
 
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        """See `typer.core.TyperGroup.invoke`."""
+        try:
+            with errors_in_one_line():
+                return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print_error("interrupted")
+            raise typer.Exit(INTERRUPTED) from None
+
     def main(
         self,
         args: Sequence[str] | None = None,
@@ -37,39 +46,23 @@ class OneLineErrors(TyperGroup):
         **extra: Any,
     ) -> Any:
         """See `typer.core.TyperGroup.main`."""
-
-        def run() -> int | None:
-            status: int | None = super(OneLineErrors, self).main(
-                args, prog_name, complete_var, False, windows_expand_args, **extra
-            )
-            return status
-
+        try:
+            status = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+        except Exception as error:
+            message = getattr(error, "format_message", None)  # the class is Click's or, of late, Typer's own
+            if message is None or not standalone_mode:
+                raise
+            context = getattr(error, "ctx", None)
+            print_error(f"{message()} (see {context.command_path if context is not None else 'qan'} --help)")
+            status = WRONG_INPUT
         if not standalone_mode:
-            return run()
-        raise SystemExit(exit_status(run))
-
-
-def exit_status(run: Callable[[], int | None]) -> int:
-    """Run a command; print an error of it in one line."""
-    try:
-        with errors_in_one_line():
-            return run() or 0
-    except typer.Exit as end:
-        return end.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        print_error("interrupted")
-        return INTERRUPTED
-    except Exception as error:
-        usage_error = getattr(error, "format_message", None)  # the class is Click's or, of late, Typer's own
-        if usage_error is None:
-            raise
-        context = getattr(error, "ctx", None)
-        print_error(f"{usage_error()} (see {context.command_path if context is not None else 'qan'} --help)")
-        return WRONG_INPUT
+            return status
+        raise SystemExit(status or 0)
 
 
 # Without Rich's markup the help is plain text, which goes into every terminal, file and pipe.
 app = typer.Typer(
+    name="qan",
     cls=OneLineErrors,
     invoke_without_command=True,
     add_completion=False,

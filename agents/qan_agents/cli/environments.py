@@ -65,14 +65,15 @@ def check(
     modules: ImportOption = None,
 ) -> None:
     """Certify that the actions of an environment matter beyond seed noise; the exit status is 1 if not."""
-    from qan_agents.env_ids import import_module_of
+    from qan_agents.env_ids import require_settings
 
     with extra_required("bench"):
         from qan_agents.analysis import action_effect
-    import_module_of(env)
+    env_kwargs = parse_settings(settings)
+    require_settings(env, env_kwargs)
     with console.status("", spinner=SPINNER) as status:
         found = action_effect.certify(
-            env, parse_settings(settings), seeds, steps, lambda name: status.update(plain(f"playing {name}"))
+            env, env_kwargs, seeds, steps, lambda name: status.update(plain(f"playing {name}"))
         )
     console.print(f"{found.outcome} on {seeds} seeds; every sequence begins with {found.first}")
     numbers_of = ("mean", "standard deviation", "lowest", "highest")
@@ -127,12 +128,15 @@ def reference(
     """Make the reference weights of an environment and keep them in the cache."""
     import numpy as np
 
-    from qan_agents.env_ids import task_of
+    from qan_agents.env_ids import PLACES, task_of
     from qan_gym.core.references import make_reference, reference_name
     from qan_gym.data.datasets import ASSETS
     from qan_gym.utils.files import load_arrays
 
-    config = task_of(env, parse_settings(settings))
+    env_kwargs = parse_settings(settings)
+    if any(name in env_kwargs for name in PLACES):
+        raise ValueError(f"{' and '.join(PLACES)} are no settings of a task: give --device")
+    config = task_of(env, env_kwargs)
     weights = make_reference(config, out, device)
     console.print(f"made: {reference_name(config)}")
     shipped = ASSETS / "references" / reference_name(config)

@@ -59,17 +59,18 @@ def train(
     modules: ImportOption = None,
 ) -> None:
     """Train an agent, draw the pictures, and compare it with fixed policies on unseen seeds."""
-    from qan_agents.env_ids import import_module_of
+    from qan_agents.env_ids import task_of
     from qan_agents.experiments.run_folder import Run, RunConfig
 
     if resume is not None:
         refuse_beside(context, "--resume", allowed=("resume", "modules"))
         _train_and_evaluate(Run(resume), modules or ())
         return
-    import_module_of(env)
+    env_kwargs = parse_settings(settings)
+    task_of(env, env_kwargs)  # refuses what is wrong before data are loaded
     config = RunConfig(
         env,
-        parse_settings(settings),
+        env_kwargs,
         agent,
         preset,
         episodes,
