@@ -16,7 +16,7 @@ def main() -> None:
         if (error.name or "").partition(".")[0] in ("qan_gym", "qan_agents"):
             raise
         sys.exit(f'qan needs the package {error.name}: python -m pip install "qan-gym[agents]"')
-    app()
+    app(prog_name="qan")
 
 
 if __name__ == "__main__":

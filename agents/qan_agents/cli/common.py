@@ -120,7 +120,7 @@ def _is_from_outside(error: Exception) -> bool:
 def print_error(message: str) -> None:
     """Print a message in one line on the standard error."""
     line = " ".join(filter(None, map(str.strip, message.splitlines())))
-    typer.echo(typer.style("qan: ", fg="red", bold=True) + printable(line), err=True)
+    PlainConsole(stderr=True, soft_wrap=True).print(Text.assemble(("qan: ", "bold red"), printable(line)))
 
 
 def _message(error: Exception) -> str:

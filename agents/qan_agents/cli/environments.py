@@ -22,9 +22,7 @@ from qan_agents.cli.common import (
 
 
 def list_environments(
-    agent: Annotated[
-        str | None, typer.Argument(metavar="[AGENT]", help="List the presets of an agent instead.")
-    ] = None,
+    agent: Annotated[str | None, typer.Argument(metavar="AGENT", help="List the presets of an agent instead.")] = None,
     modules: ImportOption = None,
 ) -> None:
     """The environments, the agents, the fixed policies and the controllers; or the presets of an agent."""
