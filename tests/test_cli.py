@@ -294,7 +294,7 @@ def test_help_in_terminals(encoding: str, arguments: list[str], monkeypatch: pyt
 
 def test_an_error_in_a_terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    status, shown = as_in_terminal("ascii", 40, ["evaluate", "é[/x]"], monkeypatch)
+    status, shown = as_in_terminal("ascii", 40, ["plot", "é[/x]"], monkeypatch)
     assert status == 2
     assert shown == r"qan: \xe9[/x] is not a run: there is no config.json in it" + "\n"
 
