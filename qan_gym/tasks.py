@@ -5,6 +5,7 @@ from typing import Any
 
 from qan_gym.config import FILTER_REGRESSION, TaskConfig
 from qan_gym.games import game_of
+from qan_gym.utils.names import instead_of
 
 
 class UnexpectedKeywordError(TypeError, ValueError):
@@ -27,8 +28,8 @@ def make_task_config(task: str, overrides: dict[str, Any]) -> TaskConfig:
     names = [field.name for field in fields(TaskConfig)]
     for name in overrides:
         if name not in names:
-            there_are = f"{', '.join(names)}, device, render_mode, baseline_run"
-            raise UnexpectedKeywordError(f"got an unexpected keyword argument {name!r}; there are {there_are}")
+            known = (*names, "device", "render_mode", "baseline_run")
+            raise UnexpectedKeywordError(f"got an unexpected keyword argument {name!r}{instead_of(name, known)}")
     optimizer = overrides.get("optimizer")
     own = OPTIMIZER_DEFAULTS.get(optimizer, {}) if isinstance(optimizer, str) else {}
     config = replace(TASKS[task], **{**own, **overrides})

@@ -177,6 +177,19 @@ def load_example(name: str) -> ModuleType:
     return module
 
 
+def recorded(folder: Path, name: str, content: bytes) -> None:
+    """Write a file of a run, and record it in the manifest, as somebody who hands on a run can do."""
+    from qan_agents.experiments.manifest import Manifest, Record
+
+    (folder / name).write_bytes(content)
+    manifest = Manifest.read(folder).model_dump()
+    for files in (manifest, manifest["evaluation"], *(one["files"] for one in manifest["rounds"])):
+        key = "config" if files is manifest and name == "config.json" else name
+        if key in files:
+            files[key] = Record.of(content).model_dump()
+    Manifest.model_validate(manifest).write(folder)
+
+
 def start_qan(*arguments: object) -> subprocess.Popen:
     """Start the command line; Ctrl-C reaches it, also where the tests run in the background and it is ignored."""
     return subprocess.Popen(

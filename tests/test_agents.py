@@ -17,13 +17,12 @@ from qan_agents.agents import (
     AGENTS,
     Agent,
     AgentSpec,
-    EnvFacts,
     Progress,
-    SavedProgress,
     ValuePolicy,
     agent_class,
     agent_names,
     register_agent,
+    training_of,
 )
 from qan_agents.dqn import PRESETS, make_dqn_config
 from qan_agents.dqn.values import VALUES_BATCH
@@ -87,7 +86,7 @@ def test_the_refilled_replay_of_dqn_native_equals_that_of_the_played_rounds(pres
     for number in range(2):
         seeds = [10 * number + row for row in range(num_envs)]
         rounds.append([episode.arrays() for episode in agent.play_round(seeds, None, ignore)])
-    agent.save(tmp_path / "model.safetensors", 2)
+    agent.save(tmp_path / "model.safetensors")
     other.load(tmp_path / "model.safetensors")
     other.refill_replay(rounds)
     played, refilled = agent.agent.replay, other.agent.replay
@@ -190,15 +189,13 @@ def test_files_of_another_agent_are_refused(name, tmp_path):
     agent = make_agent(run_config(name))
     other = make_agent(replace(run_config(name), env="QanMinibatch-MNIST5k-v0", env_kwargs={"epochs": 1}))
     path = tmp_path / f"model{agent.model_suffix}"
-    other.save(path, 1)
-    assert type(agent).read_progress(path) == SavedProgress(episodes=1, steps=0)
+    other.save(path)
     with pytest.raises(ValueError, match=path.name):
         agent.load(path)
     for content in (path.read_bytes()[:1000], b""):
         path.write_bytes(content)
-        for read in (agent.load, type(agent).read_progress):
-            with pytest.raises(ValueError, match=path.name):
-                read(path)
+        with pytest.raises(ValueError, match=path.name):
+            agent.load(path)
 
 
 @BOTH
@@ -297,7 +294,7 @@ class Bandit(Agent):
     def __init__(self, spec: AgentSpec) -> None:
         mode = AutoresetMode.NEXT_STEP
         self.env = gym.make_vec(spec.env, num_envs=spec.num_envs, autoreset_mode=mode, **spec.env_kwargs)
-        self.facts = EnvFacts.of(self.env)
+        self.training = training_of(self.env)
         self.settings = {"preset": spec.preset, "bonus": 1.0, **spec.hyperparameters}
         self.arms: list[list[float]] = [[] for _ in self.facts.action_names]
         self.done = 0
@@ -341,18 +338,13 @@ class Bandit(Agent):
     def policy(self) -> ConstantPolicy:
         return ConstantPolicy(self.best())
 
-    def save(self, path: Path, episodes: int) -> None:
+    def save(self, path: Path) -> None:
         with write_aside(path) as aside:
-            aside.write_text(json.dumps({"arms": self.arms, "steps": self.done, "episodes": episodes}))
+            aside.write_text(json.dumps({"arms": self.arms, "steps": self.done}))
 
     def load(self, path: Path) -> None:
         saved = json.loads(path.read_text())
         self.arms, self.done = saved["arms"], saved["steps"]
-
-    @classmethod
-    def read_progress(cls, path: Path) -> SavedProgress:
-        saved = json.loads(path.read_text())
-        return SavedProgress(saved["episodes"], saved["steps"])
 
     def close(self) -> None:
         self.env.close()
@@ -393,7 +385,7 @@ def test_an_agent_without_values_trains_resumes_and_is_evaluated(bandit, test_ex
     shown: list[Progress] = []
     whole = start_run(tmp_path / "whole", config)
     train(whole, shown.append, ignore)
-    assert whole.settings()["hyperparameters"] == {"preset": "mean", "bonus": 0.5}
+    assert whole.settings().hyperparameters == {"preset": "mean", "bonus": 0.5}
     assert {name for progress in shown for name in progress.metrics} == {"arms_tried", "best_arm"}
     rows = table(whole)
     assert len(rows) == 8

@@ -3,6 +3,7 @@
 import ast
 import html.parser
 import importlib
+import json
 import logging
 import re
 import shlex
@@ -194,7 +195,16 @@ def test_results_of_studies_belong_to_their_grids(study):
     grid = "controllers" if study == "controllers" else "agent_on_one_cycle"
     cells = cells_of(yaml.safe_load((ROOT / "studies" / grid / "grid.yaml").read_text(encoding="utf-8")))
     rows = read_table(ROOT / "studies" / study / "results.parquet").to_pylist()
-    assert {row["config_hash"] for row in rows} <= {cell.key for cell in cells}
+    there = {
+        (cell.env, json.dumps(cell.env_kwargs, sort_keys=True), cell.label, cell.runs, cell.seed): cell
+        for cell in cells
+    }
+    names = ("prepared_on", "prepared_on_kwargs", "label", "runs", "seed")
+    found = [(there[tuple(row[name] for name in names)], row) for row in rows]
+    assert all(cell.controller == row["controller"] for cell, row in found)
+    assert all(json.loads(row["settings"]) == cell.settings for cell, row in found)
+    # The keys of those whose data are in the package.
+    assert all(row["config_hash"] == cell.key for cell, row in found if not cell.transfer)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))

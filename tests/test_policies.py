@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 import qan_gym  # noqa: F401
-from qan_agents.policies.fixed import fixed_policies, make_policy, scheduled_rates
+from qan_agents.policies.fixed import fixed_env_kwargs, fixed_policies, make_policy, scheduled_rates
 from qan_agents.policies.rollout import EpisodeRecorder, play_episode
 from qan_gym.games import GAMES, Game
-from qan_gym.games.learning_rate import KEEP
+from qan_gym.games.learning_rate import KEEP, absolute_actions
 from qan_gym.schedules import SCHEDULES
 from qan_gym.tasks import TASKS, make_task_config
 
@@ -108,6 +108,40 @@ def test_a_policy_plays_its_game_or_says_why_not(name, env_id):
         assert 0 <= episode.final["test_accuracy"] <= 1
 
 
+@pytest.mark.parametrize("kwargs", [{}, {"continuous": True}, {"continuous": True, "action_scale": "absolute"}])
+def test_constant_is_the_same_learning_rate_throughout(kwargs):
+    env = make(LR, batches_per_action=1, **kwargs)
+    rates = [row["learning_rate"] for row in play_episode(env, make_policy("constant"), seed=0).steps]
+    assert rates == pytest.approx([0.05] * 40, rel=1e-6)
+
+
+def test_absolute_actions_follow_a_schedule():
+    env = make(LR, batches_per_action=1, continuous=True, action_scale="absolute")
+    rates = [row["learning_rate"] for row in play_episode(env, make_policy("cosine"), seed=0).steps]
+    assert rates == pytest.approx(scheduled_rates("cosine", env.unwrapped.config, 40), rel=1e-5)
+
+
+def test_one_learning_rate_is_an_absolute_action_too():
+    config = make_task_config(
+        LR, {"continuous": True, "action_scale": "absolute", "learning_rate_min": 0.05, "learning_rate_max": 0.05}
+    )
+    assert absolute_actions(np.array([0.05]), config).tolist() == [0]
+
+
+@pytest.mark.parametrize("name", ["constant", "linear"])
+def test_no_schedule_is_played_on_a_base_schedule_that_would_multiply_it(name):
+    env = make(LR, batches_per_action=1, schedule="linear")
+    with pytest.raises(ValueError, match="'linear' would multiply it: make its environment with schedule='constant'"):
+        play_episode(env, make_policy(name), seed=0)
+    own = fixed_env_kwargs(name, env.unwrapped.config)
+    again = make(LR, batches_per_action=1, **{"schedule": "linear", **own})
+    rates = [row["learning_rate"] for row in play_episode(again, make_policy(name), seed=0).steps]
+    if name == "constant":
+        assert rates == [0.05] * 40
+    else:
+        assert rates == pytest.approx(scheduled_rates("linear", again.unwrapped.config, 40), abs=0.003)
+
+
 class DecayGame(Game):
     """Raise or keep the weight decay."""
 
@@ -131,8 +165,20 @@ def test_constant_leaves_games_that_do_not_set_the_learning_rate_as_they_are(reg
     episode = play_episode(env, make_policy(DecayGame.baselines[0]), seed=0)
     assert [row["action"] for row in episode.steps] == [0] * 4
     assert episode.final["weight_decay"] == 0
-    with pytest.raises(ValueError, match="play constant"):
+    with pytest.raises(ValueError, match="play constant, or make its environment with schedule='cosine'"):
         play_episode(env, make_policy("cosine"), seed=0)
+
+
+def test_where_actions_do_not_set_the_learning_rate_a_schedule_is_the_base_schedule(registries):
+    GAMES["decay"] = DecayGame()
+    config = make_task_config(LR, {"game": "decay", "schedule": "linear"})
+    for name, last in (("constant", 0.05), ("linear", 0.05 / 40)):
+        env = make(LR, game="decay", batches_per_action=1, **fixed_env_kwargs(name, config))
+        episode = play_episode(env, make_policy(name), seed=0)
+        assert [row["action"] for row in episode.steps] == [0] * 40
+        assert episode.final["learning_rate"] == pytest.approx(last)
+    with pytest.raises(ValueError, match="constant sets the learning rate"):
+        play_episode(make(LR, game="decay", schedule="linear"), make_policy("constant"), seed=0)
 
 
 def test_unknown_policy():

@@ -316,12 +316,11 @@ def test_a_cache_that_cannot_be_written_is_refused_before_the_training(npz, tmp_
 def test_an_interrupted_training_leaves_no_file(npz, cache, monkeypatch):
     """Ctrl-C while the file is written: neither the file nor a part of it is left; the next attempt writes it."""
 
-    def torn(_arrays, path, **_kwargs):
-        path.write_bytes(b"half")
+    def interrupt(_handle):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("qan_gym.utils.files.save_file", torn)
+        patch.setattr("qan_gym.utils.files.os.fsync", interrupt)
         with pytest.raises(KeyboardInterrupt):
             make_reference(config_of(npz))
     assert not list(cache.glob("*"))

@@ -1,7 +1,9 @@
 """Pictures, pages and videos of runs whose games control something else, by actions of several numbers."""
 
+import html
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,13 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from helpers import made_npz
+from matplotlib.figure import Figure
 
-from qan_agents.agents import Agent, AgentSpec, EnvFacts, Progress, SavedProgress
+from qan_agents.agents import Agent, AgentSpec, Progress, training_of
+from qan_agents.experiments import run_page
 from qan_agents.experiments.agent import AGENTS
 from qan_agents.experiments.evaluation import evaluate, scores_by_policy, table_of
-from qan_agents.experiments.plots import PlayedTask, action_ticks, plot_run
+from qan_agents.experiments.plots import PlayedTask, action_ticks, plain, plot_run
 from qan_agents.experiments.run_folder import Run, RunConfig, read_rows
 from qan_agents.experiments.run_page import write_page
 from qan_agents.experiments.train import start_run, train
@@ -68,7 +72,7 @@ class RandomAgent(Agent):
 
     def __init__(self, spec: AgentSpec) -> None:
         self.env = EpisodeRecorder(gym.make(spec.env, **spec.env_kwargs))
-        self.facts = EnvFacts.of(gym.make_vec(spec.env, num_envs=1, **spec.env_kwargs))
+        self.training = training_of(self.env)
         self.settings: dict[str, Any] = {}
         self.done = 0
 
@@ -86,15 +90,11 @@ class RandomAgent(Agent):
     def policy(self) -> Policy:
         return RandomPolicy()
 
-    def save(self, path: Path, episodes: int) -> None:
-        path.write_text(json.dumps([episodes, self.done]))
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(self.done))
 
     def load(self, path: Path) -> None:
-        self.done = json.loads(path.read_text())[1]
-
-    @classmethod
-    def read_progress(cls, path: Path) -> SavedProgress:
-        return SavedProgress(*json.loads(path.read_text()))
+        self.done = json.loads(path.read_text())
 
     def close(self) -> None:
         self.env.close()
@@ -174,3 +174,35 @@ def test_of_many_actions_some_are_labelled() -> None:
     ticks, labels = action_ticks([str(number) for number in range(100)])
     assert ticks == list(range(0, 100, 10))
     assert labels[3] == "30"
+
+
+HOSTILE = "<script>alert(1)</script> | $x^$ _y_"
+
+
+def test_what_others_wrote_is_text_on_the_page_of_a_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of policies, settings and titles, in the page and in its pictures."""
+    scores = [replace(one, policy=f"{one.policy}{HOSTILE}") for one in scores_by_policy(run)]
+    monkeypatch.setattr(run_page, "scores_by_policy", lambda run: scores)
+    monkeypatch.setattr(RunConfig, "title", HOSTILE)
+    page = write_page(run)[0].read_text()
+    assert "<script" not in page
+    assert page.count(html.escape(HOSTILE)) >= 2 + 3
+    assert page.index("Content-Security-Policy") < page.index("<title>")
+    assert f"<td>constant{html.escape(HOSTILE)}</td>" in page
+
+
+@pytest.mark.parametrize("text", ["$x^$", "_hidden", "a\nb", "\x00", "x" * 500, "", "\\$a$ $"])
+def test_pictures_show_text_as_it_is(text: str, tmp_path: Path) -> None:
+    figure = Figure()
+    axes = figure.add_subplot(title=plain(text))
+    axes.plot([0, 1], label=plain(text))
+    legend = axes.legend()
+    figure.savefig(tmp_path / "p.png")  # matplotlib reads formulas when it draws
+    (shown,) = legend.get_texts()
+    assert shown.get_text() == plain(text)
+    assert len(plain(text)) <= 85
+
+
+def test_dollar_signs_are_no_formula() -> None:
+    assert plain("costs $1 and $2") == r"costs \$1 and \$2"
+    assert plain("_x") == " _x"

@@ -2,6 +2,7 @@
 
 import base64
 import gzip
+import io
 import json
 import os
 import pickle
@@ -13,25 +14,27 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import small_data, start_qan
+from helpers import recorded, small_data, start_qan
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
 from qan_agents.agents import agent_class
 from qan_agents.cli.app import app
 from qan_agents.cli.common import parse_settings
-from qan_agents.experiments.run_folder import Run, RunConfig, free_folder, read_rows, write_rows
+from qan_agents.experiments.run_folder import Run, RunConfig, new_folder, read_rows
 from qan_agents.experiments.train import load_agent, start_run, train
 
 # 20 actions of one mini-batch an episode; no reference, so that nothing is trained before.
 SETTINGS = (f"dataset={small_data()}", "epochs=1", "batches_per_action=1", "meta_momentum=null", "reference=null")
 SHORT = [argument for setting in SETTINGS for argument in ("--set", setting)]
 EPISODES = 4
+MODEL = "model.000004.zip"  # of the agent "dqn", at the end
 PRESETS = {"dqn": "quick", "dqn-native": "rainbow"}  # the bundled agent with every switch on
 
 
@@ -238,20 +241,6 @@ def wait_for_episodes(folder: Path, count: int, process: subprocess.Popen) -> li
     raise AssertionError("the run wrote no episodes")
 
 
-def test_rows_of_an_episode_that_does_not_count_are_dropped(tmp_path):
-    """A kill between the tables and the agent leaves rows that do not count."""
-    run = Run(tmp_path / "run")
-    run.folder.mkdir()
-    rows = [{"episode": number, "x": number} for number in (0, 0, 1, 2)]
-    for name in ("episodes.csv", "steps.csv.gz"):
-        write_rows(run.folder / name, rows, ["episode", "x"])
-    run.keep_only(1)
-    for name in ("episodes.csv", "steps.csv.gz"):
-        assert [row["x"] for row in read_rows(run.folder / name)] == ["0", "0"]
-        run.append(name, [{"episode": 1, "x": 9}])
-        assert [row["x"] for row in read_rows(run.folder / name)] == ["0", "0", "9"]
-
-
 @only("dqn")
 def test_loading_a_run_executes_nothing_in_it(whole, tmp_path):
     """model.zip comes with pickled objects, which a file from somebody else could abuse: they are not touched.
@@ -262,7 +251,8 @@ def test_loading_a_run_executes_nothing_in_it(whole, tmp_path):
     shutil.copytree(whole, folder)
     bait = tmp_path / "executed"
     code = base64.b64encode(pickle.dumps(_Bait(str(bait)))).decode()
-    with zipfile.ZipFile(whole / "model.zip") as source, zipfile.ZipFile(folder / "model.zip", "w") as target:
+    handed = io.BytesIO()
+    with zipfile.ZipFile(Run(whole).model_file) as source, zipfile.ZipFile(handed, "w") as target:
         for name in source.namelist():
             content = source.read(name)
             if name == "data":
@@ -272,11 +262,29 @@ def test_loading_a_run_executes_nothing_in_it(whole, tmp_path):
                         value[":serialized:"] = code
                 content = json.dumps(data).encode()
             target.writestr(name, content)
-    assert Run(folder).progress().episodes == EPISODES
+    recorded(folder, MODEL, handed.getvalue())
     load_agent(Run(folder)).close()
     assert not bait.exists()
     assert pickle.loads(base64.b64decode(code)) is not None
     assert bait.exists(), "the bait itself works"
+
+
+@only("dqn")
+@pytest.mark.parametrize("member", ["policy.pth", "policy.optimizer.pth", "data"])
+def test_a_hostile_model_is_refused_in_one_line(whole, tmp_path, member):
+    """Pickles in the place of weights: they are not executed, and the message names the file."""
+    folder = tmp_path / "handed"
+    shutil.copytree(whole, folder)
+    bait = tmp_path / "executed"
+    handed = io.BytesIO()
+    with zipfile.ZipFile(Run(whole).model_file) as source, zipfile.ZipFile(handed, "w") as target:
+        for name in source.namelist():
+            target.writestr(name, pickle.dumps(_Bait(str(bait))) if name == member else source.read(name))
+    recorded(folder, MODEL, handed.getvalue())
+    output = invoke("evaluate", folder, status=2)
+    assert MODEL in output
+    assert len(output.strip().splitlines()) == 1
+    assert not bait.exists()
 
 
 class _Bait:
@@ -289,8 +297,8 @@ class _Bait:
 
 @only("dqn-native")
 def test_the_file_of_the_bundled_agent_is_no_archive_of_pickles(whole):
-    assert (whole / "model.safetensors").exists()
-    assert not (whole / "model.zip").exists()
+    assert (whole / "model.000004.safetensors").exists()
+    assert not list(whole.glob("*.zip"))
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
@@ -398,7 +406,7 @@ def test_list_and_data():
         (["train", "--resume", "nowhere"], "config.json"),
         (["evaluate", "nowhere"], "config.json"),
         (["plot", "nowhere"], "config.json"),
-        (["plot", "nowhere", "--html"], "qan evaluate"),
+        (["plot", "nowhere", "--html"], "config.json"),
         (["watch", "nowhere"], "config.json"),
         (["reference", "QanLR-MNIST6k-v0"], "QanLR-MNIST6k"),
     ],
@@ -445,8 +453,10 @@ def test_settings_are_json_or_text():
     }
 
 
-def test_free_folder(tmp_path):
-    assert free_folder(tmp_path, "a").name == "a"
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a-2").mkdir()
-    assert free_folder(tmp_path, "a").name == "a-3"
+def test_a_new_folder_is_nobody_elses(tmp_path):
+    """Made in one step, so that of two processes each has its own."""
+    names = [new_folder(tmp_path / "runs" / "a").name for _ in range(3)]
+    assert names == ["a", "a-2", "a-3"]
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: new_folder(tmp_path / "runs" / "b"), range(40)))
+    assert len(set(folders)) == 40

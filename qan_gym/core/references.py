@@ -44,7 +44,7 @@ def resolve_reference(parts: Components) -> Params | None:
     if config.reference is None or config.reference == "previous":
         return None
     if config.reference != "pretrained":
-        return load_reference(Path(config.reference).expanduser(), config.network, parts.network)
+        return load_reference(Path(config.reference).expanduser(), config.network, parts.network, foreign=True)
     path = pretrained_path(config)
     if path is not None:
         return load_reference(path, config.network, parts.network)
@@ -115,18 +115,19 @@ def train_reference(baseline: Components, folder: Path | None) -> Params:
     return weights
 
 
-def load_reference(path: Path, name: str, network: Network) -> Params:
+def load_reference(path: Path, name: str, network: Network, *, foreign: bool = False) -> Params:
     """Read reference weights and verify that they are a network's.
 
     Args:
         path: of the file.
         name: of the network, for messages.
         network: whose weights they must be.
+        foreign: also accept what another program wrote with safetensors, without a checksum.
 
     Raises:
         ValueError, FileNotFoundError: see `resolve_reference`.
     """
-    arrays, _ = load_arrays(path)
+    arrays, _ = load_arrays(path, foreign=foreign)
     found = {own: array.shape for own, array in arrays.items()}
     if found != network.shapes:
         raise ValueError(f"{path}: not weights of {name}: it holds {found}, not {network.shapes}")

@@ -35,6 +35,7 @@ class TensorSpec:
             where the training sets it or leaves it.
         saved: whether the future depends on it, so that it belongs to a saved state.
         on_host: a NumPy array on the host, which the step reads without waiting for the device.
+        carried: whether an episode hands it on to the next one, because no reset sets it.
     """
 
     shape: tuple[int | str, ...] = ()
@@ -42,6 +43,7 @@ class TensorSpec:
     at_reset: float | str | None = 0
     saved: bool = True
     on_host: bool = False
+    carried: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,13 @@ class NetworkSpec:
     Attributes:
         of: "params", all parameters; "slots", the trained ones once per buffer of the optimizer; "reference", all,
             where each run has a reference of its own.
-        at_reset, saved: as `TensorSpec` has them.
+        at_reset, saved, carried: as `TensorSpec` has them.
     """
 
     of: str
     at_reset: float | None = None
     saved: bool = True
+    carried: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,14 +108,15 @@ def per_run(
     at_reset: float | str | None = 0,
     saved: bool = True,
     on_host: bool = False,
+    carried: bool = False,
 ) -> Any:
     """A field of `RunState`; see `TensorSpec`."""
-    return field(metadata={"spec": TensorSpec(shape, dtype, at_reset, saved, on_host)})
+    return field(metadata={"spec": TensorSpec(shape, dtype, at_reset, saved, on_host, carried)})
 
 
-def per_network(of: str, at_reset: float | None = None, saved: bool = True) -> Any:
+def per_network(of: str, at_reset: float | None = None, saved: bool = True, carried: bool = False) -> Any:
     """A field of `RunState`; see `NetworkSpec`."""
-    return field(metadata={"spec": NetworkSpec(of, at_reset, saved)})
+    return field(metadata={"spec": NetworkSpec(of, at_reset, saved, carried)})
 
 
 @dataclass(kw_only=True)
@@ -141,8 +145,8 @@ class RunState:
     memory: Tensor = per_run("network_size", at_reset=None, saved=False)  # all parameters, which `params` are views of
     params: Params = per_network("params")
     slots: dict[str, Params] = per_network("slots", at_reset=0)  # the optimizer's buffers
-    reference: Params = per_network("reference")  # of the run's own; else empty
-    has_reference: Tensor = per_run(dtype=torch.bool, at_reset=None)
+    reference: Params = per_network("reference", carried=True)  # of the run's own; else empty
+    has_reference: Tensor = per_run(dtype=torch.bool, at_reset=None, carried=True)
 
     # The hyperparameters that an action may change.
     learning_rate: Tensor = per_run(dtype=torch.float64, at_reset="learning_rate")  # of the last mini-batch
@@ -252,18 +256,24 @@ class RunState:
         Raises:
             ValueError: a tensor is missing, unknown, or has another shape or dtype.
         """
-        mine = self.saved()
-        if tensors.keys() != mine.keys():
-            raise ValueError(f"the state has other tensors: {', '.join(sorted(tensors.keys() ^ mine.keys()))}")
-        for name, value in mine.items():
-            if tensors[name].shape != value.shape or tensors[name].dtype != value.dtype:
-                raise ValueError(
-                    f"the state's {name} is {tuple(tensors[name].shape)} {tensors[name].dtype}, "
-                    f"not {tuple(value.shape)} {value.dtype}"
-                )
-        for name, value in mine.items():
-            value.copy_(tensors[name])
+        _copy(tensors, self.saved())
         self.copy_clocks()
+
+    def restore_carried(self, tensors: Mapping[str, Tensor]) -> None:
+        """Begin the next episode from what `carried` gave; nothing changes where something is wrong.
+
+        Raises:
+            ValueError: see `restore`.
+        """
+        _copy(tensors, self.carried())
+
+    def carried(self) -> dict[str, Tensor]:
+        """Every tensor that an episode hands on to the next one, by name; not copies.
+
+        They are those that are declared so, and those of a game that have no value at a reset.
+        """
+        games = {f"game.{name}" for name, spec in self.layout.game.items() if spec.at_reset is None}
+        return {name: tensor for name, spec, tensor in self.leaves() if spec.carried or name in games}
 
     def fork(self, num_runs: int) -> Self:
         """The only run of this state, `num_runs` times over."""
@@ -283,3 +293,21 @@ class RunState:
         """Tell the device what the host knows."""
         self.clock.copy_(torch.from_numpy(self.batch))
         self.device_seed.copy_(torch.from_numpy(self.seed))
+
+
+def _copy(tensors: Mapping[str, Tensor], to: Mapping[str, Tensor]) -> None:
+    """Copy tensors to others of the same names, shapes and dtypes; nothing changes where they differ.
+
+    Raises:
+        ValueError: a tensor is missing, unknown, or has another shape or dtype.
+    """
+    if tensors.keys() != to.keys():
+        raise ValueError(f"the state has other tensors: {', '.join(sorted(tensors.keys() ^ to.keys()))}")
+    for name, value in to.items():
+        if tensors[name].shape != value.shape or tensors[name].dtype != value.dtype:
+            raise ValueError(
+                f"the state's {name} is {tuple(tensors[name].shape)} {tensors[name].dtype}, "
+                f"not {tuple(value.shape)} {value.dtype}"
+            )
+    for name, value in to.items():
+        value.copy_(tensors[name])

@@ -3,13 +3,10 @@
 import hashlib
 import math
 import os
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import platformdirs
@@ -19,14 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qan_gym.data import downloads, whitening
+from qan_gym.utils.files import Arrays, read_npz
 
 ASSETS = Path(__file__).parents[1] / "assets"
 DATA_VARIABLE = downloads.FOLDER_VARIABLE
 VALIDATION_SHARE = 9  # one in nine training images is held out for validation,
 VALIDATION_MAX = 5_000  # and never more than this
 SPLITS = ("train", "validation", "test")
-
-Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,26 +182,6 @@ def _load_npz(path: str, _modified: int, _size: int) -> Dataset:
 @lru_cache(maxsize=4)
 def _load_registered(name: str, loader: Callable[[], Arrays], _root: str | None) -> Dataset:
     return make_dataset(name, loader())
-
-
-def read_npz(path: Path) -> Arrays:
-    """The arrays of an `.npz` file; pickled objects are refused.
-
-    Raises:
-        ValueError: the file is not a whole `.npz` of plain arrays.
-    """
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
-            raise ValueError("it holds a single array")
-        with loaded as file:
-            arrays = {name: file[name] for name in file.files}
-        for name, array in arrays.items():
-            if not isinstance(array, np.ndarray):
-                raise ValueError(f"{name} in it is not an array")
-        return arrays
-    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path}: damaged, or not an .npz file of plain arrays ({error})") from error
 
 
 def make_dataset(source: str, arrays: Arrays) -> Dataset:

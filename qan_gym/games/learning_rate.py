@@ -51,6 +51,8 @@ class LearningRateGame(Game):
 
     def action_towards(self, config: TaskConfig, learning_rate: float, target: float) -> Any:
         """See `Game.action_towards`; nearest in the logarithm."""
+        if config.action_scale == "absolute":
+            return absolute_actions(np.array([target]), config)
         if config.continuous:
             step = math.log(target / learning_rate) / math.log(CONTINUOUS_FACTOR)
             return np.clip([step], -1, 1).astype(np.float32)
@@ -68,6 +70,18 @@ class LearningRateGame(Game):
         if config.action_scale == "absolute":
             return first
         return super().continuation(config, n_classes, step, first)
+
+
+def absolute_actions(learning_rates: NDArray[np.float64], config: TaskConfig) -> NDArray[np.float32]:
+    """The actions in [-1, 1], of the same shape, that set learning rates where action_scale is "absolute".
+
+    Those outside the range of the task become its ends.
+    """
+    low, high = math.log(config.learning_rate_min), math.log(config.learning_rate_max)
+    if low == high:
+        return np.zeros(learning_rates.shape, np.float32)
+    within = np.clip(learning_rates, config.learning_rate_min, config.learning_rate_max)
+    return (2 * (np.log(within) - low) / (high - low) - 1).astype(np.float32)
 
 
 def next_learning_rate(xp: Any, learning_rate: Array, actions: Array, config: TaskConfig) -> Array:

@@ -63,13 +63,14 @@ def cartpole(agent: str, seed: int) -> Curve:
 
 def mnist5k(agent: str, seed: int) -> Curve:
     """The training episodes of one agent on QanLR-MNIST5k-v0."""
-    from qan_agents.experiments.run_folder import RunConfig, read_rows
+    from qan_agents.experiments.run_config import RunConfig
+    from qan_agents.experiments.run_folder import EPISODES
     from qan_agents.experiments.train import start_run, train
 
     with tempfile.TemporaryDirectory() as folder:
         run = start_run(Path(folder) / "run", RunConfig("QanLR-MNIST5k-v0", {}, agent, "quick", EPISODES, seed))
         train(run, lambda progress: None, lambda number, episode: None)
-        rows = read_rows(run.folder / "episodes.csv")
+        rows = run.table(EPISODES)
     return [((int(row["episode"]) + 1) / EPISODES, float(row["return"])) for row in rows]
 
 

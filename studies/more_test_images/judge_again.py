@@ -39,10 +39,11 @@ from qan_agents.bench.trained_agents import SB3_ALGORITHMS, agent_env_kwargs
 from qan_agents.bench.tuned_schedules import ABSOLUTE_ACTIONS, PlateauController, ScheduleController, with_optimizer
 from qan_agents.bench.tuning_task import Settings, TuningTask, make_env
 from qan_gym.core.references import pretrained_path
-from qan_gym.data.datasets import MNIST5K_FILE, load_dataset, read_npz
+from qan_gym.data.datasets import MNIST5K_FILE, load_dataset
 from qan_gym.games.learning_rate import KEEP, LOWER, MULTIPLICATIVE_FACTOR, RAISE
 from qan_gym.schedules import SCHEDULES
 from qan_gym.utils.arrays import TORCH
+from qan_gym.utils.files import read_npz
 from qan_gym.vector_env import QanVectorEnv
 
 ENV, DATASET = "QanLR-MNIST5k-v0", "mnist5k-10000"
@@ -160,6 +161,7 @@ def judge(rows: Sequence[Row]) -> list[Row]:
         )
     now = {
         "environment_kwargs": json.dumps({"dataset": DATASET}),
+        "environment_identity": TuningTask(ENV, {"dataset": DATASET}, runs=0, seed=0).identity,
         "data_fingerprint": env.training.parts.fingerprint,
         "seconds": time.perf_counter() - started,
     }

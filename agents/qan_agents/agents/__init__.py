@@ -9,11 +9,11 @@ from qan_agents.experiments.agent import (
     AgentSpec,
     EnvFacts,
     Progress,
-    SavedProgress,
     ValuePolicy,
     agent_class,
     agent_names,
     register_agent,
+    training_of,
 )
 
 __all__ = [
@@ -22,9 +22,9 @@ __all__ = [
     "AgentSpec",
     "EnvFacts",
     "Progress",
-    "SavedProgress",
     "ValuePolicy",
     "agent_class",
     "agent_names",
     "register_agent",
+    "training_of",
 ]

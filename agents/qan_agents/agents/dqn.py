@@ -1,5 +1,6 @@
 """Stable-Baselines3's DQN as the agent of a run, on the CPU."""
 
+import io
 import json
 import math
 import zipfile
@@ -26,17 +27,16 @@ from qan_agents.experiments.agent import (
     Agent,
     AgentSpec,
     Arrays,
-    EnvFacts,
     Progress,
-    SavedProgress,
     register_agent,
+    training_of,
 )
 from qan_agents.policies.rollout import Episode
 from qan_agents.sb3.bridge import GymnasiumVecEnv, vec_env
 from qan_agents.sb3.extractor import extractor_arguments
 from qan_agents.sb3.replay import FrameReplayBuffer, add_round
 from qan_agents.sb3.wrappers import RoundRecorder, StackHistory
-from qan_gym.utils.files import write_aside
+from qan_gym.utils.files import reading, write_bytes
 from qan_gym.vector_env import QanVectorEnv
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "rmsprop": DeepMindRMSprop}
@@ -45,8 +45,10 @@ MISSING = (  # in SB3's DQN
     *("layer_norm", "dueling", "quantiles", "double", "n_step", "clip_td_error", "storage"),
     *("priority_exponent", "importance_initial"),
 )
-RESTORED = ("_episode_num", "num_timesteps", "_n_updates", "_n_calls")  # attributes of a saved agent
-DAMAGED = (OSError, ValueError, RuntimeError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
+RESTORED = (  # attributes of a saved agent
+    *("num_timesteps", "_episode_num", "_n_updates", "_n_calls"),
+    *("exploration_rate", "_current_progress_remaining"),
+)
 
 
 class SB3DQN(Agent):
@@ -69,7 +71,7 @@ class SB3DQN(Agent):
         """See `Agent.__init__`."""
         bridge = vec_env(spec.env, spec.num_envs, **spec.env_kwargs)
         assert isinstance(bridge, GymnasiumVecEnv)
-        self.facts = EnvFacts.of(bridge.env)
+        self.training = training_of(bridge.env)
         self.total = spec.episodes * self.facts.episode_length  # over which SB3 spreads the exploration
         self.config = make_dqn_config(spec.preset, self.total, spec.hyperparameters)
         self.settings, self.history = asdict(self.config), self.config.history
@@ -188,29 +190,18 @@ class SB3DQN(Agent):
 
     # --- files ------------------------------------------------------------------------------------------------------
 
-    def save(self, path: Path, episodes: int) -> None:
+    def save(self, path: Path) -> None:
         """See `Agent.save`."""
-        self.model._episode_num = episodes  # SB3 also counts what rows play while they wait for the others
-        with write_aside(path) as aside:
-            self.model.save(aside)
+        content = io.BytesIO()
+        self.model.save(content)
+        write_bytes(path, content.getvalue())
 
     def load(self, path: Path) -> None:
         """See `Agent.load`."""
-        try:
+        with reading(path, "of this agent"):
             self.model.set_parameters(str(path), device="cpu")
             data = _saved_data(path)
-            vars(self.model).update({name: int(data[name]) for name in RESTORED})
-        except DAMAGED as error:
-            raise ValueError(f"{path}: damaged, or not of this agent ({error})") from error
-
-    @classmethod
-    def read_progress(cls, path: Path) -> SavedProgress:
-        """See `Agent.read_progress`."""
-        try:
-            data = _saved_data(path)
-            return SavedProgress(int(data["_episode_num"]), int(data["num_timesteps"]))
-        except DAMAGED as error:
-            raise ValueError(f"{path}: damaged, or not saved by qan ({error})") from error
+            vars(self.model).update({name: type(vars(self.model)[name])(data[name]) for name in RESTORED})
 
     def refill_replay(self, rounds: Iterable[Sequence[Arrays]]) -> None:
         """See `Agent.refill_replay`."""

@@ -20,13 +20,10 @@ from qan_agents.experiments.agent import (
     Agent,
     AgentSpec,
     Arrays,
-    EnvFacts,
     Progress,
-    SavedProgress,
     register_agent,
 )
 from qan_agents.policies.rollout import Episode, recorded_names
-from qan_gym.utils.files import load_arrays
 from qan_gym.vector_env import QanVectorEnv
 
 
@@ -49,9 +46,9 @@ class NativeDQN(Agent):
         env = gym.make_vec(spec.env, num_envs=spec.num_envs, output="torch", autoreset_mode=mode, **spec.env_kwargs)
         assert isinstance(env.unwrapped, QanVectorEnv)
         self.env = env.unwrapped
-        self.facts = EnvFacts.of(env)
+        self.training = self.env.training
         config = make_dqn_config(spec.preset, spec.episodes * self.facts.episode_length, spec.hyperparameters)
-        self.device, self.interface = self.env.training.device, EnvInterface.of(env)
+        self.device, self.interface = self.training.device, EnvInterface.of(env)
         self._adopt(DQN(config, self.interface, str(self.device), spec.seed))
         self.tensor_env = TensorVectorEnv(env, self.device)
         self._epsilon: float | None = None  # of the last round, where it was only played
@@ -80,7 +77,7 @@ class NativeDQN(Agent):
         agent.generator.manual_seed(seeds[0])
         frames = self.tensor_env.reset(list(seeds))
         agent.begin(frames)
-        names = recorded_names(self.env.training.parts.game.hyperparameters)
+        names = recorded_names(self.training.parts.game.hyperparameters)
         record = RoundRecord(frames, self.facts.episode_length, names)
         over, shown = self.env.over, 0.0
         while not over.all():
@@ -122,9 +119,9 @@ class NativeDQN(Agent):
 
     # --- files ------------------------------------------------------------------------------------------------------
 
-    def save(self, path: Path, episodes: int) -> None:
+    def save(self, path: Path) -> None:
         """See `Agent.save`."""
-        self.agent.save(path, episodes=episodes)
+        self.agent.save(path)
 
     def load(self, path: Path) -> None:
         """See `Agent.load`."""
@@ -132,15 +129,6 @@ class NativeDQN(Agent):
         if agent.interface != self.interface:
             raise ValueError(f"{path}: is of an agent for {agent.interface}, not for {self.interface}")
         self._adopt(agent)
-
-    @classmethod
-    def read_progress(cls, path: Path) -> SavedProgress:
-        """See `Agent.read_progress`."""
-        try:
-            _, about = load_arrays(path)
-            return SavedProgress(int(about["facts"]["episodes"]), int(about["steps"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: damaged, or not saved by qan ({error})") from error
 
     def refill_replay(self, rounds: Iterable[Sequence[Arrays]]) -> None:
         """See `Agent.refill_replay`."""

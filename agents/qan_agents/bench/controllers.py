@@ -5,7 +5,7 @@ trained), and then plays episodes on other seeds, several in lock-step. It sees 
 `qan_agents.bench.preparation` prepares a controller by its name.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from qan_agents.bench.tuning_task import Settings, TuningTask
+from qan_gym.utils.names import unknown_name
 from qan_gym.vector_env import QanVectorEnv
 
 
@@ -57,6 +58,7 @@ class Preparation(Enum):
 
 
 Prepare = Callable[[TuningTask, Settings], PreparedController]  # the second are the settings of the controller
+Check = Callable[[TuningTask, Settings], None]  # the same
 
 
 @dataclass(frozen=True)
@@ -67,26 +69,42 @@ class ControllerKind:
         prepare: (task, settings) -> a controller that is ready to play; raises ValueError where a setting is wrong or
             the controller does not play the task.
         preparation: how they are prepared.
+        check: (task, settings); raises ValueError where `prepare` would, without computing anything, so that a grid is
+            refused before any of its cells is computed; None: nothing is known before.
     """
 
     prepare: Prepare
     preparation: Preparation
+    check: Check | None = None
 
 
 CONTROLLERS: dict[str, ControllerKind] = {}
 
 
-def register_controller(name: str, prepare: Prepare, preparation: Preparation) -> None:
+def register_controller(name: str, prepare: Prepare, preparation: Preparation, check: Check | None = None) -> None:
     """Make a kind of controller available under a name, in grids and for `prepare`.
 
     Args:
         name: of the kind.
         prepare: see `ControllerKind`.
         preparation: see `ControllerKind`.
+        check: see `ControllerKind`.
 
     Raises:
         ValueError: the name is taken.
     """
     if name in CONTROLLERS:
         raise ValueError(f"a controller cannot be registered as {name!r}: the name is taken")
-    CONTROLLERS[name] = ControllerKind(prepare, preparation)
+    CONTROLLERS[name] = ControllerKind(prepare, preparation, check)
+
+
+def require_settings(settings: Settings, known: Iterable[str]) -> None:
+    """Refuse settings of a controller that it does not have.
+
+    Raises:
+        ValueError: a setting is not among the known ones.
+    """
+    known = list(known)
+    for name in settings:
+        if name not in known:
+            raise ValueError(unknown_name("setting", name, known))

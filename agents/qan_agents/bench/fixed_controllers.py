@@ -1,13 +1,20 @@
 """Controllers that need no preparation."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from qan_agents.bench.controllers import Preparation, PreparedController, register_controller
-from qan_agents.bench.trained_agents import agent_env_kwargs
+from qan_agents.bench.controllers import (
+    Controller,
+    Preparation,
+    PreparedController,
+    register_controller,
+    require_settings,
+)
+from qan_agents.bench.trained_agents import agent_env_kwargs, check_env_settings
 from qan_agents.bench.tuned_schedules import ABSOLUTE_ACTIONS, ScheduleController
 from qan_agents.bench.tuning_task import Settings, TuningTask, task_config
 from qan_gym.games import game_of
@@ -138,21 +145,39 @@ def _initial_rate(task: TuningTask, settings: Settings) -> PreparedController:
     return PreparedController(ScheduleController("constant", [chosen]), ABSOLUTE_ACTIONS, chosen=chosen)
 
 
+def _check_initial_rate(task: TuningTask, settings: Settings) -> None:
+    require_settings(settings, ("learning_rate",))
+    task_config(task.env, {**task.env_kwargs, **ABSOLUTE_ACTIONS, **settings})
+
+
 def _schedule_of_agents(task: TuningTask, settings: Settings) -> PreparedController:
     """The base schedule under the actions of agents, which nobody plays: an agent before it has learned anything."""
     env_kwargs = agent_env_kwargs(task, settings.get("env", {}), continuous=False)
     config = task_config(task.env, {**task.env_kwargs, **env_kwargs})
-    no_op = game_of(config).no_op(config)
-    if no_op is None:
-        raise ValueError(f"base plays the action that leaves things as they are: the game {config.game!r} has none")
-    return PreparedController(ConstantAction(no_op), env_kwargs)
+    return PreparedController(ConstantAction(game_of(config).no_op(config)), env_kwargs)
 
 
-register_controller("constant", _initial_rate, Preparation.NONE)
-register_controller("base", _schedule_of_agents, Preparation.NONE)
-register_controller("random", lambda task, _: PreparedController(RandomActions(task.seed)), Preparation.NONE)
-register_controller("shuffled", lambda task, _: PreparedController(ShuffledSGD()), Preparation.NONE)
-register_controller("class-balanced", lambda task, _: PreparedController(ClassBalanced()), Preparation.NONE)
-register_controller(
-    "loss-proportional", lambda task, _: PreparedController(LossProportional(task.seed)), Preparation.NONE
-)
+def _check_schedule_of_agents(task: TuningTask, settings: Settings) -> None:
+    require_settings(settings, ("env",))
+    config = check_env_settings(task, settings.get("env", {}), continuous=False)
+    if game_of(config).no_op(config) is None:
+        raise ValueError(f"it plays the action that leaves things as they are: the game {config.game!r} has none")
+
+
+register_controller("constant", _initial_rate, Preparation.NONE, _check_initial_rate)
+register_controller("base", _schedule_of_agents, Preparation.NONE, _check_schedule_of_agents)
+
+
+def _register(name: str, make: Callable[[int], Controller]) -> None:
+    """Register a controller without settings, made from the seed of its actions."""
+
+    def prepare(task: TuningTask, settings: Settings) -> PreparedController:
+        return PreparedController(make(task.seed))
+
+    register_controller(name, prepare, Preparation.NONE, lambda _, settings: require_settings(settings, ()))
+
+
+_register("random", RandomActions)
+_register("shuffled", lambda _: ShuffledSGD())
+_register("class-balanced", lambda _: ClassBalanced())
+_register("loss-proportional", LossProportional)

@@ -13,17 +13,27 @@ seeds: [0, 1, 2]
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any
 
 import gymnasium as gym
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError, field_validator
+from pydantic import model_validator as validator
+from pydantic_core import ErrorDetails
 
 from qan_agents.bench.controllers import Preparation
-from qan_agents.bench.preparation import controllers
-from qan_agents.bench.tuning_task import task_config
-from qan_gym.utils.validation import Rule, check_settings, either, integer, list_of, optional, setting, text
+from qan_agents.bench.preparation import check, controllers
+from qan_agents.bench.results import require_same_controller
+from qan_agents.bench.tuning_task import TuningTask, require_controllable
+from qan_agents.seeds import UNSEEN_BELOW
+from qan_gym.utils.files import reading
+from qan_gym.utils.names import did_you_mean, instead_of
+
+LARGEST_GRID = 100_000  # values
+LARGEST_SEED = 2**32 - 1  # that NumPy's generators take
 
 
 @dataclass(frozen=True)
@@ -52,135 +62,218 @@ class Cell:
     transfer: list[dict[str, Any]] = field(default_factory=list)
 
     @property
+    def task(self) -> TuningTask:
+        """What the controller is prepared for."""
+        return TuningTask(self.env, self.env_kwargs, self.runs, self.seed)
+
+    @property
+    def targets(self) -> list[TuningTask]:
+        """What the controller is evaluated on: the task itself, and those to transfer to."""
+        return [self.task, *(TuningTask(one["id"], one["kwargs"], 0, 0) for one in self.transfer)]
+
+    @cached_property
+    def identities(self) -> list[str]:
+        """The identity of each target, as it was when this was first asked for; a copy in another process has the same.
+
+        Raises:
+            ValueError, FileNotFoundError: see `TuningTask.identity`.
+        """
+        return [target.identity for target in self.targets]
+
+    @cached_property
     def key(self) -> str:
-        """The hash of all settings: cells of the same key are the same."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        """The hash of the settings and of the content of the data: cells of the same key have the same results.
+
+        How many seeds a cell is evaluated on is no part of it: its results on the first ones are the same.
+        """
+        try:
+            where: list[str | dict[str, Any]] = list(self.identities)
+        except (ValueError, FileNotFoundError):  # a cell that will fail
+            where = [{"env": self.env, "kwargs": self.env_kwargs}, *self.transfer]
+        described = [where, self.controller, self.label, self.settings, self.runs, self.seed]
+        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
 
 
 # --- what a grid holds ----------------------------------------------------------------------------------------------
 
-MAPPING = Rule(lambda value, _: isinstance(value, dict), lambda _: "a mapping")
-CONTROLLER = Rule(
-    lambda value, _: isinstance(value, str) and value in controllers(), lambda _: f"one of {', '.join(controllers())}"
-)
-Entry = str | Mapping[str, Any]  # a name, or a mapping with it
+Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+Label = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100)]
+Arguments = dict[str, JsonValue]
 
 
-@dataclass(frozen=True)
-class Block:
+class Entry(BaseModel):
+    """A part of a grid; keys that it does not have are errors."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    @field_validator("kwargs", "settings", mode="before", check_fields=False)
+    @classmethod
+    def _none(cls, value: Any) -> Any:
+        """A key without a value is an empty mapping."""
+        return {} if value is None else value
+
+
+class Target(Entry):
+    """An environment to evaluate on: its id, or a mapping."""
+
+    id: Name  # ID or MODULE:ID; the module may register controllers and schedules too
+    kwargs: Arguments = {}
+
+    @validator(mode="before")
+    @classmethod
+    def _by_id(cls, value: Any) -> Any:
+        return {"id": value} if isinstance(value, str) else value
+
+    @validator(mode="after")
+    def _check(self) -> "Target":
+        try:
+            require_controllable(TuningTask(self.id, self.kwargs, 0, 0).config)
+        except gym.error.Error as error:
+            raise ValueError(f"unknown environment {self.id!r}: {error}") from error
+        return self
+
+
+class Environment(Target):
+    """An environment to prepare for and to evaluate on."""
+
+    transfer: list[Target] = []
+
+
+class Controller(Entry):
+    """A controller to prepare: its name, or a mapping."""
+
+    name: Name
+    label: Label | None = None  # in tables; None: the name
+    settings: Arguments = {}
+
+    @validator(mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in controllers():
+            known = controllers()
+            raise ValueError(f"must be one of {', '.join(known)}, not {name!r}{did_you_mean(name, known)}")
+        return name
+
+    @field_validator("label")
+    @classmethod
+    def _printable(cls, label: str | None) -> str | None:
+        if label is not None and not label.isprintable():
+            raise ValueError(f"must be one line of printable characters, not {label!r}")
+        return label
+
+
+class Block(Entry):
     """A grid without blocks."""
 
-    environments: tuple[Entry, ...] = setting(
-        (), list_of(either(text(), MAPPING), "environments"), "what is controlled"
-    )
-    controllers: tuple[Entry, ...] = setting((), list_of(either(text(), MAPPING), "controllers"), "what is compared")
-    runs: tuple[int, ...] = setting((20,), list_of(integer(at_least=0), "whole numbers"), "budgets, in training runs")
-    seeds: tuple[int, ...] = setting((0,), list_of(integer(at_least=0), "whole numbers"), "of the preparations")
-    evaluation_seeds: int = setting(10, integer(at_least=1), "how many unseen seeds")
-
-    def __post_init__(self) -> None:
-        """Check every field."""
-        check_settings(self)
+    environments: list[Environment] = Field(min_length=1)
+    controllers: list[Controller] = Field(min_length=1)
+    runs: list[Annotated[int, Field(ge=1, lt=2**31)]] = Field([20], min_length=1)  # budgets, in training runs
+    seeds: list[Annotated[int, Field(ge=0, le=LARGEST_SEED)]] = Field([0], min_length=1)  # of the preparations
+    evaluation_seeds: int = Field(10, ge=1, lt=UNSEEN_BELOW)  # how many unseen seeds
 
     def cells(self) -> Iterator[Cell]:
         """Every combination."""
         for environment, controller in itertools.product(self.environments, self.controllers):
-            where = _parse(EnvironmentEntry, "id", environment)
-            who = _parse(ControllerEntry, "name", controller)
-            unprepared = controllers()[who.name].preparation == Preparation.NONE
-            budgets, seeds = ((0,), (0,)) if unprepared else (self.runs, self.seeds)
+            unprepared = controllers()[controller.name].preparation == Preparation.NONE
+            budgets, seeds = ([0], [0]) if unprepared else (self.runs, self.seeds)
             for runs, seed in itertools.product(budgets, seeds):
                 yield Cell(
-                    env=where.id,
-                    controller=who.name,
-                    label=who.label or who.name,
+                    env=environment.id,
+                    controller=controller.name,
+                    label=controller.label or controller.name,
                     runs=runs,
                     seed=seed,
                     evaluation_seeds=self.evaluation_seeds,
-                    env_kwargs=dict(where.kwargs or {}),
-                    settings=dict(who.settings or {}),
-                    transfer=[dict(target) for target in where.transfer],
+                    env_kwargs=environment.kwargs,
+                    settings=controller.settings,
+                    transfer=[target.model_dump() for target in environment.transfer],
                 )
 
 
-@dataclass(frozen=True)
-class TargetEntry:
-    """An environment to evaluate on."""
+# --- what is wrong with a grid --------------------------------------------------------------------------------------
 
-    id: str = setting("", text(), "ID or MODULE:ID; the module may register controllers and schedules too")
-    kwargs: Mapping[str, Any] | None = setting(None, optional(MAPPING), "keyword arguments of the environment")
-
-    def __post_init__(self) -> None:
-        """Check every field, and the arguments of the environment.
-
-        Raises:
-            ValueError: the id or an argument is wrong.
-        """
-        check_settings(self)
-        try:
-            task_config(self.id, dict(self.kwargs or {}))
-        except gym.error.Error as error:
-            raise ValueError(f"unknown environment {self.id!r}: {error}") from error
-
-
-@dataclass(frozen=True)
-class EnvironmentEntry(TargetEntry):
-    """An environment to prepare for and to evaluate on."""
-
-    transfer: tuple[Mapping[str, Any], ...] = setting(
-        (), Rule(lambda value, _: isinstance(value, list | tuple), lambda _: "a list of environments"), "to evaluate on"
-    )
-
-    def __post_init__(self) -> None:
-        """Check every field, also of the environments to transfer to."""
-        super().__post_init__()
-        for target in self.transfer:
-            _parse(TargetEntry, "id", target)
+# Pydantic's kinds of errors, in the words of this project. {}: what pydantic knows about the limit.
+WORDS = {
+    "missing": "is missing",
+    "model_type": "must be a name or a mapping",
+    "list_type": "must be a list",
+    "dict_type": "must be a mapping",
+    "string_type": "must be text (in quotes, where it looks like a number, a date or a truth value)",
+    "string_unicode": "must be text of Unicode characters",
+    "string_too_short": "must not be empty",
+    "string_too_long": "must have at most {max_length} characters",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be below {lt}",
+    "too_short": "must be a list of at least {min_length}",
+    "invalid_key": "must have text as keys (in quotes, where one looks like a number, a date or a truth value)",
+    "invalid-json-value": "must be text, a number, a truth value, empty, or a list or mapping of those",
+}
 
 
-@dataclass(frozen=True)
-class ControllerEntry:
-    """A controller to prepare."""
+def _explain(error: ErrorDetails, known: dict[str, list[str]], inside: str) -> str:
+    """One sentence about what pydantic found."""
+    kind, context, value = error["type"], error.get("ctx", {}), error["input"]
+    place = list(error["loc"])
+    if place[-1:] == ["[key]"]:
+        kind, place = "invalid_key", place[:-2]
+    for arguments in {"kwargs", "settings"}.intersection(place):
+        place = place[: place.index(arguments) + 2]  # pydantic's path inside a value has names of types in it
+    if kind == "extra_forbidden":
+        *parents, name = place
+        owner = next((str(part) for part in reversed(parents) if isinstance(part, str)), "")
+        return f"{_path(inside, place)} is unknown in a grid{instead_of(name, known[owner])}"
+    if kind == "value_error":
+        text = str(context["error"])
+        return f"{_path(inside, place)}{' ' if text.startswith('must be') else ': '}{text}"
+    if kind == "dict_type" and isinstance(error["loc"][-1], int):
+        kind = "model_type"
+    words = WORDS.get(kind, error["msg"]).format(**context)
+    found = "" if kind == "missing" else f", not {_short(value)}"
+    return f"{_path(inside, place)} {words}{found}"
 
-    name: str = setting("", CONTROLLER, "of its kind")
-    label: str | None = setting(None, optional(text()), "its name in tables; None: that of its kind")
-    settings: Mapping[str, Any] | None = setting(None, optional(MAPPING), "of the controller")
 
-    def __post_init__(self) -> None:
-        """Check every field."""
-        check_settings(self)
-
-
-Parsed = TypeVar("Parsed")
+def _path(inside: str, place: list[int | str]) -> str:
+    """`blocks[0].controllers[1].name`."""
+    text = inside
+    for part in place:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text or "a grid"
 
 
-def _parse(kind: type[Parsed], name: str, entry: Entry) -> Parsed:
-    """An entry of a grid; where it is no mapping, it is the value of `name`."""
-    values = entry if isinstance(entry, Mapping) else {name: entry}
-    known = [one.name for one in fields(kind)]  # type: ignore[arg-type]
-    unknown = [str(key) for key in values if key not in known]
-    if unknown:
-        raise ValueError(f"unknown in a grid: {', '.join(unknown)}; there are {', '.join(known)}")
-    return kind(**values)
+def _short(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
 
 
 def read_grid(path: Path) -> dict[str, Any]:
-    """A grid from YAML.
+    """A grid from YAML 1.2. Nothing in it is executed, and a key that is there twice is an error.
 
     Raises:
-        ValueError: the file is missing or not YAML.
+        FileNotFoundError: there is no such file.
+        ValueError: it is not YAML, or holds no mapping.
     """
-    import yaml
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError
 
-    try:
-        grid = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: missing, or not YAML ({error})") from error
+    with reading(path, "YAML as a grid may have"):
+        try:
+            grid = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8-sig"))
+        except MarkedYAMLError as error:
+            line = "" if error.problem_mark is None else f"line {error.problem_mark.line + 1}: "
+            raise ValueError(f"{line}{error.problem or error.context}") from error
     if not isinstance(grid, dict):
-        raise ValueError(f"{path}: a grid is a mapping of {', '.join(one.name for one in fields(Block))}, blocks")
+        raise ValueError(f"{path}: a grid is a mapping of {', '.join(Block.model_fields)}, blocks")
     return grid
 
 
@@ -193,14 +286,77 @@ def cells_of(grid: dict[str, Any]) -> list[Cell]:
     Raises:
         ValueError: what is wrong, before anything runs.
     """
+    _require_finite(grid)
     shared = {name: value for name, value in grid.items() if name != "blocks"}
-    blocks = grid.get("blocks", [{}])
-    if not isinstance(blocks, list) or not all(isinstance(block, dict) for block in blocks):
-        raise ValueError(f"blocks must be a list of mappings, not {blocks!r}")
     cells: dict[str, Cell] = {}
-    for block in blocks:
-        for cell in _parse(Block, "environments", {**shared, **block}).cells():
-            cells.setdefault(cell.key, cell)
-    if not cells:
-        raise ValueError("the grid is empty")
-    return sorted(cells.values(), key=lambda cell: cell.runs)
+    for inside, block in _blocks(grid, shared):
+        for cell in _parse(block, inside).cells():
+            try:
+                for target in cell.targets:
+                    check(cell.controller, replace(target, runs=cell.runs), cell.settings)
+            except ValueError as error:
+                raise ValueError(f"controller {cell.label!r} in {cell.env}: {error}") from error
+            name = json.dumps([cell.env, cell.env_kwargs, cell.transfer, *_who(cell), cell.runs, cell.seed])
+            there = cells.get(name, cell)
+            cells[name] = max(there, cell, key=lambda one: one.evaluation_seeds)
+    found = sorted(cells.values(), key=lambda cell: cell.runs)
+    _require_one_controller_per_label(found)
+    return found
+
+
+def _require_finite(grid: dict[str, Any]) -> None:
+    """Refuse a grid that contains itself, or grows without bounds where its aliases are written out.
+
+    Raises:
+        ValueError: it does.
+    """
+    left: list[Any] = [grid]
+    for _ in range(LARGEST_GRID):
+        if not left:
+            return
+        value = left.pop()
+        left += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    raise ValueError(f"a grid has at most {LARGEST_GRID:,} values: does one of its aliases contain itself?")
+
+
+def _blocks(grid: dict[str, Any], shared: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Where each block stands in the grid, and what it holds together with what is shared."""
+    if "blocks" not in grid:
+        return [("", shared)]
+    blocks = grid["blocks"]
+    if not isinstance(blocks, list) or not blocks:
+        raise ValueError(f"blocks must be a list of at least 1 mapping, not {_short(blocks)}")
+    for number, block in enumerate(blocks):
+        if not isinstance(block, dict):
+            raise ValueError(f"blocks[{number}] must be a mapping, not {_short(block)}")
+    return [(f"blocks[{number}]", {**shared, **block}) for number, block in enumerate(blocks)]
+
+
+def _parse(block: dict[str, Any], inside: str) -> Block:
+    parts: dict[str, type[Entry]] = {
+        "environments": Environment,
+        "transfer": Target,
+        "controllers": Controller,
+    }
+    known = {name: list(kind.model_fields) for name, kind in parts.items()}
+    known[""] = [*Block.model_fields, "blocks"]
+    try:
+        return Block.model_validate(block)
+    except ValidationError as error:
+        raise ValueError(_explain(error.errors()[0], known, inside)) from error
+
+
+def _who(cell: Cell) -> tuple[str, str, str]:
+    return cell.label, cell.controller, json.dumps(cell.settings, sort_keys=True)
+
+
+def _require_one_controller_per_label(cells: list[Cell]) -> None:
+    """Refuse that one name in the table of an environment stands for two controllers.
+
+    Raises:
+        ValueError: it does.
+    """
+    first: dict[tuple[str, str, str], tuple[str, str, str]] = {}
+    for cell in cells:
+        where = (cell.env, json.dumps(cell.env_kwargs, sort_keys=True), cell.label)
+        require_same_controller(first.setdefault(where, _who(cell)), _who(cell))

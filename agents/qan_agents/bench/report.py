@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,11 +12,23 @@ from matplotlib.ticker import PercentFormatter
 from qan_agents.bench import statistics
 from qan_agents.bench.controllers import Preparation
 from qan_agents.bench.preparation import controllers
-from qan_agents.bench.results import read_table
+from qan_agents.bench.results import Row, read_table
 from qan_agents.bench.statistics import BASELINE, TARGET, ControllerScores, Estimate
-from qan_agents.experiments.page import as_table, page, write_text
-from qan_agents.experiments.plots import save
+from qan_agents.experiments.page import (
+    Block,
+    Heading,
+    Items,
+    Paragraph,
+    Picture,
+    Table,
+    html_page,
+    markdown_page,
+    write_text,
+)
+from qan_agents.experiments.plots import plain, save
+from qan_gym.utils.files import require_writable
 
+TITLE = "Results of the bench"
 LINE_STYLES = ("-", "--", ":", "-.")
 SCHEDULES = ("step", "linear", "cosine", "one-cycle", "one-cycle-wide")  # the tuned ones that agents are compared with
 LINEAR_RANGE = 0.1  # nats: a picture of larger differences has a logarithmic axis
@@ -28,43 +39,51 @@ def report(path: Path, out: Path) -> list[Path]:
     """Write `report.md`, `report.html` and the pictures of a results file into a folder.
 
     Raises:
-        ValueError: the results are missing, damaged, or hold nothing finished.
+        ValueError: the results are missing, damaged, or hold nothing finished; one label stands for two controllers; or
+            the folder cannot be written.
     """
+    require_writable(out)
     rows = read_table(path).to_pylist()
     done = [row for row in rows if row["status"] == "done"]
     if not done:
         raise ValueError(f"{path}: no cell is finished yet: run qan bench")
-    parts, pictures = ["# Results of the bench\n", _preface(done)], []
-    groups: dict[tuple[str, str, str, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str], list[Row]] = {}
     for row in done:
-        names = ("environment", "environment_kwargs", "prepared_on", "prepared_on_kwargs")
-        groups.setdefault(tuple(row[name] for name in names), []).append(row)
+        groups.setdefault((row["environment_identity"], row["prepared_on_identity"]), []).append(row)
+    titles = _titles(groups)
+    blocks: list[Block] = [_preface(done)]
     for number, (where, some) in enumerate(groups.items()):
-        text, drawn = _section(number, where, some, done, out)
-        parts.append(text)
-        pictures += drawn
-    parts.append(_failures([row for row in rows if row["status"] == "failed"]))
-    text = "\n".join(parts)
-    write_text(out / "report.md", text)
-    write_text(out / "report.html", page("Results of the bench", text, out))
+        same = [row for row in done if row["environment_identity"] == where[0]]
+        blocks += _section(titles[where], some, same, out / f"{number}-")
+    blocks += _failures([row for row in rows if row["status"] == "failed"])
+    write_text(out / "report.md", markdown_page(TITLE, blocks))
+    write_text(out / "report.html", html_page(TITLE, blocks))
+    pictures = [block.path for block in blocks if isinstance(block, Picture)]
     return [out / "report.md", out / "report.html", *pictures]
 
 
-def _preface(rows: list[dict[str, Any]]) -> str:
+def _preface(rows: list[Row]) -> Paragraph:
     versions = sorted({row["versions"] for row in rows})
     listed = "; ".join(", ".join(f"{k} {v}" for k, v in json.loads(one).items() if v) for one in versions)
-    return (
+    return Paragraph(
         "Every controller was prepared on so many trainings (in brackets) of tuning seeds, then judged on the same "
         "unseen seeds: same initial weights, same order of the data, same meta-momentum. The test set was read once, "
-        f"at the end of those. How: `docs/protocol.md`. Versions: {listed}.\n"
+        f"at the end of those. How: docs/protocol.md. Versions: {listed}."
     )
 
 
-def _title(where: tuple[str, str, str, str]) -> str:
-    environment, kwargs, prepared, prepared_kwargs = where
-    title = environment + _settings(kwargs)
-    moved = (environment, kwargs) != (prepared, prepared_kwargs)
-    return title + (f", prepared on {prepared}{_settings(prepared_kwargs)}" if moved else "")
+def _titles(groups: dict[tuple[str, str], list[Row]]) -> dict[tuple[str, str], str]:
+    """A heading for each pair of identities; those that share one by their names say which data they are of."""
+    titles = {}
+    for where, (first, *_) in groups.items():
+        titles[where] = first["environment"] + _settings(first["environment_kwargs"])
+        if where[0] != where[1]:
+            titles[where] += f", prepared on {first['prepared_on']}{_settings(first['prepared_on_kwargs'])}"
+    names = list(titles.values())
+    return {
+        where: title if names.count(title) == 1 else f"{title}, data {groups[where][0]['data_fingerprint'][:12]}"
+        for where, title in titles.items()
+    }
 
 
 def _settings(kwargs: str) -> str:
@@ -72,34 +91,64 @@ def _settings(kwargs: str) -> str:
     return f" ({', '.join(f'{name}={value}' for name, value in settings.items())})" if settings else ""
 
 
-def _section(
-    number: int, where: tuple[str, str, str, str], rows: list[dict[str, Any]], done: list[dict[str, Any]], out: Path
-) -> tuple[str, list[Path]]:
-    everyone = sorted(statistics.controller_scores(rows), key=lambda one: one.test_loss.mean())
+def _section(title: str, rows: list[Row], same: list[Row], pictures: Path) -> list[Block]:
+    """What was found on one environment.
+
+    Args:
+        title: of the environment.
+        rows: of its finished cells.
+        same: of the finished cells on the same environment, wherever they were prepared.
+        pictures: what the paths of its pictures begin with.
+    """
     # The baseline is not prepared: it is the same whatever environment the others were prepared on.
-    same = [row for row in done if (row["environment"], row["environment_kwargs"]) == where[:2]]
-    baselines = {
-        one.label: one for one in statistics.controller_scores([row for row in same if row["label"] == BASELINE])
-    }
-    baseline = baselines.get(BASELINE) or next((one for one in everyone if one.label == "shuffled"), everyone[-1])
+    baselines = [row for row in same if row["label"] == BASELINE and row["runs"] == 0]
+    seeds = statistics.common_seeds([*rows, *baselines])
+    if not seeds:
+        raise ValueError(f"{title}: there is no evaluation seed that all cells have")
+    everyone = sorted(statistics.controller_scores(rows, seeds), key=lambda one: one.test_loss.mean())
+    found = statistics.controller_scores(baselines, seeds)
+    for label in (BASELINE, "shuffled"):
+        found += [one for one in everyone if one.label == label]
+    baseline = found[0] if found else everyone[-1]
     targets = sorted((one for one in everyone if one.label == TARGET), key=lambda one: one.runs) or [baseline]
-    text = [
-        f"## {_title(where)}\n",
-        score_table(everyone, baseline, targets),
-        _legend(baseline, targets),
-        comparison_table(everyone, baseline),
-    ]
     figures = {
         "scores": _scores_picture(everyone, baseline),
         "curves": _curves_picture(everyone),
         "profiles": _profiles_picture(everyone, baseline),
     }
-    pictures = []
-    for name, figure in figures.items():
-        picture = save(figure, out / f"{number}-{name}.png", dpi=110)
-        pictures.append(picture)
-        text.append(f"![{_title(where)}: {name}]({picture.name})\n")
-    return "\n".join(text), pictures
+    return [
+        Heading(title),
+        *_missing([*rows, *baselines], seeds),
+        score_table(everyone, baseline, targets),
+        _legend(baseline, targets),
+        *comparison_table(everyone, baseline),
+        *(
+            Picture(save(figure, pictures.with_name(f"{pictures.name}{name}.png"), dpi=110), f"{title}: {name}")
+            for name, figure in figures.items()
+        ),
+    ]
+
+
+def _missing(rows: list[Row], seeds: list[int]) -> list[Block]:
+    """Which cells keep the comparison from more evaluation seeds; nothing where all have the same."""
+    every = {row["evaluation_seed"] for row in rows}
+    if every == set(seeds):
+        return []
+    cells: dict[tuple[str, int, int], set[int]] = {}
+    for row in rows:
+        cells.setdefault((row["label"], row["runs"], row["seed"]), set()).add(row["evaluation_seed"])
+    lines = [
+        f"{label} ({runs} runs, seed {seed}): {len(there)} of {len(every)} evaluation seeds"
+        for (label, runs, seed), there in cells.items()
+        if there != every
+    ]
+    return [
+        Paragraph(
+            f"Compared on {len(seeds)} evaluation seeds, which all cells have. Some cells have more; qan bench, with "
+            f"the grid that asks for them, computes what is missing of these {len(lines)}:"
+        ),
+        Items(lines),
+    ]
 
 
 # --- the table ------------------------------------------------------------------------------------------------------
@@ -113,8 +162,8 @@ HEAD = (
 
 def score_table(
     everyone: Sequence[ControllerScores], baseline: ControllerScores, targets: Sequence[ControllerScores]
-) -> str:
-    """All controllers in a Markdown table, from the lowest test loss to the highest."""
+) -> Table:
+    """All controllers in a table, from the lowest test loss to the highest."""
     scores = {one.name: statistics.relative_scores(one, baseline)[:, None] for one in everyone}
     means, ranks = statistics.interquartile_means(scores), statistics.mean_ranks(everyone)
     against = statistics.relative_scores(baseline, baseline)[:, None]
@@ -139,7 +188,7 @@ def score_table(
                 f"{one.diverged.mean():.0%}",
             )
         )
-    return as_table(HEAD, rows)
+    return Table(HEAD, rows)
 
 
 def _interval(estimate: Estimate, digits: int) -> str:
@@ -150,19 +199,19 @@ def _chance(estimate: Estimate) -> str:
     return f"{estimate.value:.0%} ({estimate.low:.0%} to {estimate.high:.0%})"
 
 
-def _legend(baseline: ControllerScores, targets: Sequence[ControllerScores]) -> str:
+def _legend(baseline: ControllerScores, targets: Sequence[ControllerScores]) -> Paragraph:
     target = targets[0].name + ("" if len(targets) == 1 else f", or of {TARGET} prepared on as many trainings,")
-    return (
+    return Paragraph(
         f"Test loss and accuracy: means. Minus baseline: the difference in test loss to {baseline.name} on the same "
         "seeds; 95 % interval, preparations and evaluation seeds resampled (of a single preparation it does not say "
         "how another would differ). Score: ln(test loss of the baseline / test loss). IQM: its interquartile mean; "
         "95 %, stratified bootstrap (rliable), all trainings taken as independent. "
         "Rank: mean over the evaluation seeds. Steps to target: the share of the training until the validation loss "
-        f"was down to where that of {target} ended, median. Mean ln validation loss: the area under that curve.\n"
+        f"was down to where that of {target} ended, median. Mean ln validation loss: the area under that curve."
     )
 
 
-def comparison_table(everyone: Sequence[ControllerScores], baseline: ControllerScores) -> str:
+def comparison_table(everyone: Sequence[ControllerScores], baseline: ControllerScores) -> list[Block]:
     """Every learned controller beside those that were tuned on as many training runs; empty where there are none.
 
     Learned is what was prepared and is not one of the tuned controllers: older results have other names.
@@ -187,24 +236,25 @@ def comparison_table(everyone: Sequence[ControllerScores], baseline: ControllerS
         cells = [_against(one, some[0]) if some else "" for some in opponents]
         rows.append((one.name, *cells, schedules[0].name if schedules else ""))
     if not rows:
-        return ""
-    return (
-        f"{as_table(head, rows)}\nDifferences in test loss, as above. The best tuned schedule, of "
-        f"{', '.join(SCHEDULES)}, is the one with the lowest test loss on the evaluation seeds, which favours it.\n"
+        return []
+    about = (
+        f"Differences in test loss, as above. The best tuned schedule, of {', '.join(SCHEDULES)}, is the one with the "
+        "lowest test loss on the evaluation seeds, which favours it."
     )
+    return [Table(head, rows), Paragraph(about)]
 
 
 def _against(one: ControllerScores, other: ControllerScores) -> str:
     return _interval(statistics.difference(one.test_loss, other.test_loss), 4)
 
 
-def _failures(rows: list[dict[str, Any]]) -> str:
+def _failures(rows: list[Row]) -> list[Block]:
     if not rows:
-        return ""
+        return []
     lines = [
-        f"- {row['environment']}, {row['label']} ({row['runs']}), seed {row['seed']}: {row['error']}" for row in rows
+        f"{row['environment']}, {row['label']} ({row['runs']}), seed {row['seed']}: {row['error']}" for row in rows
     ]
-    return "## Cells that failed\n\n" + "\n".join(lines) + "\n"
+    return [Heading("Cells that failed"), Items(lines)]
 
 
 # --- the pictures ---------------------------------------------------------------------------------------------------
@@ -213,14 +263,14 @@ def _failures(rows: list[dict[str, Any]]) -> str:
 def _scores_picture(everyone: Sequence[ControllerScores], baseline: ControllerScores) -> Figure:
     others = [one for one in everyone if one.name != baseline.name][::-1]
     figure = Figure(figsize=(8, 1.5 + 0.32 * max(len(others), 1)), layout="constrained")
-    axes = figure.add_subplot(title=f"test loss minus that of {baseline.name}, 95 % intervals")
+    axes = figure.add_subplot(title=f"test loss minus that of {plain(baseline.name)}, 95 % intervals")
     largest = 0.0
     for place, one in enumerate(others):
         found = statistics.difference(one.test_loss, baseline.test_loss)
         beside = [[max(found.value - found.low, 0)], [max(found.high - found.value, 0)]]
         largest = max(largest, abs(found.low), abs(found.high))
         axes.errorbar(found.value, place, xerr=beside, fmt="o", color="#0072B2", capsize=3)
-    axes.set_yticks(range(len(others)), [one.name for one in others])
+    axes.set_yticks(range(len(others)), [plain(one.name) for one in others])
     axes.axvline(0, color="0.4", linewidth=1)
     axes.set_xlabel("nats (left: better)")
     if largest > LINEAR_RANGE:
@@ -234,7 +284,7 @@ def _curves_picture(everyone: Sequence[ControllerScores]) -> Figure:
     figure = Figure(figsize=(9, 7), layout="constrained")
     loss, rate = figure.subplots(2, 1, sharex=True)
     for number, one in enumerate(everyone[:CURVES]):
-        look = {"color": f"C{number}", "linestyle": LINE_STYLES[number % len(LINE_STYLES)], "label": one.name}
+        look = {"color": f"C{number}", "linestyle": LINE_STYLES[number % len(LINE_STYLES)], "label": plain(one.name)}
         for axes, values in ((loss, one.validation_curve), (rate, one.rate_curve)):
             share = np.linspace(0, 1, values.shape[2])
             axes.plot(share, np.median(values.reshape(-1, values.shape[2]), axis=0), **look)
@@ -257,9 +307,11 @@ def _profiles_picture(everyone: Sequence[ControllerScores], baseline: Controller
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot(title="performance profiles, 95 % bands")
     for number, name in enumerate(scores):
-        axes.plot(taus, found[name], color=f"C{number}", linestyle=LINE_STYLES[number % len(LINE_STYLES)], label=name)
+        axes.plot(
+            taus, found[name], color=f"C{number}", linestyle=LINE_STYLES[number % len(LINE_STYLES)], label=plain(name)
+        )
         axes.fill_between(taus, *intervals[name], color=f"C{number}", alpha=0.12)
-    axes.set_xlabel(f"score t: ln(test loss of {baseline.name} / test loss)")
+    axes.set_xlabel(f"score t: ln(test loss of {plain(baseline.name)} / test loss)")
     axes.set_ylabel("share of the trainings with a score above t")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.grid(alpha=0.3)

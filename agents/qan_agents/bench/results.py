@@ -1,5 +1,7 @@
-"""The results of a bench: one Parquet file, never half-written."""
+"""The results of a bench: one Parquet file, never half-written, with a checksum of all that is in it."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 from filelock import FileLock
 
-from qan_gym.utils.files import require_writable, write_aside
+from qan_gym.utils.files import reading, remove_asides, require_writable, write_aside
 
 Row = dict[str, Any]
 
@@ -17,11 +19,13 @@ TEXT, WHOLE, NUMBER, CURVE = pa.string(), pa.int64(), pa.float64(), pa.list_(pa.
 
 SCHEMA = pa.schema(
     [
-        ("config_hash", TEXT),  # of all settings of the cell
+        ("config_hash", TEXT),  # the key of the cell
         ("environment", TEXT),  # of the evaluation
         ("environment_kwargs", TEXT),  # JSON
+        ("environment_identity", TEXT),  # see `TuningTask.identity`
         ("prepared_on", TEXT),
         ("prepared_on_kwargs", TEXT),  # JSON
+        ("prepared_on_identity", TEXT),
         ("controller", TEXT),
         ("label", TEXT),
         ("settings", TEXT),  # JSON
@@ -47,6 +51,8 @@ SCHEMA = pa.schema(
     ]
 )
 
+CHECKSUM = b"sha256"  # in the metadata of the file
+
 
 class Results:
     """A Parquet file that grows by cells.
@@ -61,38 +67,102 @@ class Results:
         Raises:
             ValueError: it cannot be written, or is no such file.
         """
-        require_writable(path.parent)
         self.path = path
         self.lock = FileLock(path.with_name(f".{path.name}.lock"))
-        self._table()  # a damaged file is refused before any work
+        try:
+            require_writable(path.parent)
+            self.table()  # a damaged file is refused before any work
+        except OSError as error:
+            raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
 
-    def finished(self) -> set[str]:
-        """The keys of the cells that are done; failed ones are tried again."""
-        rows = self._table().select(["config_hash", "status"]).to_pylist()
-        return {row["config_hash"] for row in rows if row["status"] == "done"}
+    def finished(self) -> dict[str, set[int]]:
+        """The keys of the cells that are done, with the seeds they were evaluated on; failed ones are tried again."""
+        rows = self.table().select(["config_hash", "status", "evaluation_seed"]).to_pylist()
+        finished: dict[str, set[int]] = {}
+        for row in rows:
+            if row["status"] == "done":
+                finished.setdefault(row["config_hash"], set()).add(row["evaluation_seed"])
+        return finished
 
     def append(self, key: str, rows: Sequence[Row]) -> None:
-        """Add the rows of a cell; those that it had before are removed."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.lock:
-            there = self._table()
-            others = there.filter(pa.compute.not_equal(there["config_hash"], key))
-            table = pa.concat_tables([others, pa.Table.from_pylist(list(rows), SCHEMA)])
-            with write_aside(self.path) as aside:
-                pq.write_table(table, aside, compression="zstd")
+        """Add the rows of a cell, in the place of those that it had before; a failure replaces failures only.
 
-    def _table(self) -> pa.Table:
+        Raises:
+            ValueError: the file is damaged, or cannot be written.
+        """
+        new = as_table(rows)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.lock:
+                remove_asides(self.path)
+                there = self.table()
+                replaced = pa.compute.equal(there["config_hash"], key)
+                if rows[0]["status"] == "failed":
+                    replaced = pa.compute.and_(replaced, pa.compute.equal(there["status"], "failed"))
+                table = pa.concat_tables([there.filter(pa.compute.invert(replaced)), new])
+                table = table.replace_schema_metadata({CHECKSUM: _checksum(table)})
+                with write_aside(self.path) as aside:
+                    pq.write_table(table, aside, compression="zstd", write_page_checksum=True)
+        except OSError as error:
+            raise ValueError(
+                f"{self.path}: cannot be written ({error.strerror or error}); the cells before are in it, and the "
+                "same command goes on"
+            ) from error
+
+    def table(self) -> pa.Table:
+        """All results.
+
+        Raises:
+            ValueError: see `read_table`.
+        """
         return read_table(self.path) if self.path.exists() else SCHEMA.empty_table()
+
+
+def require_same_controller(one: tuple[str, str, str], other: tuple[str, str, str]) -> None:
+    """Refuse that two controllers have one label.
+
+    Args:
+        one: label, kind of controller, and settings as JSON.
+        other: the same.
+
+    Raises:
+        ValueError: they differ.
+    """
+    if one != other:
+        raise ValueError(
+            f"the label {one[0]!r} stands for {one[1]} with the settings {one[2]} and for {other[1]} with "
+            f"{other[2]}: give them a label each"
+        )
+
+
+def as_table(rows: Sequence[Row]) -> pa.Table:
+    """Rows as they are kept.
+
+    Raises:
+        pyarrow.ArrowException, UnicodeEncodeError: a value is not of the kind of its column.
+    """
+    return pa.Table.from_pylist(list(rows), SCHEMA)
 
 
 def read_table(path: Path) -> pa.Table:
     """The results in a file.
 
     Raises:
-        ValueError: it is missing, damaged or of something else.
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, is damaged or of something else.
     """
-    try:
+    with reading(path, "the results of a bench of this version of qan-gym"):
         # Read in one piece: the file may be replaced at any time.
-        return pq.read_table(pa.BufferReader(path.read_bytes())).select(SCHEMA.names).cast(SCHEMA)
-    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-        raise ValueError(f"{path}: missing, damaged, or not the results of a bench ({error})") from error
+        found = pq.read_table(pa.BufferReader(path.read_bytes()), page_checksum_verification=True)
+        table = found.select(SCHEMA.names).cast(SCHEMA)
+        checksum = (found.schema.metadata or {}).get(CHECKSUM)
+        if checksum is None:
+            raise ValueError("it has no checksum")
+        if checksum != _checksum(table):
+            raise ValueError("its checksum is wrong")
+        return table
+
+
+def _checksum(table: pa.Table) -> bytes:
+    """Of the values in a table, however a file holds them."""
+    return hashlib.sha256(json.dumps(table.to_pydict()).encode()).hexdigest().encode()

@@ -24,7 +24,8 @@ import torch
 from qan_agents.bench.controllers import PreparedController
 from qan_agents.bench.grid import Cell
 from qan_agents.bench.preparation import prepare
-from qan_agents.bench.results import Results, Row
+from qan_agents.bench.resources import default_workers
+from qan_agents.bench.results import Results, Row, as_table, require_same_controller
 from qan_agents.bench.rollout import Rollout, play_episodes
 from qan_agents.bench.tuning_task import TuningTask, make_env
 
@@ -45,14 +46,18 @@ def run_cell(cell: Cell) -> list[Row]:
     """Prepare the controller, and play the unseen seeds of every environment; a row per training run."""
     torch.set_num_threads(1)  # the cells share the machine
     started = time.perf_counter()
-    task = _task(cell)
+    if [target.identity for target in cell.targets] != cell.identities:
+        raise ValueError("its data have changed since the bench began")
+    task, *_ = cell.targets
     prepared = prepare(cell.controller, task, cell.settings)
     rows = []
-    for target in (task, *(TuningTask(other["id"], other.get("kwargs") or {}, 0, 0) for other in cell.transfer)):
+    for number, target in enumerate(cell.targets):
         env = make_env(target, cell.evaluation_seeds, transferred_env_kwargs(prepared, task, target))
         rollout = play_episodes(env, prepared.controller, range(cell.evaluation_seeds))
         shared = {
-            **_identity(cell, target),
+            **_columns(cell, target),
+            "environment_identity": cell.identities[number],
+            "prepared_on_identity": cell.identities[0],
             "consumed_runs": prepared.runs,
             "consumed_batches": prepared.batches,
             "chosen": json.dumps(prepared.chosen, sort_keys=True),
@@ -70,19 +75,15 @@ def transferred_env_kwargs(prepared: PreparedController, task: TuningTask, targe
     An action remains the same share of a training run.
     """
     arguments = dict(prepared.env_kwargs)
-    if target is not task and "batches_per_action" in arguments:
+    if target != task and "batches_per_action" in arguments:
         share = arguments["batches_per_action"] / task.batches
         arguments["batches_per_action"] = max(1, round(share * target.batches))
-    if target is not task and "validate_every" in arguments:
+    if target != task and "validate_every" in arguments:
         arguments["validate_every"] = target.validation_interval
     return arguments
 
 
-def _task(cell: Cell) -> TuningTask:
-    return TuningTask(cell.env, cell.env_kwargs, cell.runs, cell.seed)
-
-
-def _identity(cell: Cell, target: TuningTask) -> Row:
+def _columns(cell: Cell, target: TuningTask) -> Row:
     """The columns that say which cell a row is of, and on which environment it was evaluated."""
     versions = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
     return {
@@ -134,35 +135,67 @@ def run_cells(
     Args:
         cells: of a grid.
         results: which the rows are added to, and which say what is finished.
-        workers: local processes.
+        workers: local processes, at most as many as cells; 0: see `default_workers`.
         ray: the address of a Ray cluster to run on instead, or "local" for one on this machine.
         finished: called after every cell with its status, "done" or "failed".
     """
-    done = results.finished()
-    left = [cell for cell in cells if cell.key not in done]
+    left = unfinished(cells, results)
     outcomes = run_on_ray(left, ray) if ray is not None else run_in_processes(left, workers)
     for cell, outcome in outcomes:
         if isinstance(outcome, Failure):
-            outcome = [{**_identity(cell, _task(cell)), "status": "failed", "error": outcome.reason}]
+            outcome = [{**_columns(cell, cell.task), "status": "failed", "error": outcome.reason}]
         results.append(cell.key, outcome)
         finished(cell, outcome[0]["status"])
+
+
+def unfinished(cells: Sequence[Cell], results: Results) -> list[Cell]:
+    """The cells without results on all of their evaluation seeds."""
+    done = results.finished()
+    return [cell for cell in cells if not done.get(cell.key, set()) >= set(range(cell.evaluation_seeds))]
+
+
+def require_compatible(cells: Sequence[Cell], results: Results) -> None:
+    """Refuse cells that cannot be computed, or whose results could not be told from those that are there.
+
+    Raises:
+        ValueError, FileNotFoundError: the data of a cell cannot be read, or its label stands for another controller in
+            the results.
+    """
+    names = ("environment_identity", "label", "controller", "settings")
+    there = {
+        (row["environment_identity"], row["label"]): (row["label"], row["controller"], row["settings"])
+        for row in results.table().select(list(names)).to_pylist()
+    }
+    for cell in cells:
+        wanted = (cell.label, cell.controller, json.dumps(cell.settings, sort_keys=True))
+        for identity in cell.identities:
+            try:
+                require_same_controller(there.get((identity, cell.label), wanted), wanted)
+            except ValueError as error:
+                raise ValueError(f"{results.path}: {error}, or write to another file") from error
 
 
 def run_cell_or_fail(cell: Cell) -> Outcome:
     """As `run_cell`; an error is the reason of a failure."""
     try:
-        return run_cell(cell)
+        rows = run_cell(cell)
+        as_table(rows)  # what a registered controller reports may be anything
+        return rows
     except Exception as error:  # whatever it is, the grid goes on
         where = traceback.extract_tb(error.__traceback__)[-1]
-        return Failure(f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})")
+        reason = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+        return Failure(reason.encode(errors="backslashreplace").decode())
 
 
 def run_in_processes(
     cells: Sequence[Cell], workers: int, run: Callable[[Cell], Outcome] = run_cell_or_fail
 ) -> Iterator[tuple[Cell, Outcome]]:
-    """Run every cell in one of `workers` processes; in the order in which they end."""
+    """Run every cell in one of `workers` processes, see `run_cells`; in the order in which they end."""
     from pebble import ProcessExpired, ProcessPool
 
+    if not cells:
+        return
+    workers = min(workers or default_workers(), len(cells))
     context = multiprocessing.get_context("spawn")
     with ProcessPool(max_workers=workers, context=context, initializer=_exit_with_parent) as pool:
         futures: dict[Future[Outcome], Cell] = {pool.schedule(run, args=[cell]): cell for cell in cells}
@@ -195,7 +228,14 @@ def run_on_ray(cells: Sequence[Cell], address: str) -> Iterator[tuple[Cell, Outc
     """Run every cell as a task of a Ray cluster; in the order in which they end."""
     import ray
 
-    ray.init(address=None if address == "local" else address, log_to_driver=False, include_dashboard=False)
+    if not cells:
+        return
+    try:
+        # "local" is a new cluster on this machine, whatever RAY_ADDRESS says.
+        ray.init(address=address, log_to_driver=False, include_dashboard=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        problem = str(error).strip().splitlines()[0]
+        raise ValueError(f"there is no Ray cluster at {address!r} ({problem})") from error
     try:
         # A cell that was lost with its machine counts as failed: what ends a machine might end the next one too.
         task = ray.remote(max_retries=0, num_cpus=1)(run_cell_or_fail)

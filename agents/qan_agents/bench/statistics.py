@@ -6,13 +6,15 @@ bootstrap").
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from qan_agents.bench.results import Row, require_same_controller
 
 Matrix = NDArray[np.float64]  # (preparations, evaluation seeds)
 
@@ -67,25 +69,40 @@ class Estimate:
     high: float
 
 
-def controller_scores(rows: Sequence[dict[str, Any]]) -> list[ControllerScores]:
+def common_seeds(rows: Sequence[Row]) -> list[int]:
+    """The evaluation seeds that all of some finished cells have."""
+    cells: dict[tuple[str, int, int], set[int]] = {}
+    for row in rows:
+        cells.setdefault((row["label"], row["runs"], row["seed"]), set()).add(row["evaluation_seed"])
+    return sorted(set.intersection(*cells.values()))
+
+
+def controller_scores(rows: Sequence[Row], evaluation_seeds: Collection[int]) -> list[ControllerScores]:
     """The finished cells of one environment, as `Results` holds them, by controller and budget.
 
+    Args:
+        rows: of the cells; what is there twice, by two grids, counts once.
+        evaluation_seeds: that are compared, which every cell has.
+
     Raises:
-        ValueError: the cells of a controller were evaluated on different seeds.
+        ValueError: a cell lacks a seed, or one label stands for two controllers.
     """
-    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, int], dict[tuple[int, int], Row]] = {}
+    who: dict[str, tuple[str, str, str]] = {}
     for row in rows:
-        groups.setdefault((row["label"], row["runs"]), []).append(row)
-    return [_scores_of(group) for group in groups.values()]
+        this = row["label"], row["controller"], row["settings"]
+        require_same_controller(who.setdefault(row["label"], this), this)
+        if row["evaluation_seed"] in evaluation_seeds:
+            place = row["seed"], row["evaluation_seed"]
+            groups.setdefault((row["label"], row["runs"]), {}).setdefault(place, row)
+    return [_scores_of(list(group.values())) for group in groups.values()]
 
 
-def _scores_of(rows: list[dict[str, Any]]) -> ControllerScores:
+def _scores_of(rows: list[Row]) -> ControllerScores:
     first = rows[0]
     seeds, evaluation_seeds = (sorted({row[name] for row in rows}) for name in ("seed", "evaluation_seed"))
     if len(rows) != len(seeds) * len(evaluation_seeds):
-        raise ValueError(
-            f"{first['label']} ({first['runs']} runs) was evaluated on different seeds: give it two labels"
-        )
+        raise ValueError(f"{first['label']} ({first['runs']} runs): its preparations were evaluated on different seeds")
     rows = sorted(rows, key=lambda row: (row["seed"], row["evaluation_seed"]))
 
     def matrix(name: str) -> Matrix:

@@ -1,7 +1,8 @@
 """Agents as controllers: trained on the budget of training runs, then played greedily."""
 
+import inspect
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib import import_module
 from typing import Any, cast
 
@@ -11,14 +12,29 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 
 import qan_agents.bench.clipped_reward  # noqa: F401 (registers its reward)
-from qan_agents.bench.controllers import Preparation, Prepare, PreparedController, register_controller
+from qan_agents.bench.controllers import (
+    Check,
+    Preparation,
+    Prepare,
+    PreparedController,
+    register_controller,
+    require_settings,
+)
 from qan_agents.bench.tuning_task import Settings, TuningTask, task_config
-from qan_agents.dqn import Ensemble, EnvInterface, make_dqn_config, train
+from qan_agents.dqn import DQNConfig, Ensemble, EnvInterface, make_dqn_config, train
+from qan_gym.config import TaskConfig
 from qan_gym.games import game_of
+from qan_gym.utils.names import unknown_name
 from qan_gym.vector_env import QanVectorEnv
 
 ACTIONS = 50  # of an episode, unless the settings say otherwise
 CAUTION = 0.5  # of the ensemble, see `Ensemble.choose`
+# What the settings of an agent may change in its environment: what it does, sees and is paid for, not the training.
+OWN_ARGUMENTS = (
+    *("batches_per_action", "continuous", "action_scale", "schedule"),
+    *("learning_rate_min", "learning_rate_max", "learning_rate_step"),
+    *("observation", "reward", "validate_every"),
+)
 
 
 def agent_env_kwargs(task: TuningTask, own: Settings, continuous: bool) -> Settings:
@@ -32,12 +48,42 @@ def agent_env_kwargs(task: TuningTask, own: Settings, continuous: bool) -> Setti
         own: keyword arguments that take precedence.
         continuous: whether the agent's actions are.
     """
-    common = {"validate_every": task.validation_interval, "reward": "validation-loss"}
+    actions = _actions(task, continuous)
+    length = {"batches_per_action": max(1, task.batches // ACTIONS)} if actions else {}
+    return {**length, "validate_every": task.validation_interval, "reward": "validation-loss", **actions, **own}
+
+
+def _actions(task: TuningTask, continuous: bool) -> Settings:
+    """How the actions of an agent change the learning rate, where they do."""
     if "learning_rate" not in game_of(task.config).hyperparameters:
-        return {**common, **own}
-    actions = {"continuous": True} if continuous else {"action_scale": "multiplicative"}
-    batches_per_action = max(1, task.batches // ACTIONS)
-    return {"batches_per_action": batches_per_action, **common, "schedule": "cooldown", **actions, **own}
+        return {}
+    scale = "additive" if continuous else "multiplicative"
+    return {"schedule": "cooldown", "continuous": continuous, "action_scale": scale}
+
+
+def check_env_settings(task: TuningTask, own: Any, continuous: bool) -> TaskConfig:
+    """Check the setting `env` of an agent; the data need not be there.
+
+    Args:
+        task: see `agent_env_kwargs`.
+        own: see `agent_env_kwargs`.
+        continuous: see `agent_env_kwargs`.
+
+    Returns:
+        The task that the agent plays, but for how long its actions are and when it is validated.
+
+    Raises:
+        ValueError: it is no mapping, or an argument is unknown, wrong or not among OWN_ARGUMENTS.
+    """
+    if not isinstance(own, dict):
+        raise ValueError(f"env must be a mapping of keyword arguments of the environment, not {own!r}")
+    for name in own:
+        if name not in OWN_ARGUMENTS:
+            raise ValueError(
+                f"{unknown_name('setting', f'env.{name}', (f'env.{one}' for one in OWN_ARGUMENTS))}; what changes the "
+                "training itself belongs to the environment"
+            )
+    return task_config(task.env, {**task.env_kwargs, **_actions(task, continuous), **own})
 
 
 class AgentController:
@@ -79,15 +125,34 @@ def train_agent(train: Train, continuous: bool) -> Prepare:
     """
 
     def prepare(task: TuningTask, settings: Settings) -> PreparedController:
+        rows, hyperparameters = min(task.num_envs, task.runs), _without_env(settings)
+        return train(task, agent_env_kwargs(task, settings.get("env", {}), continuous), hyperparameters, rows)
+
+    return prepare
+
+
+def check_agent(check_hyperparameters: Callable[[Settings], object], continuous: bool) -> Check:
+    """The check of an agent that is prepared by `train_agent`.
+
+    Args:
+        check_hyperparameters: raises ValueError where one is wrong.
+        continuous: whether its actions are.
+    """
+
+    def check(task: TuningTask, settings: Settings) -> None:
+        check_env_settings(task, settings.get("env", {}), continuous)
+        check_hyperparameters(_without_env(settings))
         rows = min(task.num_envs, task.runs)
         if rows < 1 or task.runs % rows:
             raise ValueError(
                 f"an agent is trained in waves of {task.num_envs} runs: {task.runs} are no whole number of waves"
             )
-        hyperparameters = {name: value for name, value in settings.items() if name != "env"}
-        return train(task, agent_env_kwargs(task, settings.get("env", {}), continuous), hyperparameters, rows)
 
-    return prepare
+    return check
+
+
+def _without_env(settings: Settings) -> Settings:
+    return {name: value for name, value in settings.items() if name != "env"}
 
 
 def _training_env(task: TuningTask, env_kwargs: Settings, rows: int, output: str) -> VectorEnv[Any, Any, Any]:
@@ -99,19 +164,36 @@ def _training_env(task: TuningTask, env_kwargs: Settings, rows: int, output: str
 # --- the bundled DQN ------------------------------------------------------------------------------------------------
 
 
-def _train_ensemble(task: TuningTask, env_kwargs: Settings, hyperparameters: Settings, rows: int) -> PreparedController:
-    caution = hyperparameters.pop("caution", CAUTION)
+def _ensemble_settings(hyperparameters: Settings, steps: int = 1, **defaults: Any) -> tuple[DQNConfig, float]:
+    """The hyperparameters of the members, and the caution.
+
+    Args:
+        hyperparameters: of a grid.
+        steps: of the whole training.
+        defaults: hyperparameters that differ from those of the preset `control`.
+
+    Raises:
+        ValueError: one is unknown or wrong.
+    """
+    caution = hyperparameters.get("caution", CAUTION)
     if isinstance(caution, bool) or not isinstance(caution, int | float) or not caution >= 0:
         raise ValueError(f"caution must be a number of at least 0, not {caution!r}")
+    require_settings(hyperparameters, ("env", "caution", *(one.name for one in fields(DQNConfig))))
+    of_members = {name: value for name, value in hyperparameters.items() if name != "caution"}
+    config = make_dqn_config("control", steps, {**defaults, **of_members})
+    if config.history != 1:
+        raise ValueError("a bench plays agents without a history of frames: history must be 1")
+    return config, caution
+
+
+def _train_ensemble(task: TuningTask, env_kwargs: Settings, hyperparameters: Settings, rows: int) -> PreparedController:
     env = _training_env(task, env_kwargs, rows, "torch")
     game_env = cast(QanVectorEnv, env.unwrapped)
     episode_length = game_env.episode_length
     steps = task.runs * episode_length
     # The whole return is learned from: estimates built on estimates of the near future end at a low learning rate,
     # which lowers the loss at once and costs later.
-    config = make_dqn_config("control", steps, {"n_step": episode_length, **hyperparameters})
-    if config.history != 1:
-        raise ValueError("a bench plays agents without a history of frames: history must be 1")
+    config, caution = _ensemble_settings(hyperparameters, steps, n_step=episode_length)
     agent = Ensemble(config, EnvInterface.of(env), rows, str(game_env.training.device), seed=task.seed)
     finished = train(agent, env, steps, seed=task.tuning_seed(0))
     own = task_config(task.env, {**task.env_kwargs, **env_kwargs})
@@ -131,6 +213,9 @@ def _train_ensemble(task: TuningTask, env_kwargs: Settings, hyperparameters: Set
 # --- Stable-Baselines3 ----------------------------------------------------------------------------------------------
 
 
+GIVEN_TO_SB3 = {"policy", "env", "seed", "device"}  # what a bench gives to an algorithm beside hyperparameters
+
+
 @dataclass(frozen=True)
 class SB3Algorithm:
     """An algorithm with Stable-Baselines3's interface.
@@ -146,12 +231,22 @@ class SB3Algorithm:
     continuous: bool
     defaults: Callable[[int, int, int], Settings]
 
-    def train(self, task: TuningTask, env_kwargs: Settings, hyperparameters: Settings, rows: int) -> PreparedController:
-        """See `Train`.
+    @property
+    def algorithm(self) -> Any:
+        """The class."""
+        return getattr(import_module(self.module), self.name)
+
+    def check(self, hyperparameters: Settings) -> None:
+        """Refuse hyperparameters that the algorithm does not have.
 
         Raises:
-            ValueError: a setting is wrong.
+            ValueError: there is no such hyperparameter.
         """
+        known = inspect.signature(self.algorithm).parameters.keys() - GIVEN_TO_SB3
+        require_settings(hyperparameters, ("env", *sorted(name for name in known if not name.startswith("_"))))
+
+    def train(self, task: TuningTask, env_kwargs: Settings, hyperparameters: Settings, rows: int) -> PreparedController:
+        """See `Train`."""
         from stable_baselines3.common.logger import Logger
 
         from qan_agents.sb3 import GymnasiumVecEnv
@@ -172,11 +267,7 @@ class SB3Algorithm:
             **self.defaults(rows, episode_length, steps),
             **hyperparameters,
         }
-        algorithm = getattr(import_module(self.module), self.name)
-        try:
-            model = algorithm("MlpPolicy", env, seed=task.seed, device="cpu", **settings)
-        except TypeError as error:
-            raise ValueError(f"settings of {self.name}: {error}") from error
+        model = self.algorithm("MlpPolicy", env, seed=task.seed, device="cpu", **settings)
         model.set_logger(Logger(folder=None, output_formats=[]))  # the default logger makes an empty folder
         env.seed(task.tuning_seed(0))
         model.learn(steps)
@@ -217,7 +308,13 @@ SB3_ALGORITHMS = {
     "td3": SB3Algorithm("stable_baselines3", "TD3", True, _off_policy),
 }
 
-register_controller("dqn-native", train_agent(_train_ensemble, continuous=False), Preparation.TRAINING)
+register_controller(
+    "dqn-native",
+    train_agent(_train_ensemble, continuous=False),
+    Preparation.TRAINING,
+    check_agent(_ensemble_settings, continuous=False),
+)
 for _name, _algorithm in SB3_ALGORITHMS.items():
     _prepare = train_agent(_algorithm.train, _algorithm.continuous)
-    register_controller(_name, _prepare, Preparation.TRAINING)
+    _check = check_agent(_algorithm.check, _algorithm.continuous)
+    register_controller(_name, _prepare, Preparation.TRAINING, _check)

@@ -15,12 +15,20 @@ import torch
 from numpy.typing import NDArray
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from qan_agents.bench.controllers import Controller, Preparation, Prepare, PreparedController, register_controller
+from qan_agents.bench.controllers import (
+    Controller,
+    Preparation,
+    Prepare,
+    PreparedController,
+    register_controller,
+    require_settings,
+)
 from qan_agents.bench.rollout import play_episodes
-from qan_agents.bench.tuning_task import Settings, TuningTask, make_env
+from qan_agents.bench.tuning_task import Settings, TuningTask, make_env, task_config
 from qan_gym.config import TaskConfig
 from qan_gym.core.components import build_components
 from qan_gym.core.references import pretrained_path, resolve_reference
+from qan_gym.games import learning_rate
 from qan_gym.schedules import SCHEDULES
 from qan_gym.utils.arrays import NUMPY
 from qan_gym.vector_env import QanVectorEnv
@@ -29,6 +37,7 @@ LEARNING_RATES = (0.005, 1.0)  # of the search: the range of the game
 LEAST_RATE, LARGEST_RATE = 1e-5, 10.0  # of a schedule: wider than the game's, as a practitioner is free to choose
 DIVERGED = 1e3  # ln(validation loss) that stands for a diverged training run
 ABSOLUTE_ACTIONS = {
+    "schedule": "constant",
     "continuous": True,
     "action_scale": "absolute",
     "learning_rate_min": LEAST_RATE,
@@ -96,14 +105,13 @@ def absolute_actions(rates: NDArray[np.float64], config: TaskConfig) -> NDArray[
     """Learning rates (..., N) as actions (..., N, 1) in [-1, 1] on the absolute scale.
 
     Raises:
-        ValueError: the actions of the task are not on the absolute scale.
+        ValueError: the actions of the task are not learning rates.
     """
-    if config.action_scale != "absolute":
-        raise ValueError("schedules set the learning rate itself: they need action_scale='absolute'")
-    low, high = math.log(config.learning_rate_min), math.log(config.learning_rate_max)
-    places = (np.log(np.maximum(rates, config.learning_rate_min)) - low) / (high - low)  # in [0, 1]
-    actions: NDArray[np.float32] = (2 * places - 1).astype(np.float32)[..., None]
-    return actions
+    if config.action_scale != "absolute" or config.schedule != "constant":
+        raise ValueError(
+            "schedules set the learning rate itself: they need action_scale='absolute' and schedule='constant'"
+        )
+    return learning_rate.absolute_actions(rates, config)[..., None]
 
 
 # --- the learning rates of a schedule -------------------------------------------------------------------------------
@@ -200,6 +208,18 @@ def tune_schedule(
     return prepare
 
 
+def check_tuned(task: TuningTask, settings: Settings) -> None:
+    """The check of everything that is tuned: it has no settings, and a budget.
+
+    Raises:
+        ValueError: there are settings or there is no budget, or the actions of the game do not set the learning rate.
+    """
+    require_settings(settings, ())
+    if task.runs < 1:
+        raise ValueError(f"it is tuned on at least 1 training run, not {task.runs}")
+    task_config(task.env, {**task.env_kwargs, **ABSOLUTE_ACTIONS})
+
+
 def tune_plateau(task: TuningTask, settings: Settings) -> PreparedController:
     """The preparation of `PlateauController`."""
     return tune(task, Search({"factor": (0.1, 0.7), "patience": (1, 8)}), PlateauController, {})
@@ -256,11 +276,10 @@ def with_optimizer(task: TuningTask, optimizer: Settings) -> Settings:
     return {**optimizer, "reference": str(pretrained_path(config))}
 
 
-register_controller("best-constant", tune_schedule("constant"), Preparation.TUNING)
-register_controller(
-    "one-cycle-wide", tune_schedule("one-cycle", {"start": (0.05, 0.85), "rise": (1.0, 100.0)}), Preparation.TUNING
-)
-register_controller("plateau", tune_plateau, Preparation.TUNING)
+_wide = tune_schedule("one-cycle", {"start": (0.05, 0.85), "rise": (1.0, 100.0)})
+register_controller("best-constant", tune_schedule("constant"), Preparation.TUNING, check_tuned)
+register_controller("one-cycle-wide", _wide, Preparation.TUNING, check_tuned)
+register_controller("plateau", tune_plateau, Preparation.TUNING, check_tuned)
 for _name, _rates in (("schedule-free-sgd", (0.005, 3.0)), ("schedule-free-adamw", (1e-4, 0.03))):
     _prepare = tune_schedule("constant", learning_rates=_rates, optimizer={"optimizer": _name, "momentum": 0.9})
-    register_controller(_name, _prepare, Preparation.TUNING)
+    register_controller(_name, _prepare, Preparation.TUNING, check_tuned)

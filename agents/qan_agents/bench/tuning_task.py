@@ -1,6 +1,10 @@
 """The task that controllers are prepared for, and the vector environment in which they play it."""
 
+import hashlib
+import json
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any, cast
 
 import gymnasium as gym
@@ -10,6 +14,7 @@ from qan_agents.env_ids import task_of
 from qan_agents.seeds import training_seed
 from qan_gym.config import TaskConfig
 from qan_gym.data.datasets import load_dataset
+from qan_gym.games import game_of
 from qan_gym.vector_env import QanVectorEnv
 
 VALIDATIONS = 25  # measurements of the validation loss in an episode, beside that of the initial weights
@@ -51,6 +56,23 @@ class TuningTask:
         """Mini-batches between two measurements of the validation loss."""
         return max(1, self.batches // VALIDATIONS)
 
+    @cached_property
+    def identity(self) -> str:
+        """A hash of the environment that two tasks share if and only if their trainings are the same.
+
+        A data set and reference weights count by their content, wherever it lies.
+
+        Raises:
+            ValueError, FileNotFoundError: the data set or the reference cannot be read.
+        """
+        config = self.config
+        contents = {"dataset": load_dataset(config.dataset).fingerprint}
+        if config.reference not in (None, "pretrained", "previous"):
+            contents["reference"] = _digest(Path(str(config.reference)).expanduser())
+        settings = {name: value for name, value in self.env_kwargs.items() if name not in contents}
+        described = json.dumps([self.env, settings, contents], sort_keys=True)
+        return hashlib.sha256(described.encode()).hexdigest()[:16]
+
     def tuning_seed(self, number: int) -> int:
         """The seed of the training run of that number, in [2**31, 2**32)."""
         return training_seed(self.seed, number)
@@ -63,6 +85,27 @@ def task_config(env: str, env_kwargs: Settings) -> TaskConfig:
         ValueError, gymnasium.error.Error: see `qan_agents.env_ids.task_of`.
     """
     return task_of(env, {name: value for name, value in env_kwargs.items() if name != "device"})
+
+
+def require_controllable(config: TaskConfig) -> None:
+    """Refuse a task whose learning rate would not be what a controller sets.
+
+    Raises:
+        ValueError: its actions set the learning rate, and it has a base schedule under them.
+    """
+    if config.schedule != "constant" and "learning_rate" in game_of(config).hyperparameters:
+        raise ValueError(
+            f"the environment has the base schedule {config.schedule!r}, which would multiply what controllers set: "
+            "give its kwargs {schedule: constant}, and an agent that is to act on a schedule the settings "
+            f"{{env: {{schedule: {config.schedule}}}}}"
+        )
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ValueError(f"reference {path}: cannot be read ({error.strerror})") from error
 
 
 def make_env(task: TuningTask, num_envs: int, env_kwargs: Settings) -> QanVectorEnv:

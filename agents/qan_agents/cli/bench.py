@@ -1,6 +1,5 @@
 """`qan bench` and `qan report`: compare controllers."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +8,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from qan_agents.cli.common import INTERRUPTED, console, errors_in_one_line, extra_required
 
+DEFAULTS: dict[str, Any] = {
+    "environments": ["QanLR-MNIST5k-v0"],
+    "runs": [20],
+    "seeds": [0],
+    "evaluation_seeds": 10,
+}
+
 
 def bench(
     grid: Annotated[Path | None, typer.Argument(metavar="GRID", help="A YAML file; see docs/protocol.md.")] = None,
@@ -16,34 +22,48 @@ def bench(
         "bench.parquet"
     ),
     env: Annotated[list[str] | None, typer.Option(help="Instead of a grid: an environment; may be repeated.")] = None,
-    controller: Annotated[list[str] | None, typer.Option(help="A controller; may be repeated; see qan list.")] = None,
-    runs: Annotated[list[int] | None, typer.Option(help="A budget in trainings; may be repeated.")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="Of a preparation; may be repeated.")] = None,
-    evaluation_seeds: Annotated[int, typer.Option(help="How many unseen seeds.")] = 10,
-    workers: Annotated[int, typer.Option(help="Processes; 0: one per core.")] = 0,
+    controller: Annotated[
+        list[str] | None, typer.Option(help="Instead of a grid: a controller; may be repeated; see qan list.")
+    ] = None,
+    runs: Annotated[
+        list[int] | None, typer.Option(help="Instead of a grid: a budget in trainings; may be repeated. [default: 20]")
+    ] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="Instead of a grid: of a preparation; may be repeated. [default: 0]")
+    ] = None,
+    evaluation_seeds: Annotated[
+        int | None, typer.Option(help="Instead of a grid: how many unseen seeds. [default: 10]")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes; default: one per CPU, as far as the memory allows.")
+    ] = None,
     ray: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Run on this Ray cluster; local: one on this machine.")
     ] = None,
 ) -> None:
     """Compare controllers: each prepared on the same number of trainings, all judged on the same unseen seeds."""
     with errors_in_one_line():
-        if (grid is None) == (controller is None):
-            raise ValueError("give a grid, or at least one --controller")
+        given = {
+            "environments": env,
+            "controllers": controller,
+            "runs": runs,
+            "seeds": seed,
+            "evaluation_seeds": evaluation_seeds,
+        }
+        flags = {name: value for name, value in given.items() if value is not None}
+        _check_options(grid, flags, workers, ray)
         with extra_required("bench"):
             from qan_agents.bench.grid import cells_of, read_grid
             from qan_agents.bench.results import Results
-            from qan_agents.bench.runner import run_cells
-        flags = {
-            "environments": env or ["QanLR-MNIST5k-v0"],
-            "controllers": controller,
-            "runs": runs or [20],
-            "seeds": seed or [0],
-            "evaluation_seeds": evaluation_seeds,
-        }
-        cells = cells_of(flags if grid is None else read_grid(grid))
-        results = Results(out)
-        there = len({cell.key for cell in cells} & results.finished())
-        console.print(f"{len(cells)} cells, {there} finished: {out}", highlight=False)
+            from qan_agents.bench.runner import require_compatible, run_cells, unfinished
+        if ray is not None:
+            with extra_required("ray"):
+                import ray as _  # noqa: F401
+        cells = cells_of({**DEFAULTS, **flags} if grid is None else read_grid(grid.expanduser()))
+        results = Results(out.expanduser())
+        require_compatible(cells, results)
+        there = len(cells) - len(unfinished(cells, results))
+        console.print(f"{len(cells)} cells, {there} finished: {out}", highlight=False, markup=False, soft_wrap=True)
         columns = (TextColumn("{task.completed}/{task.total} cells"), BarColumn(), TimeRemainingColumn())
         failed = 0
         with Progress(*columns, console=console) as bars:
@@ -53,11 +73,11 @@ def bench(
                 nonlocal failed
                 failed += status == "failed"
                 about = f"{cell.env}, {cell.label}, {cell.runs} runs, seed {cell.seed}"
-                bars.console.print(f"{status}: {about}", highlight=False)
+                bars.console.print(f"{status}: {about}", highlight=False, markup=False, soft_wrap=True)
                 bars.advance(bar)
 
             try:
-                run_cells(cells, results, workers or os.cpu_count() or 1, ray, finished)
+                run_cells(cells, results, workers or 0, ray, finished)
             except KeyboardInterrupt:
                 bars.stop()
                 console.print("interrupted; the same command goes on", highlight=False)
@@ -65,6 +85,22 @@ def bench(
         if failed:
             console.print(f"{failed} cells failed: qan report says why; the same command tries them again")
             raise typer.Exit(1)
+
+
+def _check_options(grid: Path | None, flags: dict[str, Any], workers: int | None, ray: str | None) -> None:
+    """Refuse options that would be ignored.
+
+    Raises:
+        ValueError: what to do instead.
+    """
+    if grid is not None and flags:
+        raise ValueError(f"a grid says itself what is compared: write {', '.join(flags)} into {grid}, or give no grid")
+    if grid is None and "controllers" not in flags:
+        raise ValueError("give a grid, or at least one --controller")
+    if workers is not None and workers < 1:
+        raise ValueError(f"--workers must be at least 1, not {workers}; the default is one per CPU")
+    if workers is not None and ray is not None:
+        raise ValueError("--workers is for processes on this machine: a Ray cluster knows its own CPUs")
 
 
 def report(
@@ -75,5 +111,7 @@ def report(
     with errors_in_one_line():
         with extra_required("bench"):
             from qan_agents.bench.report import report as write_report
-        for path in write_report(results, out or results.with_suffix("")):
-            console.print(f"written: {path}", highlight=False)
+        results = results.expanduser()
+        beside = results.with_name(f"{results.stem}-report") if results.suffix == "" else results.with_suffix("")
+        for path in write_report(results, beside if out is None else out.expanduser()):
+            console.print(f"written: {path}", highlight=False, markup=False, soft_wrap=True)

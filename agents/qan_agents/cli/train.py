@@ -31,7 +31,8 @@ from qan_agents.cli.common import (
 
 if TYPE_CHECKING:
     from qan_agents.agents import Progress as TrainingProgress
-    from qan_agents.experiments.run_folder import Run, RunConfig
+    from qan_agents.experiments.run_config import RunConfig
+    from qan_agents.experiments.run_folder import Run
     from qan_agents.policies.rollout import Episode
 
 OutOption = Annotated[Path | None, typer.Option(help="The run folder; default: a new one in runs/.", callback=expanded)]
@@ -56,16 +57,22 @@ def train(
         Path | None,
         typer.Option(metavar="RUN", help="Go on with a run, which keeps its settings.", callback=expanded),
     ] = None,
+    drop_damaged: Annotated[
+        bool, typer.Option("--drop-damaged", help="Of the run to resume: play again what damaged files are needed for.")
+    ] = False,
     modules: ImportOption = None,
 ) -> None:
     """Train an agent, draw the pictures, and compare it with fixed policies on unseen seeds."""
     from qan_agents.env_ids import task_of
-    from qan_agents.experiments.run_folder import Run, RunConfig
+    from qan_agents.experiments.run_config import RunConfig
+    from qan_agents.experiments.run_folder import Run
 
     if resume is not None:
-        refuse_beside(context, "--resume", allowed=("resume", "modules"))
-        _train_and_evaluate(Run(resume), modules or ())
+        refuse_beside(context, "--resume", allowed=("resume", "drop_damaged", "modules"))
+        _train_and_evaluate(Run(resume), modules or (), drop_damaged)
         return
+    if drop_damaged:
+        raise ValueError("--drop-damaged goes with --resume RUN")
     env_kwargs = parse_settings(settings)
     task_of(env, env_kwargs)  # refuses what is wrong before data are loaded
     config = RunConfig(
@@ -100,24 +107,26 @@ def reproduce(
 
 def _start(config: "RunConfig", out: Path | None, name: str) -> "Run":
     """A new run, in `out` or a free folder of that name."""
-    from qan_agents.experiments.run_folder import free_folder
     from qan_agents.experiments.train import start_run
 
-    return start_run(out or free_folder(Path("runs"), name.replace(":", "-")), config)
+    if out is not None:
+        return start_run(out, config)
+    return start_run(Path("runs") / name.replace(":", "-"), config, numbered=True)
 
 
-def _train_and_evaluate(run: "Run", modules: Sequence[str]) -> None:
+def _train_and_evaluate(run: "Run", modules: Sequence[str], drop_damaged: bool = False) -> None:
     """Train the agent of a run, evaluate it, and draw the pictures.
 
     Args:
         run: begun or not.
         modules: that the user has had imported; the command that goes on with the run imports them again, and that of
             the environment.
+        drop_damaged: see `qan_agents.experiments.train.train`.
     """
     config = run.config()
     console.print(f"{config.agent} ({config.preset}) plays {config.env}: {run.folder}")
     try:
-        _train(run, config)
+        _train(run, config, drop_damaged)
         _evaluate(run)
         _plot(run)
     except KeyboardInterrupt:
@@ -127,7 +136,7 @@ def _train_and_evaluate(run: "Run", modules: Sequence[str]) -> None:
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _train(run: "Run", config: "RunConfig") -> None:
+def _train(run: "Run", config: "RunConfig", drop_damaged: bool) -> None:
     """Train the agent of a run behind a progress bar, with a line for every finished episode."""
     from qan_agents.experiments import train as training
 
@@ -140,7 +149,7 @@ def _train(run: "Run", config: "RunConfig") -> None:
         text_column("ETA"),
         TimeRemainingColumn(),
     )
-    total = config.training_episodes * run.settings()["episode_length"]
+    total = config.training_episodes * run.settings().episode_length
     done = run.progress()
     with Progress(*columns, console=console) as bars:
         bar = bars.add_task(
@@ -168,7 +177,7 @@ def _train(run: "Run", config: "RunConfig") -> None:
             bars.update(bar, episode=min(number + 2, config.episodes))
             bars.console.print(_episode_line(number, episode, config))
 
-        training.train(run, show, finished)
+        training.train(run, show, finished, drop_damaged=drop_damaged)
 
 
 def _episode_line(number: int, episode: "Episode", config: "RunConfig") -> str:

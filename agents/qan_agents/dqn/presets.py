@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from qan_agents.dqn.config import DQNConfig
+from qan_gym.utils.names import unknown_name
 
 
 def _paper(steps: int) -> DQNConfig:
@@ -104,7 +105,7 @@ def make_dqn_config(preset: str, steps: int, overrides: dict[str, Any]) -> DQNCo
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; there are {', '.join(PRESETS)}")
     settings = asdict(PRESETS[preset](max(steps, 1)))
-    unknown = overrides.keys() - settings.keys()
-    if unknown:
-        raise ValueError(f"unknown hyperparameters: {', '.join(sorted(unknown))}; there are {', '.join(settings)}")
+    for name in overrides:
+        if name not in settings:
+            raise ValueError(unknown_name("hyperparameter", name, settings))
     return DQNConfig(**{**settings, **overrides})

@@ -7,11 +7,13 @@ are registered with `register_agent`.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import gymnasium as gym
 import numpy as np
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
@@ -20,6 +22,8 @@ import qan_agents
 from qan_agents.policies.fixed import Policy
 from qan_agents.policies.rollout import Episode
 from qan_gym.config import TaskConfig
+from qan_gym.core.training import Training
+from qan_gym.env import QanEnv
 from qan_gym.vector_env import QanVectorEnv
 
 Arrays = dict[str, NDArray[Any]]  # of an episode, see `Episode.arrays`
@@ -42,18 +46,23 @@ class EnvFacts:
     action_names: tuple[str, ...]
 
     @classmethod
-    def of(cls, env: VectorEnv[Any, Any, Any]) -> "EnvFacts":
-        """The facts of an environment.
-
-        Raises:
-            ValueError: it is not one of qan-gym's.
-        """
-        made = env.unwrapped
-        if not isinstance(made, QanVectorEnv):
-            raise ValueError(f"agents of a run play the vector environments of qan-gym, not {made}")
-        parts = made.training.parts
+    def of(cls, training: Training) -> "EnvFacts":
+        """The facts of an environment."""
+        parts = training.parts
         names = parts.game.action_names(parts.config, parts.n_classes)
         return cls(parts.config, parts.fingerprint, parts.episode_length, tuple(names))
+
+
+def training_of(env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> Training:
+    """The training runs that an environment is played on, wrapped or not.
+
+    Raises:
+        ValueError: it is not one of qan-gym's.
+    """
+    made = env.unwrapped
+    if not isinstance(made, QanEnv | QanVectorEnv):
+        raise ValueError(f"agents of a run play the environments of qan-gym, not {made}")
+    return made.training
 
 
 @dataclass(frozen=True)
@@ -96,13 +105,6 @@ class Progress:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-class SavedProgress(NamedTuple):
-    """The progress of a saved agent: finished episodes, and actions that it has learned from."""
-
-    episodes: int
-    steps: int
-
-
 @runtime_checkable
 class ValuePolicy(Protocol):
     """A `Policy` that also says what it expects of each action."""
@@ -122,7 +124,8 @@ class Agent(ABC):
         libraries: distributions whose versions belong in the record of a run.
 
     Attributes:
-        facts: of its environment.
+        training: the training runs that it plays, see `training_of`; what an episode hands on to the next one in them
+            is saved with the run.
         settings: the hyperparameters, JSON-able, for the record.
         history: frames of an observation that the policy takes.
     """
@@ -132,7 +135,7 @@ class Agent(ABC):
     learns_from_replay: ClassVar[bool] = False
     libraries: ClassVar[tuple[str, ...]] = ()
 
-    facts: EnvFacts
+    training: Training
     settings: dict[str, Any]
     history: int = 1
 
@@ -153,6 +156,11 @@ class Agent(ABC):
         """
         if preset not in cls.presets:
             raise ValueError(f"unknown preset {preset!r}; there are {', '.join(cls.presets)}")
+
+    @cached_property
+    def facts(self) -> EnvFacts:
+        """Of its environment."""
+        return EnvFacts.of(self.training)
 
     # --- learning ---------------------------------------------------------------------------------------------------
 
@@ -199,8 +207,8 @@ class Agent(ABC):
     # --- files ------------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def save(self, path: Path, episodes: int) -> None:
-        """Write the agent to a file, atomically; episodes: finished so far."""
+    def save(self, path: Path) -> None:
+        """Write the agent to a file, atomically: all that it needs to go on, but its replay and its environments."""
 
     @abstractmethod
     def load(self, path: Path) -> None:
@@ -208,15 +216,6 @@ class Agent(ABC):
 
         Raises:
             ValueError: the file is damaged or of another agent.
-        """
-
-    @classmethod
-    @abstractmethod
-    def read_progress(cls, path: Path) -> SavedProgress:
-        """The progress of the agent in a file that `save` wrote.
-
-        Raises:
-            ValueError: the file is damaged.
         """
 
     def refill_replay(self, rounds: Iterable[Sequence[Arrays]]) -> None:

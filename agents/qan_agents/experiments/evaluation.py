@@ -2,18 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.wrappers import FrameStackObservation
 
-from qan_agents.experiments.run_folder import Run, read_rows, write_rows
+from qan_agents.experiments.run_folder import EVALUATION_EPISODES, EVALUATION_STEPS, Row, Run
 from qan_agents.experiments.train import load_agent
-from qan_agents.policies.fixed import Policy, make_policy
-from qan_agents.policies.rollout import Episode, EpisodeRecorder, play_episode, qan_env
+from qan_agents.policies.fixed import Policy, fixed_env_kwargs, make_policy
+from qan_agents.policies.rollout import Episode, EpisodeRecorder, play_episode
 
 SCORES = ("test_loss", "test_accuracy", "validation_loss", "validation_accuracy")
-COLUMNS = ("policy", "seed", *SCORES, "return", "steps", "diverged", "steps_to_baseline")
 
 
 @dataclass(frozen=True)
@@ -48,24 +48,30 @@ def evaluate(run: Run, before_episode: Callable[[str, int], None]) -> list[Polic
         ValueError: the run has no agent yet, or a file of it is damaged.
     """
     config = run.config()
-    agent = load_agent(run)
-    env = FrameStackObservation(EpisodeRecorder(gym.make(config.env, **config.env_kwargs)), agent.history)
-    baselines = config.baselines or qan_env(env).training.parts.game.baselines
-    policies: dict[str, Policy] = {config.agent: agent.policy()}
-    policies |= {name: make_policy(name) for name in baselines}
-    episodes: dict[tuple[str, int], Episode] = {}
-    for name, policy in policies.items():
-        for seed in config.evaluation_seeds:
-            before_episode(name, seed)
-            episodes[name, seed] = play_episode(env, policy, seed)
-    env.close()
-    agent.close()
-    _write(run, episodes, baselines[0])
+    with run.locked():
+        agent = load_agent(run)
+        baselines = config.baselines or agent.training.parts.game.baselines
+        task = agent.facts.task
+        players: dict[str, tuple[Policy, dict[str, Any]]] = {config.agent: (agent.policy(), {})}
+        players |= {name: (make_policy(name), fixed_env_kwargs(name, task)) for name in baselines}
+        episodes: dict[tuple[str, int], Episode] = {}
+        for name, (policy, own) in players.items():
+            # Each in an environment of its own: an episode may leave something to the next one.
+            made = gym.make(config.env, **{**config.env_kwargs, **own})
+            env = FrameStackObservation(EpisodeRecorder(made), agent.history)
+            for seed in config.evaluation_seeds:
+                before_episode(name, seed)
+                episodes[name, seed] = play_episode(env, policy, seed)
+            env.close()
+        agent.close()
+        run.finish_evaluation(_tables(episodes, baselines[0]))
     return scores_by_policy(run)
 
 
-def _write(run: Run, episodes: dict[tuple[str, int], Episode], baseline: str) -> None:
-    steps, rows = [], []
+def _tables(episodes: dict[tuple[str, int], Episode], baseline: str) -> dict[str, list[Row]]:
+    """Both tables by the names of their files: a row per action, and a row per episode."""
+    steps: list[Row] = []
+    rows: list[Row] = []
     for (name, seed), episode in episodes.items():
         steps += [{"policy": name, "seed": seed, **step} for step in episode.steps]
         target = episodes[baseline, seed].steps[-1]["smoothed_loss"]
@@ -81,17 +87,16 @@ def _write(run: Run, episodes: dict[tuple[str, int], Episode], baseline: str) ->
                 "steps_to_baseline": reached[0] if reached else "",
             }
         )
-    write_rows(run.folder / "evaluation.csv.gz", steps, list(steps[0]))
-    write_rows(run.folder / "evaluation.csv", rows, COLUMNS)
+    return {EVALUATION_STEPS: steps, EVALUATION_EPISODES: rows}
 
 
 def scores_by_policy(run: Run) -> list[PolicyScores]:
     """The scores of the last evaluation, in the order of `evaluate`.
 
     Raises:
-        ValueError: the run has not been evaluated.
+        ValueError: the run has not been evaluated, or the table is damaged.
     """
-    table = read_rows(run.folder / "evaluation.csv")
+    table = run.table(EVALUATION_EPISODES)
     scores = []
     for name in dict.fromkeys(row["policy"] for row in table):
         rows = [row for row in table if row["policy"] == name]

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, pairwise
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -16,17 +17,17 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from qan_agents.env_ids import import_module_of
-from qan_agents.experiments.run_folder import Run, read_rows
+from qan_agents.experiments.run_folder import EPISODES, EVALUATION_EPISODES, EVALUATION_STEPS, STEPS, Run
 from qan_gym.config import TaskConfig
 from qan_gym.games import Game, game_of
-from qan_gym.utils.files import write_aside
+from qan_gym.utils.files import reading, require_writable, write_aside
 
 Rows = list[dict[str, str]]
 Style = dict[str, Any]
 
 # Okabe and Ito's colours, told apart by the colour-blind; and line styles, told apart in grey.
 STYLES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", ":"), ("#CC79A7", "-."), ("#E69F00", "-"), ("#56B4E9", "--"))
+MOST_CHARACTERS = 80  # of a label
 MOST_TICKS = 10  # with the name of an action
 ACCURACY, MAX_Q, ACTIONS, EPISODE = "accuracy.png", "max_q.png", "actions.png", "episode.png"
 
@@ -47,18 +48,16 @@ class PlayedTask:
 
     @classmethod
     def of(cls, run: Run) -> "PlayedTask":
-        """The task of a run; imports the module of its id, which may register the game.
+        """The task of a run.
 
         Raises:
             ValueError: the settings of the run are damaged, or its game is not registered.
         """
+        run.config()
         settings = run.settings()
-        import_module_of(run.config().env)
-        try:
-            config = TaskConfig(**settings["task"])
-            return cls(config, game_of(config), settings["action_names"])
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{run.folder / 'config.json'}: not the settings of a run ({error})") from error
+        with reading(run.folder / "config.json", "the settings of a run of this version of qan-gym"):
+            config = TaskConfig(**settings.task)  # type: ignore[arg-type]  # which TaskConfig checks
+            return cls(config, game_of(config), settings.action_names)
 
 
 def plot_run(run: Run) -> list[Path]:
@@ -71,13 +70,12 @@ def plot_run(run: Run) -> list[Path]:
         ValueError: the run has no finished episode, its game is not registered, or a file of it is damaged.
     """
     config = run.config()
-    if not (run.folder / "episodes.csv").is_file():
-        raise ValueError(f"{run.folder} has no finished episode yet: continue it with qan train --resume {run.folder}")
     task = PlayedTask.of(run)
-    episodes, steps = read_rows(run.folder / "episodes.csv"), read_rows(run.folder / "steps.csv.gz")
-    evaluated = (run.folder / "evaluation.csv.gz").is_file()
-    evaluation_steps = read_rows(run.folder / "evaluation.csv.gz") if evaluated else []
-    scores = read_rows(run.folder / "evaluation.csv") if evaluated else []
+    episodes, steps = run.table(EPISODES), run.table(STEPS)
+    require_writable(run.folder)
+    evaluated = run.evaluated
+    evaluation_steps = run.table(EVALUATION_STEPS) if evaluated else []
+    scores = run.table(EVALUATION_EPISODES) if evaluated else []
     baseline = (config.baselines or task.game.baselines)[0]
     figures = {
         ACCURACY: _accuracy_figure(config.title, episodes, scores, baseline),
@@ -97,6 +95,16 @@ def save(figure: Figure, path: Path, dpi: int = 120) -> Path:
     return path
 
 
+def plain(text: object) -> str:
+    """Text for a picture, as it is: in one line, not too long, without matplotlib's signs for formulas and for hiding.
+
+    Dollar signs would begin a formula, and a label that begins with an underscore would not be in the legend.
+    """
+    line = shorten(str(text), MOST_CHARACTERS, placeholder="...") or "..."
+    line = "".join(character if character.isprintable() else "?" for character in line)
+    return (" " if line.startswith("_") else "") + line.replace("$", r"\$")
+
+
 def _numbers(rows: Rows, column: str) -> NDArray[np.float64]:
     return np.array([float(row[column]) for row in rows])
 
@@ -107,7 +115,7 @@ def _numbers(rows: Rows, column: str) -> NDArray[np.float64]:
 def _accuracy_figure(title: str, episodes: Rows, scores: Rows, baseline: str) -> Figure:
     """The accuracy at the end of every training episode, and the baseline's mean on the evaluation seeds."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot(title=f"{title}\nfinal accuracy of each episode")
+    axes = figure.add_subplot(title=f"{plain(title)}\nfinal accuracy of each episode")
     for fill, (kind, rows) in zip(("full", "none"), _kinds(episodes), strict=False):
         for (color, line), split in zip(STYLES, ("validation", "test"), strict=False):
             style: Style = {"marker": "o", "markersize": 4, "fillstyle": fill, "color": color, "linestyle": line}
@@ -116,7 +124,7 @@ def _accuracy_figure(title: str, episodes: Rows, scores: Rows, baseline: str) ->
     baseline_scores = [row for row in scores if row["policy"] == baseline]
     if baseline_scores:
         mean = 100 * _numbers(baseline_scores, "test_accuracy").mean()
-        label = f"test, {baseline} policy, seeds: {len(baseline_scores)}"
+        label = f"test, {plain(baseline)} policy, seeds: {len(baseline_scores)}"
         axes.axhline(mean, color="0.4", linewidth=1, label=label)
     axes.set(xlabel="episode", ylabel="accuracy at the end (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -127,7 +135,7 @@ def _accuracy_figure(title: str, episodes: Rows, scores: Rows, baseline: str) ->
 def _values_figure(title: str, episodes: Rows) -> Figure:
     """The agent's value of its best action, mean over each episode."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot(title=f"{title}\nhighest action value, mean over each episode")
+    axes = figure.add_subplot(title=f"{plain(title)}\nhighest action value, mean over each episode")
     for (color, line), (kind, rows) in zip(STYLES, _kinds(episodes), strict=False):
         style: Style = {"marker": "o", "markersize": 4, "color": color, "linestyle": line}
         axes.plot(_numbers(rows, "episode") + 1, _numbers(rows, "mean_max_q"), label=kind, **style)
@@ -157,14 +165,14 @@ def _episode_figure(title: str, steps: Rows, task: PlayedTask) -> Figure:
     """One unseen episode of the agent against the fixed policies: losses, accuracy, and what was controlled."""
     seed = steps[0]["seed"]
     figure = Figure(figsize=(8, 8), layout="constrained")
-    figure.suptitle(f"{title}\none unseen episode (seed {seed}), played greedily")
+    figure.suptitle(f"{plain(title)}\none unseen episode (seed {plain(seed)}), played greedily")
     loss, accuracy, control = figure.subplots(3, 1)
     for (color, line), name in zip(cycle(STYLES), dict.fromkeys(row["policy"] for row in steps), strict=False):
         rows = [row for row in steps if row["policy"] == name and row["seed"] == seed]
         ends = [row for before, row in pairwise(rows) if row["epoch"] != before["epoch"]]
         ends = ends or rows[-1:]
         batch, measured = _numbers(rows, "batch"), _numbers(ends, "batch")
-        style: Style = {"color": color, "linestyle": line, "label": name}
+        style: Style = {"color": color, "linestyle": line, "label": plain(name)}
         loss.plot(batch, _numbers(rows, "smoothed_loss"), color=color, linewidth=0.8, alpha=0.5)
         loss.plot(measured, _numbers(ends, "validation_loss"), marker="o", markersize=4, **style)
         accuracy.plot(measured, 100 * _numbers(ends, "validation_accuracy"), marker="o", markersize=4, **style)
@@ -215,7 +223,7 @@ def _actions_figure(title: str, steps: Rows, task: PlayedTask) -> Figure:
     columns, curve = _action_columns(steps), task.game.curve
     count = len(columns) + (curve is not None)
     figure = Figure(figsize=(9, 2 + 2.5 * count), layout="constrained")
-    figure.suptitle(f"{title}\nthe actions of each episode, over time")
+    figure.suptitle(f"{plain(title)}\nthe actions of each episode, over time")
     panels = figure.subplots(count, 1, squeeze=False)[:, 0]
     for axes, column in zip(panels, columns, strict=False):
         if task.action_names:
@@ -238,7 +246,7 @@ def _actions_figure(title: str, steps: Rows, task: PlayedTask) -> Figure:
 def action_ticks(names: Sequence[str]) -> tuple[list[int], list[str]]:
     """Ticks and labels for an axis of the actions of a Discrete space; not all of them where there are many."""
     ticks = list(range(0, len(names), -(-len(names) // MOST_TICKS)))
-    return ticks, [names[action] for action in ticks]
+    return ticks, [plain(names[action]) for action in ticks]
 
 
 def _grid(steps: Rows, column: str) -> NDArray[np.float64]:

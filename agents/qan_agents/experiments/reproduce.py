@@ -8,7 +8,7 @@ compared with the baseline.
 import math
 from typing import Any
 
-from qan_agents.experiments.run_folder import RunConfig
+from qan_agents.experiments.run_config import RunConfig
 from qan_gym.config import TaskConfig
 from qan_gym.data.datasets import load_dataset
 from qan_gym.games import game_of

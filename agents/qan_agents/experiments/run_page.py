@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from qan_agents.analysis.regret import regrets
-from qan_agents.experiments.evaluation import scores_by_policy, table_of
-from qan_agents.experiments.page import as_table, page, write_text
+from qan_agents.experiments.evaluation import PolicyScores, scores_by_policy, table_of
+from qan_agents.experiments.page import Block, Heading, Paragraph, Picture, Table, html_page, write_text
 from qan_agents.experiments.plots import (
     ACCURACY,
     ACTIONS,
@@ -21,6 +21,7 @@ from qan_agents.experiments.plots import (
     STYLES,
     PlayedTask,
     action_ticks,
+    plain,
     plot_run,
     save,
 )
@@ -49,14 +50,13 @@ def write_page(run: Run) -> list[Path]:
     Raises:
         ValueError: the run has no finished episode or was not evaluated, or a file of it is damaged.
     """
-    if not (run.folder / "evaluation.csv").is_file():
-        raise ValueError(f"{run.folder} was not evaluated yet: qan evaluate {run.folder}")
-    task, drawn = PlayedTask.of(run), plot_run(run)
+    task, scores = PlayedTask.of(run), scores_by_policy(run)
+    drawn = plot_run(run)
     filters, rows, ahead = _play(run)
     drawn.append(save(_filters_figure(filters), run.folder / FILTERS))
     drawn.append(save(_regret_figure(rows, run.config().agent, task.action_names), run.folder / REGRET))
-    text = _text(run, task, rows, ahead, {picture.name for picture in drawn})
-    write_text(run.folder / PAGE, page(run.config().title, text, run.folder))
+    blocks = _blocks(run, task, scores, rows, ahead, {picture.name for picture in drawn})
+    write_text(run.folder / PAGE, html_page(run.config().title, blocks))
     return [run.folder / PAGE, *drawn]
 
 
@@ -83,44 +83,57 @@ def _play(run: Run) -> tuple[list[NDArray[np.float32]], list[dict[str, Any]], in
 # --- the text -------------------------------------------------------------------------------------------------------
 
 
-def _text(run: Run, task: PlayedTask, rows: list[dict[str, Any]], ahead: int, pictures: set[str]) -> str:
-    """The page in Markdown, with those of the pictures that there are."""
+def _blocks(
+    run: Run,
+    task: PlayedTask,
+    scores: list[PolicyScores],
+    rows: list[dict[str, Any]],
+    ahead: int,
+    pictures: set[str],
+) -> list[Block]:
+    """What the page holds, with those of the pictures that there are."""
     config, settings = run.config(), run.settings()
     mean = np.mean([row["regret"] for row in rows])
     agreed = np.mean([row["action"] == row["best"] for row in rows])
-    facts = {**asdict(config), "dataset_fingerprint": settings["dataset_fingerprint"], **settings["versions"]}
-    values = f"\n\n![the agent's value of its best action]({MAX_Q})" if MAX_Q in pictures else ""
-    return "\n".join(
-        (
-            f"# {config.title}\n",
-            f"{config.episodes} trainings were played; then the agent played greedily on unseen seeds.\n",
-            "## Against fixed policies\n",
-            as_table(*table_of(scores_by_policy(run))),
+    facts = {**asdict(config), "dataset_fingerprint": settings.dataset_fingerprint, **settings.versions}
+
+    def picture(name: str, about: str) -> Picture:
+        return Picture(run.folder / name, about)
+
+    values = [picture(MAX_Q, "the agent's value of its best action")] if MAX_Q in pictures else []
+    return [
+        Paragraph(f"{config.episodes} trainings were played; then the agent played greedily on unseen seeds."),
+        Heading("Against fixed policies"),
+        Table(*table_of(scores)),
+        Paragraph(
             f"Mean (lowest-highest) over the seeds {', '.join(map(str, config.evaluation_seeds))}; all with the same "
-            "meta-momentum. So few seeds are no interval: `qan bench` makes those.\n",
-            "## Episode by episode\n",
-            f"![accuracy of every episode]({ACCURACY}){values}\n",
-            "## Its actions over time\n",
-            f"![actions over time]({ACTIONS})\n",
-            "## An unseen episode\n",
-            f"![losses and control of one unseen episode]({EPISODE})\n",
-            f"![the filters before and after]({FILTERS})\n",
-            "## What each action would have done\n",
+            "meta-momentum. So few seeds are no interval: qan bench makes those."
+        ),
+        Heading("Episode by episode"),
+        picture(ACCURACY, "accuracy of every episode"),
+        *values,
+        Heading("Its actions over time"),
+        picture(ACTIONS, "actions over time"),
+        Heading("An unseen episode"),
+        picture(EPISODE, "losses and control of one unseen episode"),
+        picture(FILTERS, "the filters before and after"),
+        Heading("What each action would have done"),
+        Paragraph(
             f"From {len(rows)} moments of that episode every action was tried, and {ahead} steps were played from "
             f"there: after the action {task.game.without_acting}. The regret of the agent's choice, in nats of "
             f"ln(validation loss), is {mean:.3f} in the mean; it chose as the greedy oracle in {agreed:.0%} of them. A "
-            "greedy oracle sees no further than those steps: it is not the best that can be done.\n",
-            f"![regret over the episode]({REGRET})\n",
-            "## Settings\n",
-            _settings_table("of the run", facts),
-            _settings_table("of the game", settings["task"]),
-            _settings_table("of the agent", settings["hyperparameters"]),
-        )
-    )
+            "greedy oracle sees no further than those steps: it is not the best that can be done."
+        ),
+        picture(REGRET, "regret over the episode"),
+        Heading("Settings"),
+        _settings_table("of the run", facts),
+        _settings_table("of the game", settings.task),
+        _settings_table("of the agent", settings.hyperparameters),
+    ]
 
 
-def _settings_table(head: str, settings: dict[str, Any]) -> str:
-    return as_table((head, ""), [(name, f"`{value}`") for name, value in settings.items()])
+def _settings_table(head: str, settings: dict[str, Any]) -> Table:
+    return Table((head, ""), [(name, str(value)) for name, value in settings.items()])
 
 
 # --- the pictures ---------------------------------------------------------------------------------------------------
@@ -155,7 +168,7 @@ def _regret_figure(rows: list[dict[str, Any]], agent: str, action_names: list[st
     regret.set_ylabel("regret (nats)")
     for number, axes in enumerate(choices):
         axes.plot(steps, best[:, number], "o", color=oracle_color, fillstyle="none", markersize=9, label="oracle")
-        axes.plot(steps, chosen[:, number], "x", color=agent_color, label=agent)
+        axes.plot(steps, chosen[:, number], "x", color=agent_color, label=plain(agent))
         axes.set_ylabel("action" if number == 0 else f"action {number}")
         axes.margins(y=0.2)
         if action_names:

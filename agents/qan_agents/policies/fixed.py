@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from qan_gym.config import TaskConfig
 from qan_gym.env import QanEnv
+from qan_gym.games import game_of
 from qan_gym.schedules import SCHEDULES
 from qan_gym.utils.arrays import NUMPY
 
@@ -36,7 +37,7 @@ class Policy(Protocol):
 class ScheduledPolicy:
     """Keeps the learning rate as near to a schedule as the actions allow (in the logarithm).
 
-    A schedule that never changes the learning rate is the no-op in games whose actions do not set it.
+    Where the actions do not set the learning rate, it is the no-op on the base schedule of that name.
     """
 
     def __init__(self, schedule: str) -> None:
@@ -48,17 +49,33 @@ class ScheduledPolicy:
         game_env = cast(QanEnv, env.unwrapped)
         self.config, self.game = game_env.config, game_env.training.parts.game
         self.no_op = self.game.no_op(self.config)
-        rates = scheduled_rates(self.schedule, self.config, game_env.episode_length)
-        changes = any(rate != self.config.learning_rate for rate in rates)
-        if "learning_rate" not in self.game.hyperparameters and (changes or self.no_op is None):
+        self.sets_rate = "learning_rate" in self.game.hyperparameters
+        self._check()
+        self.targets = iter(scheduled_rates(self.schedule, self.config, game_env.episode_length))
+
+    def _check(self) -> None:
+        """Refuse an environment whose learning rate would not be that of the schedule.
+
+        Raises:
+            ValueError: what to do instead.
+        """
+        base, game = self.config.schedule, self.config.game
+        if self.sets_rate and base != "constant":
             raise ValueError(
-                f"{self.schedule} sets the learning rate, and the actions of the game {self.config.game!r} do not: "
-                f"play {' or '.join(self.game.baselines)}"
+                f"{self.schedule} sets the learning rate itself, and the base schedule {base!r} would multiply it: "
+                "make its environment with schedule='constant'"
             )
-        self.targets = iter(rates)
+        if not self.sets_rate and (base != self.schedule or self.no_op is None):
+            raise ValueError(
+                f"{self.schedule} sets the learning rate, and the actions of the game {game!r} do not: "
+                f"play {' or '.join(self.game.baselines)}"
+                + ("" if self.no_op is None else f", or make its environment with schedule={self.schedule!r}")
+            )
 
     def act(self, observation: NDArray[Any], info: dict[str, Any]) -> Any:
         """See `Policy.act`."""
+        if not self.sets_rate:
+            return self.no_op
         target, rate = next(self.targets), info["learning_rate"]
         if rate == target and self.no_op is not None:
             return self.no_op
@@ -112,6 +129,21 @@ def scheduled_rates(schedule: str, config: TaskConfig, length: int) -> list[floa
     share = np.arange(length) / length
     rates = SCHEDULES[schedule].rate(NUMPY, np.full(length, config.learning_rate), share)
     return [float(rate) for rate in np.clip(rates, config.learning_rate_min, config.learning_rate_max)]
+
+
+def fixed_env_kwargs(name: str, config: TaskConfig) -> dict[str, Any]:
+    """Keyword arguments of the environment that a fixed policy plays, in the place of those of the task.
+
+    A policy that sets the learning rate plays without a base schedule, which would multiply what it sets. Where the
+    actions do not set the learning rate, its schedule is the base schedule, and nobody acts.
+
+    Args:
+        name: of the policy.
+        config: of the task.
+    """
+    if name not in SCHEDULES:
+        return {}
+    return {"schedule": "constant" if "learning_rate" in game_of(config).hyperparameters else name}
 
 
 def fixed_policies() -> list[str]:
