@@ -16,6 +16,16 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+# What a grid holds, and the options that say it instead of one.
+OPTIONS = {
+    "environments": "--env",
+    "controllers": "--controller",
+    "runs": "--runs",
+    "seeds": "--seed",
+    "evaluation_seeds": "--evaluation-seeds",
+}
+
+
 def bench(
     grid: Annotated[Path | None, typer.Argument(metavar="GRID", help="A YAML file; see docs/protocol.md.")] = None,
     out: Annotated[Path, typer.Option(help="The Parquet file; what is finished there is not done again.")] = Path(
@@ -94,7 +104,8 @@ def _check_options(grid: Path | None, flags: dict[str, Any], workers: int | None
         ValueError: what to do instead.
     """
     if grid is not None and flags:
-        raise ValueError(f"a grid says itself what is compared: write {', '.join(flags)} into {grid}, or give no grid")
+        options = ", ".join(f"{OPTIONS[name]} ({name})" for name in flags)
+        raise ValueError(f"{grid} says itself what is compared: write there what {options} should be, or give no grid")
     if grid is None and "controllers" not in flags:
         raise ValueError("give a grid, or at least one --controller")
     if workers is not None and workers < 1:
