@@ -107,7 +107,7 @@ def test_ids_of_a_module_get_the_vector_environment(module: str) -> None:
     import_module_of(f"{module}:Mine-v0")
     assert gym.spec("Mine-v0").vector_entry_point == VECTOR_ENTRY_POINT
     assert gym.spec("IgnoresActions-v0").vector_entry_point is None
-    envs = gym.make_vec("Mine-v0", num_envs=2)
+    envs = gym.make_vec("Mine-v0", num_envs=2, meta_momentum=None, reference=None)
     assert isinstance(envs.unwrapped, QanVectorEnv)
     assert envs.unwrapped.config.epochs == 2
     envs.close()
@@ -190,10 +190,9 @@ def test_a_path_below_the_users_folder(tmp_path: Path, monkeypatch: pytest.Monke
 def test_none_reaches_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli_train, "_train_and_evaluate", lambda run, modules: None)
-    for value in ("None", "null"):
-        out = tmp_path / value
-        invoke(*QUICK_TRAINING, "--set", f"meta_momentum={value}", "--set", "reference=None", "--out", out)
-        assert json.loads((out / "config.json").read_text())["run"]["env_kwargs"]["meta_momentum"] is None
+    invoke(*QUICK_TRAINING, "--out", "run")
+    kwargs = json.loads(Path("run", "config.json").read_text())["run"]["env_kwargs"]
+    assert kwargs == {"epochs": 1, "train_size": 100, "meta_momentum": None, "reference": None}
 
 
 # --- terminals ------------------------------------------------------------------------------------------------------
@@ -243,7 +242,8 @@ def test_piped_tables_are_not_wrapped() -> None:
         assert words in out.getvalue().decode()
 
 
-QUICK_TRAINING = ["train", LR, "--episodes", "1", "--set", "epochs=1", "--set", "train_size=100"]
+NO_REFERENCE = ["--set", "meta_momentum=None", "--set", "reference=null"]  # which would be trained
+QUICK_TRAINING = ["train", LR, "--episodes", "1", "--set", "epochs=1", "--set", "train_size=100", *NO_REFERENCE]
 
 
 def as_in_terminal(

@@ -190,10 +190,11 @@ def test_wrong_hyperparameters(agent: str, setting: str, message: str, folder: P
 @pytest.mark.parametrize(
     ("arguments", "messages"),
     [
-        ("train --agent dqx", ["'dqx'", "dqn"]),
-        ("train --preset quik", ["'quik'", "quick"]),
-        ("list dqx", ["'dqx'", "dqn"]),
-        ("reproduce mnist", ["'mnist'", "mnist-lr"]),
+        ("train --agent dqx", ["'dqx'", "did you mean 'dqn'?"]),
+        ("train --preset quik", ["'quik'", "did you mean 'quick'?"]),
+        ("list dqx", ["'dqx'", "did you mean 'dqn'?"]),
+        ("reproduce mnist-rl", ["'mnist-rl'", "did you mean 'mnist-lr'?"]),
+        ("train --set learningrate=1", ["'learningrate'", "did you mean 'learning_rate'?"]),
         ("train QanLR-MNIST6k-v0", ["QanLR-MNIST6k", "qan list", "--import MODULE"]),
         ("check Nothing-v0", ["Nothing", "--import MODULE"]),
         ("reference Nothing-v0", ["Nothing"]),
