@@ -1,17 +1,26 @@
-"""The command `qan`: modules in the current folder, and the environments that it lists."""
+"""The command `qan`: modules that the user names, settings, terminals, and the environments that it lists."""
 
+import io
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
+from rich.progress import Progress
 from typer.testing import CliRunner
 
+from qan_agents.__main__ import main
+from qan_agents.cli import common
+from qan_agents.cli import environments as cli_environments
+from qan_agents.cli import train as cli_train
 from qan_agents.cli.app import app
 from qan_agents.env_ids import import_module_of, task_of
-from qan_gym.registration import ENTRY_POINTS
+from qan_gym.registration import ENTRY_POINTS, VECTOR_ENTRY_POINT
 from qan_gym.tasks import TASKS
+from qan_gym.vector_env import QanVectorEnv
 
 LR = "QanLR-MNIST5k-v0"
 
@@ -93,24 +102,217 @@ def test_the_task_of_an_id(module: str) -> None:
         task_of("CartPole-v1", {})
 
 
+def test_ids_of_a_module_get_the_vector_environment(module: str) -> None:
+    """Where they play qan-gym's own environment, so that agents and the bench can play them; no others do."""
+    import_module_of(f"{module}:Mine-v0")
+    assert gym.spec("Mine-v0").vector_entry_point == VECTOR_ENTRY_POINT
+    assert gym.spec("IgnoresActions-v0").vector_entry_point is None
+    envs = gym.make_vec("Mine-v0", num_envs=2, meta_momentum=None, reference=None)
+    assert isinstance(envs.unwrapped, QanVectorEnv)
+    assert envs.unwrapped.config.epochs == 2
+    envs.close()
+
+
+def test_modules_come_from_the_current_folder_once_they_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of somebody else's, in which a command runs, is not searched for libraries."""
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder])
+    monkeypatch.chdir(tmp_path)
+    Path("module_of_this_folder.py").write_text("")
+    invoke("list")
+    assert str(tmp_path) not in sys.path
+    invoke("list", "--import", "module_of_this_folder")
+    assert sys.path[-1] == str(tmp_path)
+    assert "module_of_this_folder" in sys.modules
+    sys.modules.pop("module_of_this_folder")
+
+
+# --- settings -------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("text", "value"),
     [
-        (["train", "no_such_module:Game-v0"], "no_such_module"),
-        (["check", "no_such_module:Game-v0"], "no_such_module"),
-        (["reference", "no_such_module:Game-v0"], "no_such_module"),
-        (["reference", "CartPole-v1"], "not an environment of qan-gym"),
-        (["list", "dqx"], "unknown agent 'dqx'; there are dqn, dqn-native"),
+        ("null", None),
+        ("None", None),
+        ("true", True),
+        ("True", True),
+        ("false", False),
+        ("False", False),
+        ("3", 3),
+        ("-0.5", -0.5),
+        ("1e-3", 1e-3),
+        ("1_000", 1000),
+        ('"3"', "3"),
+        ("'None'", "None"),
+        ('["a", null]', ["a", None]),
+        ("['a', None]", ["a", None]),
+        ("('a', True)", ["a", True]),
+        ('{"a": false}', {"a": False}),
+        ("{'a': False}", {"a": False}),
+        ("linear", "linear"),
+        ("2024-01-01", "2024-01-01"),
+        ("none", "none"),
+        ("None, please", "None, please"),
+        ("", ""),
+        ("b'x'", "b'x'"),
+        ("1j", "1j"),
+        ("...", "..."),
+        ("\\d.npz", "\\d.npz"),
+        ("[/x.npz]", "[/x.npz]"),
+        ("__import__('os')", "__import__('os')"),
+        (10_000 * "[", 10_000 * "["),
+        ("data/~x.npz", "data/~x.npz"),
     ],
 )
-def test_wrong_input_is_explained_in_a_line(
-    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_values_as_json_and_python_write_them(text: str, value: object) -> None:
+    parsed = common.parse_settings([f"name={text}"])["name"]
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+def test_a_path_below_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a setting as in an option, where no shell replaces the ~ behind a "="."""
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
-    output = invoke(*arguments, status=2)
-    assert message in output
-    assert "Traceback" not in output
-    assert not list(tmp_path.iterdir())
+    assert common.parse_settings(["dataset=~/x.npz"]) == {"dataset": str(tmp_path / "home" / "x.npz")}
+    assert common.expanded(Path("~/runs")) == tmp_path / "home" / "runs"
+    for command in (["evaluate", "~/no"], ["plot", "~/no"], ["watch", "~/no"], ["train", "--resume=~/no"]):
+        assert str(tmp_path / "home" / "no") in CliRunner().invoke(app, command).stderr
+    (tmp_path / "home" / "taken").write_text("")
+    for command in (["train", "--out=~/taken"], ["reference", LR, "--out=~/taken"]):
+        assert str(tmp_path / "home" / "taken") in CliRunner().invoke(app, command).stderr
+    assert not (tmp_path / "~").exists()
+
+
+def test_none_reaches_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli_train, "_train_and_evaluate", lambda run, modules: None)
+    invoke(*QUICK_TRAINING, "--out", "run")
+    kwargs = json.loads(Path("run", "config.json").read_text())["run"]["env_kwargs"]
+    assert kwargs == {"epochs": 1, "train_size": 100, "meta_momentum": None, "reference": None}
+
+
+# --- terminals ------------------------------------------------------------------------------------------------------
+
+FOREIGN = ("[bold]", "[/x.npz]", "[/]", ":smile:", "[link=http://x]y[/link]", "a[b]c", "$x^$", "\\[x]")
+
+
+@pytest.fixture
+def pipe(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """What the console writes to, when it is no terminal."""
+    file = io.StringIO()
+    monkeypatch.setattr(common, "console", common.PlainConsole(soft_wrap=True, file=file))
+    return file
+
+
+@pytest.mark.parametrize("text", FOREIGN)
+def test_foreign_text_is_no_markup(text: str, pipe: io.StringIO) -> None:
+    """In lines, tables, spinners and progress bars."""
+    table = common.table_of(text, title=text, caption=text)
+    table.add_row(text)
+    bars = Progress(common.text_column("{task.fields[name]}"), console=common.console)
+    bars.add_task("", name=text)
+    for content in (text, table, common.plain(text), bars.get_renderable()):
+        common.console.print(content)
+    assert pipe.getvalue().count(text) == 7
+
+
+def test_control_characters_are_escaped(pipe: io.StringIO) -> None:
+    """A name cannot move the cursor, nor turn the text around; the bytes of a path that are no text can be printed."""
+    common.console.print("a\x1b[2Jb\u202ec\rd\x07e\udcfff")
+    assert pipe.getvalue() == r"a\x1b[2Jb\u202ec\rd\x07e\udcfff" + "\n"
+
+
+def test_piped_lines_are_not_wrapped(pipe: io.StringIO) -> None:
+    path = "/".join(60 * ["a folder"])
+    common.console.print(f"written: {path}")
+    assert pipe.getvalue() == f"written: {path}\n"
+
+
+def test_piped_tables_are_not_wrapped() -> None:
+    words = " ".join(100 * ["word"])
+    table = common.table_of("column")
+    table.add_row(words)
+    runner = CliRunner()
+    with runner.isolation() as (out, *_):
+        common.print_wrapped(table)
+        assert words in out.getvalue().decode()
+
+
+NO_REFERENCE = ["--set", "meta_momentum=None", "--set", "reference=null"]  # which would be trained
+QUICK_TRAINING = ["train", LR, "--episodes", "1", "--set", "epochs=1", "--set", "train_size=100", *NO_REFERENCE]
+
+
+def as_in_terminal(
+    encoding: str, columns: int, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> tuple[int, str]:
+    """Run the command as in a terminal of an encoding and a width; returns its exit status, and what it shows."""
+    screen = io.BytesIO()
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(screen, encoding=encoding, write_through=True))
+    monkeypatch.setattr(sys, "argv", ["qan", *arguments])
+    for module in (common, cli_train, cli_environments):
+        terminal = common.PlainConsole(soft_wrap=True, force_terminal=True, width=columns)
+        monkeypatch.setattr(module, "console", terminal)
+    with pytest.raises(SystemExit) as end:
+        main()
+    return end.value.code, screen.getvalue().decode(encoding)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "columns"),
+    [
+        ("latin-1", 40),
+        pytest.param("ascii", 40, marks=pytest.mark.slow),
+        pytest.param("cp1252", 80, marks=pytest.mark.slow),
+        pytest.param("utf-8", 40, marks=pytest.mark.slow),
+    ],
+)
+def test_terminals(encoding: str, columns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training with its bar, spinner, table and paths goes through in every encoding, and cuts no number off."""
+    monkeypatch.chdir(tmp_path)
+    status, shown = as_in_terminal(encoding, columns, [*QUICK_TRAINING, "--out", "exp[ablation] é 名"], monkeypatch)
+    assert status == 0, shown
+    name = {"utf-8": "é 名", "ascii": r"\xe9 \u540d"}.get(encoding, r"é \u540d")
+    assert f"drawn: exp[ablation] {name}/accuracy.png" in shown
+    assert "evaluating" in shown
+    assert r"\u2026" not in shown
+    assert "…" not in shown
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["train", "--help"], ["list"], ["bench", "--help"]])
+def test_help_in_terminals(encoding: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    status, shown = as_in_terminal(encoding, 40, arguments, monkeypatch)
+    assert status == 0, shown
+    assert "Usage: qan" in shown or "environments" in shown
+
+
+def test_an_error_in_a_terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, shown = as_in_terminal("ascii", 40, ["plot", "é[/x]"], monkeypatch)
+    assert status == 2
+    assert shown == r"qan: \xe9[/x] is not a run: there is no config.json in it" + "\n"
+
+
+def test_the_command_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It can be pasted: the folder is quoted, and the modules are imported again."""
+
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli_train, "_train", interrupt)
+    out = "my runs/exp[ablation]"
+    output = invoke(*QUICK_TRAINING, "--out", out, "--import", "json", status=130)
+    assert "go on with: qan train --resume 'my runs/exp[ablation]' --import json\n" in output
+
+
+# --- lists ----------------------------------------------------------------------------------------------------------
 
 
 def test_list() -> None:

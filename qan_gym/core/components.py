@@ -101,7 +101,7 @@ def build_components(config: TaskConfig, device: str, engine: str = "auto") -> C
     """
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
     if config.reward not in REWARDS:
         raise ValueError(f"unknown reward {config.reward!r}; there are {', '.join(REWARDS)}")

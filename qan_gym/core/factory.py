@@ -28,6 +28,19 @@ def training_of(env_id: str, arguments: dict[str, Any], num_runs: int, device: s
     return make_training(make_task_config(env_id, arguments), num_runs, device, engine)
 
 
+def config_of(env_id: str, arguments: dict[str, Any]) -> TaskConfig:
+    """The configuration of an environment, without making it; arguments as `training_of` takes them.
+
+    Raises:
+        ValueError: see `make_task_config`.
+    """
+    if env_id in FAMILIES:
+        from qan_gym.families.factory import family_config
+
+        return family_config(env_id, arguments)[0]
+    return make_task_config(env_id, arguments)
+
+
 def make_training(config: TaskConfig, num_runs: int = 1, device: str = "cpu", engine: str = "auto") -> Training:
     """Build the parts of a task, find or train its reference, and allocate N runs.
 

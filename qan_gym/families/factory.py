@@ -1,9 +1,10 @@
 """The training of an environment whose episodes draw their tasks."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
+from qan_gym.config import TaskConfig
 from qan_gym.core.features import register_feature
 from qan_gym.core.run_state import RunState
 from qan_gym.core.statistics import statistics_of
@@ -22,12 +23,23 @@ def make_family_training(
     """The training of an id of `FAMILIES`; arguments as `qan_gym.core.factory.training_of` takes them.
 
     Raises:
+        ValueError: see `family_config` and `family_parts`.
+    """
+    config, source = family_config(env_id, arguments)
+    return FamilyTraining(family_parts(config, source, device, engine), source, num_runs)
+
+
+def family_config(env_id: str, arguments: dict[str, Any]) -> tuple[TaskConfig, TaskSource]:
+    """The configuration that the tasks complete, with a typical task in it, and where they come from.
+
+    Raises:
         ValueError: an argument is unknown, out of its range, or for the task to say.
     """
     source = TaskSource.from_arguments(arguments)
     own = {one.name for one in fields(TaskSource)} | {"context"}
     others = {name: value for name, value in arguments.items() if name not in own}
-    if drawn := others.keys() & Task().settings().keys():
+    typical = Task().settings()
+    if drawn := others.keys() & typical.keys():
         raise ValueError(
             f"{', '.join(sorted(drawn))}: every task of the family has its own; `networks` and `optimizers` choose "
             "among the kinds, and `task` plays one task"
@@ -40,8 +52,8 @@ def make_family_training(
         raise ValueError(f"observation={config.observation!r} shows weights, and those of the tasks differ in shape")
     if context == "observed":
         names = statistics_of(config) if config.observation == "statistics" else config.observation
-        config = make_task_config(env_id, {**others, "observation": (*names, *CONTEXT_FEATURES)})
-    return FamilyTraining(family_parts(config, source, device, engine), source, num_runs)
+        config = replace(config, observation=(*names, *CONTEXT_FEATURES))
+    return replace(config, **typical), source
 
 
 def _context(column: int, run: RunState) -> Array:

@@ -266,7 +266,7 @@ def family_parts(config: TaskConfig, source: TaskSource, device: str, engine: st
     """
     if torch.device(device).type != "cpu":
         raise ValueError(f"the runs of a family are small and of different shapes: device must be cpu, not {device!r}")
-    parts = build_components(replace(config, **Task().settings()), device, "torch")
+    parts = build_components(replace(config, **Task().settings()), device, "torch")  # of a typical task
     shapes: dict[str, tuple[int, ...]] = {"weights": (room(source.networks),)}
     network = Network(parts.network.image_shape, shapes, parts.network.forward, shown="weights")
     found = family_engine(engine)

@@ -97,6 +97,12 @@ def require_writable(folder: Path) -> None:
     there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise ValueError(f"{folder} cannot be written to, because {there} is read-only or not a folder")
+    try:
+        folder.lstat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:  # its name is too long, or it is a loop of links
+        raise ValueError(f"{folder} cannot be written to ({error.strerror})") from error
 
 
 # --- reading --------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ OPTIONS = {
 
 
 def bench(
-    grid: Annotated[Path | None, typer.Argument(metavar="[GRID]", help="A YAML file; see docs/protocol.md.")] = None,
+    grid: Annotated[Path | None, typer.Argument(metavar="GRID", help="A YAML file; see docs/protocol.md.")] = None,
     out: Annotated[Path, typer.Option(help="The Parquet file; what is finished there is not done again.")] = Path(
         "bench.parquet"
     ),

@@ -1,68 +1,138 @@
-"""Shared by the commands: the console, settings given as NAME=VALUE, and errors printed in one line."""
+"""Shared by the commands: the console, options, settings given as NAME=VALUE, and errors printed in one line."""
 
+import ast
 import json
-from collections.abc import Iterator
+import os
+import pickle
+import warnings
+import zlib
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from rich.progress import TextColumn
+from rich.table import Column, Table
+from rich.text import Text
 
-console = Console()
+# --- the console ----------------------------------------------------------------------------------------------------
+
+
+class PlainConsole(Console):
+    """A console on which text is only text: neither markup nor emoji codes, and control characters are escaped."""
+
+    def __init__(self, **options: Any) -> None:
+        """options: see `rich.console.Console`."""
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """See `rich.console.Console.render_str`."""
+        return super().render_str(printable(text), **options)
+
+
+console = PlainConsole(soft_wrap=True)  # a line is wrapped by the terminal alone, so that a path remains one word
+SPINNER = "line"  # of ASCII, which every terminal has
+NATURAL_WIDTH = 10_000  # columns, of what goes to a file or a pipe
+
+
+def printable(text: str) -> str:
+    """Text whose control characters, but for line ends, and bytes that are no text are written as escapes."""
+    return "".join(
+        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+def plain(text: str) -> Text:
+    """Text for the parts of Rich that would read a string as markup: spinners, and columns of progress bars."""
+    return Text(printable(text))
+
+
+def table_of(*columns: str, right: Container[str] = (), **options: Any) -> Table:
+    """An empty table whose cells are not cut off, see `print_wrapped`.
+
+    Args:
+        columns: their names; the first, which has the names of the rows, is not wrapped.
+        right: those of numbers, which stand at the right of their column.
+        options: see `rich.table.Table`.
+    """
+    table = Table(**options)
+    for name in columns:
+        justify: Literal["left", "right"] = "right" if name in right else "left"
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=name == columns[0])
+    return table
+
+
+def text_column(text: str) -> TextColumn:
+    """A column of a progress bar; cut off where it is too wide.
+
+    Args:
+        text: a format; {task} has the fields of the bar.
+    """
+    return TextColumn(text, markup=False, table_column=Column(no_wrap=True, overflow="crop"))
+
+
+def print_wrapped(content: str | Table) -> None:
+    """Print a text or a table, wrapped where it is wider than the terminal, and as wide as it is in a file or a pipe.
+
+    A table is not made narrower than its words.
+    """
+    wide = PlainConsole(width=NATURAL_WIDTH)
+    if console.is_terminal:
+        wide.width = max(console.width, wide.measure(content).minimum)
+    wide.print(content)
+
+
+# --- errors ---------------------------------------------------------------------------------------------------------
 
 WRONG_INPUT = 2  # exit status
 INTERRUPTED = 130  # exit status of a command stopped by Ctrl-C
-
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
-EnvArgument = Annotated[
-    str, typer.Argument(metavar="ENV", help="The id of an environment; MODULE:ID imports the module first.")
-]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A keyword argument of the environment.")
-]
-
-
-def import_modules(modules: list[str] | None) -> list[str]:
-    """Import the modules of `--import`.
-
-    Raises:
-        ValueError: one cannot be imported.
-    """
-    from qan_agents.env_ids import import_module_of
-
-    with errors_in_one_line():
-        for module in modules or []:
-            import_module_of(f"{module}:")
-    return modules or []
-
-
-ImportOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--import",
-        metavar="MODULE",
-        help="Import a module that registers environments, agents or others; may be repeated.",
-        callback=import_modules,
-        is_eager=True,
-    ),
-]
+DEBUG_VARIABLE = "QAN_DEBUG"  # where it is set, errors keep their traceback
 
 
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """Print what is wrong with the input in one line; any other error is a bug and keeps its traceback.
+    """Print what is wrong with the input, the files or the machine in one line; other errors keep their traceback.
 
     Raises:
         typer.Exit: with the status WRONG_INPUT, instead of the error.
     """
-    from gymnasium.error import Error
-
     try:
         yield
-    except (ValueError, OSError, ModuleNotFoundError, Error) as error:
-        console.print(f"[bold red]qan:[/] {error!s}", highlight=False, soft_wrap=True)
+    except Exception as error:
+        if os.environ.get(DEBUG_VARIABLE) or not _is_from_outside(error):
+            raise
+        print_error(_message(error))
         raise typer.Exit(WRONG_INPUT) from error
+
+
+def _is_from_outside(error: Exception) -> bool:
+    """Whether the input, a file or the machine has caused an error, and not a fault of the program."""
+    from gymnasium.error import Error
+
+    if isinstance(error, BrokenPipeError):  # the reader of the output has gone: nothing is wrong
+        return False
+    kinds = (ValueError, OSError, EOFError, ImportError, MemoryError, zlib.error, pickle.UnpicklingError, Error)
+    return isinstance(error, kinds)
+
+
+def print_error(message: str) -> None:
+    """Print a message in one line on the standard error."""
+    line = " ".join(filter(None, map(str.strip, message.splitlines())))
+    PlainConsole(stderr=True, soft_wrap=True).print(Text.assemble(("qan: ", "bold red"), printable(line)))
+
+
+def _message(error: Exception) -> str:
+    """What is wrong, with the name of the file where the system has one."""
+    from gymnasium.error import UnregisteredEnv
+
+    if isinstance(error, UnregisteredEnv):
+        return f"{error} qan list has the ids there are; --import MODULE imports a module that registers others"
+    if isinstance(error, OSError) and error.strerror:
+        path = error.filename2 or error.filename  # of a rename the file that was to be
+        return error.strerror if path is None else f"{os.fsdecode(path)}: {error.strerror}"
+    return str(error) or type(error).__name__
 
 
 @contextmanager
@@ -78,19 +148,113 @@ def extra_required(extra: str) -> Iterator[None]:
         raise ValueError(f"{error.name} is missing: python -m pip install 'qan-gym[{extra}]'") from error
 
 
-def parse_settings(settings: list[str] | None) -> dict[str, Any]:
-    """NAME=VALUE pairs as a dict; a value is read as JSON, or is text where it is not JSON.
+# --- options --------------------------------------------------------------------------------------------------------
+
+MOST = 1_000_000  # of what a user may count: episodes, environments, seeds
+LARGEST_SEED = 2**32 - 1
+
+
+def expanded(path: Path | None) -> Path | None:
+    """A path whose leading `~` is the user's folder, which a shell does not replace in `--out=~/runs`."""
+    if path is None:
+        return None
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise typer.BadParameter(f"{path}: there is no such user folder") from error
+
+
+def import_modules(modules: list[str] | None) -> list[str]:
+    """Import the modules of `--import`.
 
     Raises:
-        ValueError: a pair has no "=".
+        ValueError: one cannot be imported.
     """
-    parsed = {}
+    from qan_agents.env_ids import import_module_of_user
+
+    for module in modules or []:
+        import_module_of_user(module)
+    return modules or []
+
+
+SeedOption = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of the agent and its episodes.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", callback=expanded)]
+EnvArgument = Annotated[
+    str, typer.Argument(metavar="ENV", help="The id of an environment; MODULE:ID imports the module first.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A keyword argument of the environment.")
+]
+ImportOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        metavar="MODULE",
+        help="Import a module that registers environments, agents or others; may be repeated.",
+        callback=import_modules,
+        is_eager=True,
+    ),
+]
+
+
+def refuse_beside(context: typer.Context, option: str, allowed: Container[str] = ()) -> None:
+    """Refuse what was given beside an option, which would be ignored.
+
+    Args:
+        context: of the command.
+        option: as it is written on the command line.
+        allowed: names of parameters of the command that the option does not replace, its own among them.
+
+    Raises:
+        ValueError: the message names what was given beside it.
+    """
+    given = [
+        parameter.opts[0] if parameter.opts[0].startswith("-") else parameter.opts[0].upper()
+        for parameter in context.command.params
+        if parameter.name not in allowed and _is_given(context, parameter.name)
+    ]
+    if given:
+        raise ValueError(f"{', '.join(given)} cannot be given with {option}, which has its own: leave it out")
+
+
+def _is_given(context: typer.Context, name: str | None) -> bool:
+    source = context.get_parameter_source(name) if name is not None else None
+    return source is not None and source.name == "COMMANDLINE"
+
+
+# --- settings -------------------------------------------------------------------------------------------------------
+
+
+def parse_settings(settings: list[str] | None) -> dict[str, Any]:
+    """NAME=VALUE pairs as a dict.
+
+    Raises:
+        ValueError: a pair has no "=", or a name is given twice.
+    """
+    parsed: dict[str, Any] = {}
     for setting in settings or []:
         name, equals, value = setting.partition("=")
         if not equals or not name:
             raise ValueError(f"settings are NAME=VALUE, not {setting!r}")
-        try:
-            parsed[name] = json.loads(value)
-        except json.JSONDecodeError:
-            parsed[name] = value
+        if name in parsed:
+            raise ValueError(f"the setting {name!r} is given twice: leave one out")
+        parsed[name] = parse_value(value)
     return parsed
+
+
+def parse_value(text: str) -> Any:
+    """A value as JSON or Python write it, such as null and None; what is neither is text, or a path that begins with ~.
+
+    Python's values are those that JSON has too: a tuple is a list.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of escapes that Python does not know
+            value = ast.literal_eval(text)
+        return json.loads(json.dumps(value))
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        return str(expanded(Path(text))) if text.startswith("~") else text

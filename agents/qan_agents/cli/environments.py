@@ -4,29 +4,32 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from qan_agents.cli.common import (
+    MOST,
+    SPINNER,
     EnvArgument,
+    ImportOption,
     SetOption,
     console,
-    errors_in_one_line,
+    expanded,
     extra_required,
     parse_settings,
+    plain,
+    print_wrapped,
+    table_of,
 )
 
 
 def list_environments(
-    agent: Annotated[
-        str | None, typer.Argument(metavar="[AGENT]", help="List the presets of an agent instead.")
-    ] = None,
+    agent: Annotated[str | None, typer.Argument(metavar="AGENT", help="List the presets of an agent instead.")] = None,
+    modules: ImportOption = None,
 ) -> None:
     """The environments, the agents, the fixed policies and the controllers; or the presets of an agent."""
     if agent is not None:
-        with errors_in_one_line():
-            from qan_agents.agents import agent_class
+        from qan_agents.agents import agent_class
 
-            console.print(f"presets of {agent}: {', '.join(agent_class(agent).presets)}")
+        console.print(f"presets of {agent}: {', '.join(agent_class(agent).presets)}")
         return
     from qan_agents.agents import agent_names
     from qan_agents.bench.preparation import controllers
@@ -37,49 +40,50 @@ def list_environments(
     from qan_gym.tasks import TASKS
 
     caption = "batch: images of a mini-batch; per action: mini-batches"
-    table = Table(title="environments", caption=caption, pad_edge=False)
-    table.add_column("id", no_wrap=True)
-    table.add_column("controls", min_width=12)
-    for name in ("data", "batch", "epochs", "per action"):
-        table.add_column(name)
+    columns = ("id", "controls", "data", "batch", "epochs", "per action")
+    table = table_of(*columns, title="environments", caption=caption, pad_edge=False)
     for env_id in ENTRY_POINTS:
         task = TASKS[env_id]
         numbers = (str(value) for value in (task.batch_size, task.epochs, task.batches_per_action))
         table.add_row(env_id, game_of(task).controlled, task.dataset, *numbers)
-    console.print(table)
-    console.print(f"agents: {', '.join(agent_names())}; their presets: qan list AGENT")
-    console.print(f"fixed policies: {', '.join(fixed_policies())}")
-    console.print(f"controllers of qan bench: {', '.join(controllers())}")
+    print_wrapped(table)
+    print_wrapped(f"agents: {', '.join(agent_names())}; their presets: qan list AGENT")
+    print_wrapped(f"fixed policies: {', '.join(fixed_policies())}")
+    print_wrapped(f"controllers of qan bench: {', '.join(controllers())}")
     console.print(f"engine of mnist-cnn on this CPU: {engine_here()}")
 
 
 def check(
     env: Annotated[str, typer.Argument(metavar="ENV", help="Any Gymnasium id; MODULE:ID imports the module first.")],
-    seeds: Annotated[int, typer.Option(help="How many seeds every sequence is played on.")] = 8,
-    steps: Annotated[int | None, typer.Option(help="Of an episode that are played; default: all.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, max=MOST, help="How many seeds every sequence is played on.")] = 8,
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=MOST, help="Of an episode that are played; default: all.")
+    ] = None,
     settings: SetOption = None,
+    modules: ImportOption = None,
 ) -> None:
     """Certify that the actions of an environment matter beyond seed noise; the exit status is 1 if not."""
-    with errors_in_one_line():
-        with extra_required("bench"):
-            from qan_agents.analysis import action_effect
-        with console.status("") as status:
-            found = action_effect.certify(
-                env, parse_settings(settings), seeds, steps, lambda name: status.update(f"playing {name}")
-            )
-    table = Table(title=f"{found.outcome} on {seeds} seeds; every sequence begins with {found.first}")
-    for name in ("actions", "mean", "standard deviation", "lowest", "highest"):
-        table.add_column(name, justify="left" if name == "actions" else "right")
+    from qan_agents.env_ids import require_settings
+
+    with extra_required("bench"):
+        from qan_agents.analysis import action_effect
+    env_kwargs = parse_settings(settings)
+    require_settings(env, env_kwargs)
+    with console.status("", spinner=SPINNER) as status:
+        found = action_effect.certify(
+            env, env_kwargs, seeds, steps, lambda name: status.update(plain(f"playing {name}"))
+        )
+    console.print(f"{found.outcome} on {seeds} seeds; every sequence begins with {found.first}")
+    numbers_of = ("mean", "standard deviation", "lowest", "highest")
+    table = table_of("actions", *numbers_of, right=numbers_of)
     for name, values in zip(found.sequences, found.outcomes, strict=True):
         numbers = (values.mean(), values.std(ddof=1), values.min(), values.max())
         table.add_row(name, *(f"{value:.4g}" for value in numbers))
-    console.print(table)
+    print_wrapped(table)
     console.print(
         f"between sequences {found.between_sequences:.4g}, between seeds {found.between_seeds:.4g}: "
         f"{found.ratio:.3g} times (above {action_effect.LEAST_RATIO:g} wanted)\n"
-        f"Friedman's test: p = {found.p_value:.2g} (below {action_effect.SIGNIFICANCE:g} wanted)\n{found.verdict}",
-        highlight=False,
-        soft_wrap=True,
+        f"Friedman's test: p = {found.p_value:.2g} (below {action_effect.SIGNIFICANCE:g} wanted)\n{found.verdict}"
     )
     if not found.certified:
         raise typer.Exit(1)
@@ -92,43 +96,49 @@ def data(
     from qan_gym.data.datasets import DATASETS, data_root, load_dataset
     from qan_gym.data.downloads import SOURCES, download, missing
 
-    with errors_in_one_line():
-        root = data_root()
-        table = Table(title=f"data in {root}")
-        for column in ("data set", "train", "validation", "test", "classes", "fingerprint"):
-            table.add_column(column)
-        for name in DATASETS:
-            if name in SOURCES and missing(name, root):
-                if not fetch:
-                    table.add_row(name, f"missing: {missing(name, root)[0]}; get it with qan data --fetch")
-                    continue
-                download(name, root)
-            dataset = load_dataset(name)
-            sizes = (f"{len(split):,}" for split in (dataset.train, dataset.validation, dataset.test))
-            table.add_row(name, *sizes, str(dataset.n_classes), dataset.fingerprint[:12])
-        console.print(table)
+    root = data_root()
+    table = table_of("data set", "train", "validation", "test", "classes", "fingerprint")
+    not_there = []
+    for name in DATASETS:
+        if name in SOURCES and missing(name, root):
+            if not fetch:
+                not_there.append(f"{name} is missing: {missing(name, root)[0]}; get it with qan data --fetch")
+                continue
+            download(name, root)
+        dataset = load_dataset(name)
+        sizes = (f"{len(split):,}" for split in (dataset.train, dataset.validation, dataset.test))
+        table.add_row(name, *sizes, str(dataset.n_classes), dataset.fingerprint[:12])
+    console.print(f"data in {root}")
+    print_wrapped(table)
+    for line in not_there:
+        console.print(line)
 
 
 def reference(
     env: EnvArgument,
     settings: SetOption = None,
-    out: Annotated[Path | None, typer.Option(help="The folder to write to; default: the user's cache.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder to write to; default: the user's cache.", callback=expanded)
+    ] = None,
     device: Annotated[str, typer.Option(help="To train on: cpu, cuda.")] = "cpu",
+    modules: ImportOption = None,
 ) -> None:
     """Make the reference weights of an environment and keep them in the cache."""
     import numpy as np
 
-    from qan_agents.env_ids import task_of
+    from qan_agents.env_ids import PLACES, task_of
     from qan_gym.core.references import make_reference, reference_name
     from qan_gym.data.datasets import ASSETS
     from qan_gym.utils.files import load_arrays
 
-    with errors_in_one_line():
-        config = task_of(env, parse_settings(settings))
-        weights = make_reference(config, out, device)
-        console.print(f"made: {reference_name(config)}", highlight=False)
-        shipped = ASSETS / "references" / reference_name(config)
-        if shipped.is_file():
-            arrays, _ = load_arrays(shipped)
-            distance = max(float(np.abs(arrays[name] - weights[name].numpy()).max()) for name in arrays)
-            console.print(f"largest difference from the weights in the package: {distance:.3g}", highlight=False)
+    env_kwargs = parse_settings(settings)
+    if any(name in env_kwargs for name in PLACES):
+        raise ValueError(f"{' and '.join(PLACES)} are no settings of a task: give --device")
+    config = task_of(env, env_kwargs)
+    weights = make_reference(config, out, device)
+    console.print(f"made: {reference_name(config)}")
+    shipped = ASSETS / "references" / reference_name(config)
+    if shipped.is_file():
+        arrays, _ = load_arrays(shipped)
+        distance = max(float(np.abs(arrays[name] - weights[name].numpy()).max()) for name in arrays)
+        console.print(f"largest difference from the weights in the package: {distance:.3g}")

@@ -1,22 +1,32 @@
 """`qan train`, `reproduce`, `evaluate`, `plot` and `watch`: training runs and what becomes of them."""
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
 from qan_agents.cli.common import (
     INTERRUPTED,
+    LARGEST_SEED,
+    MOST,
+    SPINNER,
     EnvArgument,
     ImportOption,
     RunArgument,
+    SeedOption,
     SetOption,
     console,
-    errors_in_one_line,
+    expanded,
     extra_required,
     parse_settings,
+    plain,
+    print_wrapped,
+    refuse_beside,
+    table_of,
+    text_column,
 )
 
 if TYPE_CHECKING:
@@ -25,65 +35,74 @@ if TYPE_CHECKING:
     from qan_agents.experiments.run_folder import Run
     from qan_agents.policies.rollout import Episode
 
-OutOption = Annotated[Path | None, typer.Option(help="The run folder; default: a new one in runs/.")]
-SeedOption = Annotated[int, typer.Option(help="Of the agent and its episodes.")]
+OutOption = Annotated[Path | None, typer.Option(help="The run folder; default: a new one in runs/.", callback=expanded)]
 
 
 def train(
+    context: typer.Context,
     env: EnvArgument = "QanLR-MNIST5k-v0",
     agent: Annotated[str, typer.Option(help="The agent; see qan list.")] = "dqn",
     preset: Annotated[str, typer.Option(help="Named hyperparameters; see qan list AGENT.")] = "quick",
-    episodes: Annotated[int, typer.Option(help="How many trainings of the CNN to play.")] = 20,
+    episodes: Annotated[int, typer.Option(min=1, max=MOST, help="How many trainings of the CNN to play.")] = 20,
     seed: SeedOption = 0,
-    num_envs: Annotated[int, typer.Option(help="How many of the trainings to play at once; divides the episodes.")] = 1,
+    num_envs: Annotated[
+        int, typer.Option(min=1, max=MOST, help="How many of the trainings to play at once; divides the episodes.")
+    ] = 1,
     out: OutOption = None,
     settings: SetOption = None,
     agent_settings: Annotated[
         list[str] | None, typer.Option("--agent-set", metavar="NAME=VALUE", help="A hyperparameter; see config.json.")
     ] = None,
-    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with a run; it keeps its settings.")] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Go on with a run, which keeps its settings.", callback=expanded),
+    ] = None,
     drop_damaged: Annotated[
         bool, typer.Option("--drop-damaged", help="Of the run to resume: play again what damaged files are needed for.")
     ] = False,
     modules: ImportOption = None,
 ) -> None:
     """Train an agent, draw the pictures, and compare it with fixed policies on unseen seeds."""
+    from qan_agents.env_ids import task_of
     from qan_agents.experiments.run_config import RunConfig
     from qan_agents.experiments.run_folder import Run
 
-    with errors_in_one_line():
-        if drop_damaged and resume is None:
-            raise ValueError("--drop-damaged goes with --resume RUN")
-        if resume is not None:
-            run = Run(resume)
-        else:
-            config = RunConfig(
-                env,
-                parse_settings(settings),
-                agent,
-                preset,
-                episodes,
-                seed,
-                num_envs,
-                agent_kwargs=parse_settings(agent_settings),
-            )
-            run = _start(config, out, f"{env}-{agent}-{preset}-seed{seed}")
-        _train_and_evaluate(run, drop_damaged)
+    if resume is not None:
+        refuse_beside(context, "--resume", allowed=("resume", "drop_damaged", "modules"))
+        _train_and_evaluate(Run(resume), modules or (), drop_damaged)
+        return
+    if drop_damaged:
+        raise ValueError("--drop-damaged goes with --resume RUN")
+    env_kwargs = parse_settings(settings)
+    task_of(env, env_kwargs)  # refuses what is wrong before data are loaded
+    config = RunConfig(
+        env,
+        env_kwargs,
+        agent,
+        preset,
+        episodes,
+        seed,
+        num_envs,
+        agent_kwargs=parse_settings(agent_settings),
+    )
+    _train_and_evaluate(_start(config, out, f"{env}-{agent}-{preset}-seed{seed}"), modules or ())
 
 
 def reproduce(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="mnist-lr, mnist-minibatch or cifar10-lr.")],
-    scale: Annotated[float, typer.Option(help="Multiplies epochs and episodes; 0.01 is for a laptop.")] = 1.0,
+    scale: Annotated[
+        float, typer.Option(min=0, max=1, help="Multiplies epochs and episodes; 0.01 is for a laptop.")
+    ] = 1.0,
     seed: SeedOption = 0,
     out: OutOption = None,
     settings: SetOption = None,
+    modules: ImportOption = None,
 ) -> None:
     """Reproduce an experiment of the paper: baseline and reference, the paper's DQN, the pictures."""
     from qan_agents.experiments.reproduce import recipe_config
 
-    with errors_in_one_line():
-        config = recipe_config(recipe, scale, seed, parse_settings(settings))
-        _train_and_evaluate(_start(config, out, f"reproduce-{recipe}-scale{scale:g}-seed{seed}"))
+    config = recipe_config(recipe, scale, seed, parse_settings(settings))
+    _train_and_evaluate(_start(config, out, f"reproduce-{recipe}-scale{scale:g}-seed{seed}"), modules or ())
 
 
 def _start(config: "RunConfig", out: Path | None, name: str) -> "Run":
@@ -95,18 +114,25 @@ def _start(config: "RunConfig", out: Path | None, name: str) -> "Run":
     return start_run(Path("runs") / name.replace(":", "-"), config, numbered=True)
 
 
-def _train_and_evaluate(run: "Run", drop_damaged: bool = False) -> None:
-    """Train the agent of a run, evaluate it, and draw the pictures."""
+def _train_and_evaluate(run: "Run", modules: Sequence[str], drop_damaged: bool = False) -> None:
+    """Train the agent of a run, evaluate it, and draw the pictures.
+
+    Args:
+        run: begun or not.
+        modules: that the user has had imported; the command that goes on with the run imports them again, and that of
+            the environment.
+        drop_damaged: see `qan_agents.experiments.train.train`.
+    """
     config = run.config()
-    console.print(f"{config.agent} ({config.preset}) plays {config.env}: {run.folder}", highlight=False)
+    console.print(f"{config.agent} ({config.preset}) plays {config.env}: {run.folder}")
     try:
         _train(run, config, drop_damaged)
         _evaluate(run)
         _plot(run)
     except KeyboardInterrupt:
-        module = config.env.rpartition(":")[0]
-        trusted = f" --import {module}" if module else ""
-        console.print(f"interrupted; go on with: qan train --resume {run.folder}{trusted}", highlight=False)
+        asked_for = dict.fromkeys((*modules, *filter(None, [config.env.rpartition(":")[0]])))
+        imports = [word for module in asked_for for word in ("--import", module)]
+        console.print(f"interrupted; go on with: {shlex.join(['qan', 'train', '--resume', str(run.folder), *imports])}")
         raise typer.Exit(INTERRUPTED) from None
 
 
@@ -115,12 +141,12 @@ def _train(run: "Run", config: "RunConfig", drop_damaged: bool) -> None:
     from qan_agents.experiments import train as training
 
     columns = (
-        TextColumn("episode {task.fields[episode]}/{task.fields[episodes]}"),
+        text_column("episode {task.fields[episode]}/{task.fields[episodes]}"),
         BarColumn(bar_width=10),
-        TextColumn("{task.fields[rate]} steps/s"),
-        TextColumn("accuracy {task.fields[accuracy]:.1%}"),
-        TextColumn("{task.fields[metrics]}"),
-        TextColumn("ETA"),
+        text_column("{task.fields[rate]} steps/s"),
+        text_column("accuracy {task.fields[accuracy]:.1%}"),
+        text_column("{task.fields[metrics]}"),
+        text_column("ETA"),
         TimeRemainingColumn(),
     )
     total = config.training_episodes * run.settings().episode_length
@@ -149,7 +175,7 @@ def _train(run: "Run", config: "RunConfig", drop_damaged: bool) -> None:
 
         def finished(number: int, episode: "Episode") -> None:
             bars.update(bar, episode=min(number + 2, config.episodes))
-            bars.console.print(_episode_line(number, episode, config), highlight=False)
+            bars.console.print(_episode_line(number, episode, config))
 
         training.train(run, show, finished, drop_damaged=drop_damaged)
 
@@ -168,23 +194,20 @@ def evaluate(run: RunArgument, modules: ImportOption = None) -> None:
     """Play a trained agent greedily on unseen seeds, beside fixed policies; draw the pictures anew."""
     from qan_agents.experiments.run_folder import Run
 
-    with errors_in_one_line():
-        _evaluate(Run(run))
-        _plot(Run(run))
+    _evaluate(Run(run))
+    _plot(Run(run))
 
 
 def _evaluate(run: "Run") -> None:
     from qan_agents.experiments import evaluation
 
-    with console.status("evaluating") as status:
-        scores = evaluation.evaluate(run, lambda name, seed: status.update(f"evaluating {name}, seed {seed}"))
+    with console.status("evaluating", spinner=SPINNER) as status:
+        scores = evaluation.evaluate(run, lambda name, seed: status.update(plain(f"evaluating {name}, seed {seed}")))
     head, rows = evaluation.table_of(scores)
-    table = Table(title=f"unseen seeds: {len(scores[0].test_loss)}; mean (lowest-highest)")
-    for name in head:
-        table.add_column(name, justify="left" if name == "policy" else "right")
+    table = table_of(*head, right=head[1:], title=f"unseen seeds: {len(scores[0].test_loss)}; mean (lowest-highest)")
     for row in rows:
         table.add_row(*row)
-    console.print(table)
+    print_wrapped(table)
 
 
 def plot(
@@ -195,15 +218,14 @@ def plot(
     """Draw the pictures of a run: accuracy per episode, an episode against the baseline, the actions over time."""
     from qan_agents.experiments.run_folder import Run
 
-    with errors_in_one_line():
-        if not html:
-            _plot(Run(run))
-            return
-        with extra_required("agents"):
-            from qan_agents.experiments.run_page import write_page
-        with console.status("drawing, and trying every action of an unseen episode"):
-            written = write_page(Run(run))
-        _print_drawn(written)
+    if not html:
+        _plot(Run(run))
+        return
+    with extra_required("agents"):
+        from qan_agents.experiments.run_page import write_page
+    with console.status("drawing, and trying every action of an unseen episode", spinner=SPINNER):
+        written = write_page(Run(run))
+    _print_drawn(written)
 
 
 def _plot(run: "Run") -> None:
@@ -214,25 +236,29 @@ def _plot(run: "Run") -> None:
 
 def _print_drawn(paths: list[Path]) -> None:
     for path in paths:
-        console.print(f"drawn: {path}", highlight=False)
+        console.print(f"drawn: {path}")
 
 
 def watch(
     run: RunArgument,
-    video: Annotated[Path | None, typer.Option(metavar="FILE", help="An .mp4 to write; default: a window.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the episode; the agent was trained on none that can be given.")] = 0,
+    video: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="An .mp4 to write; default: a window.", callback=expanded)
+    ] = None,
+    seed: Annotated[
+        int,
+        typer.Option(min=0, max=LARGEST_SEED, help="Of the episode; the agent was trained on none that can be given."),
+    ] = 0,
     modules: ImportOption = None,
 ) -> None:
     """Watch a trained agent play an unseen episode: its screen, its Q-values, and the baseline run."""
     from qan_agents.experiments.run_folder import Run
 
-    with errors_in_one_line(), extra_required("video"):
+    with extra_required("video"):
         from qan_agents.experiments.watch import watch_agent
 
-        with console.status("playing"):
+        with console.status("playing", spinner=SPINNER):
             final = watch_agent(Run(run), seed, video).final
-        console.print(
-            f"test loss {final['test_loss']:.4f}, accuracy {final['test_accuracy']:.1%}"
-            + (f": {video}" if video is not None else ""),
-            highlight=False,
-        )
+    console.print(
+        f"test loss {final['test_loss']:.4f}, accuracy {final['test_accuracy']:.1%}"
+        + (f": {video}" if video is not None else "")
+    )

@@ -103,7 +103,7 @@ def make_dqn_config(preset: str, steps: int, overrides: dict[str, Any]) -> DQNCo
         ValueError: the preset or a hyperparameter is unknown, or a value out of its range.
     """
     if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; there are {', '.join(PRESETS)}")
+        raise ValueError(unknown_name("preset", preset, PRESETS))
     settings = asdict(PRESETS[preset](max(steps, 1)))
     for name in overrides:
         if name not in settings:

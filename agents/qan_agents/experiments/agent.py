@@ -24,6 +24,7 @@ from qan_agents.policies.rollout import Episode
 from qan_gym.config import TaskConfig
 from qan_gym.core.training import Training
 from qan_gym.env import QanEnv
+from qan_gym.utils.names import unknown_name
 from qan_gym.vector_env import QanVectorEnv
 
 Arrays = dict[str, NDArray[Any]]  # of an episode, see `Episode.arrays`
@@ -155,7 +156,7 @@ class Agent(ABC):
             ValueError: the preset or a hyperparameter is unknown, or a value out of its range.
         """
         if preset not in cls.presets:
-            raise ValueError(f"unknown preset {preset!r}; there are {', '.join(cls.presets)}")
+            raise ValueError(unknown_name("preset", preset, cls.presets))
 
     @cached_property
     def facts(self) -> EnvFacts:
@@ -269,7 +270,7 @@ def agent_class(name: str) -> type[Agent]:
         ModuleNotFoundError: a library that the agent needs is not installed.
     """
     if name not in agent_names():
-        raise ValueError(f"unknown agent {name!r}; there are {', '.join(agent_names())}")
+        raise ValueError(unknown_name("agent", name, agent_names()))
     if name not in AGENTS:
         import_module(_module_of(name))
     return AGENTS[name]

@@ -13,6 +13,7 @@ from qan_gym.config import TaskConfig
 from qan_gym.data.datasets import load_dataset
 from qan_gym.games import game_of
 from qan_gym.tasks import make_task_config
+from qan_gym.utils.names import unknown_name
 
 EPISODES = 20  # of the paper
 TEST_EXPLORATION = 0.05  # share of random actions in the episodes that are only played
@@ -41,7 +42,7 @@ def recipe_config(recipe: str, scale: float, seed: int, settings: dict[str, Any]
         FileNotFoundError: the data are not there.
     """
     if recipe not in RECIPES:
-        raise ValueError(f"unknown recipe {recipe!r}; there are {', '.join(RECIPES)}")
+        raise ValueError(unknown_name("recipe", recipe, RECIPES))
     if not 0 < scale <= 1:
         raise ValueError(f"scale must be above 0 and at most 1, not {scale}")
     task = make_task_config(RECIPES[recipe], {name: value for name, value in settings.items() if name != "device"})

@@ -99,6 +99,8 @@ def watch_agent(run: Run, seed: int, video: Path | None) -> Episode:
         return _play(run, seed, "human", None)
     if video.suffix != ".mp4":
         raise ValueError(f"a video is an .mp4 file, not {video}")
+    if video.is_dir():
+        raise ValueError(f"{video} is a folder: name a file")
     require_writable(video.parent)
     with _video_writer(video) as sink:
         return _play(run, seed, "rgb_array", sink)

@@ -11,6 +11,7 @@ from qan_gym.env import QanEnv
 from qan_gym.games import game_of
 from qan_gym.schedules import SCHEDULES
 from qan_gym.utils.arrays import NUMPY
+from qan_gym.utils.names import unknown_name
 
 
 class Policy(Protocol):
@@ -163,4 +164,4 @@ def make_policy(name: str) -> Policy:
         return RandomPolicy()
     if name == "uniform":
         return UniformPolicy()
-    raise ValueError(f"unknown policy {name!r}; there are {', '.join(fixed_policies())}")
+    raise ValueError(unknown_name("policy", name, fixed_policies()))
