@@ -69,7 +69,7 @@ class PPOConfig:
     target_kl: float | None = setting(
         None,
         optional(number(above=0)),
-        "divergence (KL) from the policy that played, beyond which a round's other updates are left out; None: no limit",
+        "KL divergence from the policy that played, beyond which a round's other updates are left out; None: none",
     )
     learning_rate: float = setting(3e-4, number(above=0), "of Adam")
     anneal_steps: int | None = setting(

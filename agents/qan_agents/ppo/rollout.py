@@ -123,4 +123,4 @@ def minibatches(batch: Batch, count: int, recurrent: bool, generator: torch.Gene
         flat = [value.flatten(0, 1) for value in steps]
         order = torch.randperm(len(flat[0]), generator=generator, device=memories.device)
         for places in order.tensor_split(count):
-            yield Batch(*(value[places] for value in flat), memories)
+            yield Batch._make([*(value[places] for value in flat), memories])
