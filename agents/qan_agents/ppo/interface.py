@@ -44,8 +44,15 @@ class PPOInterface:
             object.__setattr__(self, "actions", ActionSpace(**self.actions))
 
     @classmethod
-    def of(cls, env: VectorEnv[Any, Any, Any], privileged: str | None = None) -> "PPOInterface":
-        """The interface of an environment, which is reset where it has to say what its privileged inputs are.
+    def of(
+        cls, env: VectorEnv[Any, Any, Any], privileged: str | None = None, infos: Mapping[str, Any] | None = None
+    ) -> "PPOInterface":
+        """The interface of an environment.
+
+        Args:
+            env: it.
+            privileged: see the attribute.
+            infos: of a reset, for the names of the privileged inputs; None: the environment is reset for them.
 
         Raises:
             ValueError: the observations are no Box, the actions not Discrete, MultiDiscrete or a Box, or there are no
@@ -54,7 +61,7 @@ class PPOInterface:
         frames, actions = box_of_observations(env), ActionSpace.of(env.single_action_space)
         inputs: tuple[str, ...] = ()
         if privileged is not None:
-            columns = _columns(env.reset()[1], privileged, torch.device("cpu"))
+            columns = _columns(env.reset()[1] if infos is None else infos, privileged, torch.device("cpu"))
             inputs = tuple(
                 f"{name}[{place}]" if values.shape[1] > 1 else name
                 for name, values in columns.items()

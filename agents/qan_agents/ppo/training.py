@@ -36,11 +36,12 @@ def train(
     Raises:
         ValueError: the agent was made for another environment, or the environment does not reset itself.
     """
-    interface = PPOInterface.of(env, agent.config.privileged)
+    tensor_env = TensorVectorEnv(env, agent.device)
+    frames = tensor_env.reset(seed)
+    interface = PPOInterface.of(env, agent.config.privileged, tensor_env.infos)
     if interface != agent.interface:
         raise ValueError(f"the agent was made for {agent.interface}, not for {interface}")
-    tensor_env = TensorVectorEnv(env, agent.device)
-    agent.begin(tensor_env.reset(seed), tensor_env.infos)
+    agent.begin(frames, tensor_env.infos)
     rounds = -(-steps // env.num_envs)
     # Of each step, (rounds, N): kept on the device and read at the end.
     ended = torch.zeros(rounds, env.num_envs, dtype=torch.bool, device=agent.device)
