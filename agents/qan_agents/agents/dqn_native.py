@@ -81,7 +81,7 @@ class NativeDQN(Agent):
         frames = self.tensor_env.reset(list(seeds))
         agent.begin(frames)
         names = recorded_names(self.training.parts.game.hyperparameters)
-        record = RoundRecord(frames, self.facts.episode_length, names)
+        record = RoundRecord(frames, agent.actions, self.facts.episode_length, names)
         over, shown = self.env.over, 0.0
         while not over.all():
             transitions = self.tensor_env.step(agent.act(exploration))
@@ -164,14 +164,21 @@ def _padded(episodes: Sequence[Arrays], name: str) -> Tensor:
 class RoundRecord:
     """A round on the device, (T, N) of everything, with T the longest that an episode can be; read when it is over."""
 
-    def __init__(self, frames: Tensor, longest: int, names: tuple[str, ...]) -> None:
-        """frames: (N, D) the first of each episode; longest: T; names: the scalars of the infos that are recorded."""
+    def __init__(self, frames: Tensor, actions: Tensor, longest: int, names: tuple[str, ...]) -> None:
+        """Reserve the memory.
+
+        Args:
+            frames: (N, D) the first of each episode.
+            actions: (N, ...), of the kind that will be recorded.
+            longest: T.
+            names: the scalars of the infos that are recorded.
+        """
         num_envs, device = len(frames), frames.device
         self.names = names
         self.length = 0
         self.frames = torch.zeros(longest + 1, *frames.shape, dtype=frames.dtype, device=device)
         self.frames[0] = frames
-        self.actions = torch.zeros(longest, num_envs, dtype=torch.int64, device=device)
+        self.actions = torch.zeros(longest, *actions.shape, dtype=actions.dtype, device=device)
         self.rewards = torch.zeros(longest, num_envs, device=device)
         self.infos = torch.zeros(longest, len(names), num_envs, dtype=torch.float64, device=device)
         self.in_round = torch.zeros(longest, num_envs, dtype=torch.bool, device=device)
@@ -223,7 +230,7 @@ class RoundRecord:
             for t in range(steps):
                 info = dict(zip(self.names, infos[t, :, row].tolist(), strict=True))
                 typed = {name: self.types[name](value) for name, value in info.items()}
-                episode.add(int(actions[t, row]), float(rewards[t, row]), typed)
+                episode.add(actions[t, row].tolist(), float(rewards[t, row]), typed)
             episode.actions = actions[:steps, row].tolist()
             episode.end({name: value[row] for name, value in final.items()}, bool(terminated[steps - 1, row]))
             episodes.append(episode)

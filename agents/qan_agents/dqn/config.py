@@ -21,7 +21,7 @@ from qan_gym.utils.validation import (
 STORAGE = {"float32": torch.float32, "float16": torch.float16, "uint8": torch.uint8}
 
 
-def _layer_sizes() -> Rule:
+def layer_sizes() -> Rule:
     """A list of numbers of units, which may be empty."""
     units = integer(at_least=1)
 
@@ -50,7 +50,7 @@ class DQNConfig:
         "the first layer: 'flat' hands the frames on; 'filters' is the paper's convolution of the screen; 'score-line' "
         "and 'scores' read the score line",
     )
-    hidden: tuple[int, ...] = setting((64, 64), _layer_sizes(), "units of the hidden layers after the features")
+    hidden: tuple[int, ...] = setting((64, 64), layer_sizes(), "units of the hidden layers after the features")
     layer_norm: bool = setting(False, flag(), "layer normalisation after each hidden layer")
     dueling: bool = setting(False, flag(), "separate last layers for the state's value and the actions' advantages")
     quantiles: int = setting(1, integer(at_least=1), "quantiles of the return that are learned; 1: its mean")

@@ -88,10 +88,10 @@ def train(
         if show is not None and time.perf_counter() - shown > SHOW_EVERY:
             shown = time.perf_counter()
             show(agent.steps)
-    return _finished_episodes(ended, returns, before)
+    return finished_episodes(ended, returns, before)
 
 
-def _finished_episodes(ended: Tensor, returns: Tensor, before: int) -> list[FinishedEpisode]:
+def finished_episodes(ended: Tensor, returns: Tensor, before: int) -> list[FinishedEpisode]:
     """Those of the steps (rounds, N) at which an episode ended."""
     where = ended.cpu().numpy()
     rounds = np.nonzero(where)[0]

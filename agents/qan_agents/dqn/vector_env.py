@@ -1,4 +1,4 @@
-"""A vector environment as the bundled DQN sees it: tensors on its device, in either mode of resetting."""
+"""A vector environment as the bundled agents see it: tensors on their device, in either mode of resetting."""
 
 import math
 from dataclasses import dataclass
@@ -45,15 +45,10 @@ class EnvInterface:
         Raises:
             ValueError: the spaces are not a Box and a Discrete.
         """
-        frames, actions = env.single_observation_space, env.single_action_space
-        if not isinstance(frames, gym.spaces.Box):
-            raise ValueError(f"DQN needs a Box of observations, not {frames}: wrap FlattenObservation around it")
+        frames, actions = box_of_observations(env), env.single_action_space
         if not isinstance(actions, gym.spaces.Discrete):
             raise ValueError(f"DQN needs Discrete actions, not {actions}")
-        screen, score_line = (1, math.prod(frames.shape)), 0
-        if isinstance(env.unwrapped, QanVectorEnv):
-            screen, score_line = screen_of(env.unwrapped)
-        return cls(tuple(frames.shape), str(frames.dtype), int(actions.n), screen, score_line)
+        return cls(tuple(frames.shape), str(frames.dtype), int(actions.n), *screen_of_any(env))
 
     def check(self, config: DQNConfig) -> None:
         """Refuse hyperparameters that do not go with the environment.
@@ -73,12 +68,36 @@ class EnvInterface:
     @property
     def frame_dtype(self) -> torch.dtype:
         """The data type of frames as the agent handles them."""
-        return torch.uint8 if self.dtype == "uint8" else torch.float32
+        return frame_dtype(self.dtype)
 
     @property
     def frame_size(self) -> int:
         """D, numbers in a frame."""
         return math.prod(self.shape)
+
+
+def box_of_observations(env: VectorEnv[Any, Any, Any]) -> gym.spaces.Box:
+    """The space of the observations of a row.
+
+    Raises:
+        ValueError: it is not a Box.
+    """
+    space = env.single_observation_space
+    if not isinstance(space, gym.spaces.Box):
+        raise ValueError(f"the observations must be a Box, not {space}: wrap FlattenObservation around the environment")
+    return space
+
+
+def frame_dtype(dtype: str) -> torch.dtype:
+    """The data type of frames as agents handle them, by that of the environment's: bytes stay bytes."""
+    return torch.uint8 if dtype == "uint8" else torch.float32
+
+
+def screen_of_any(env: VectorEnv[Any, Any, Any]) -> tuple[tuple[int, int], int]:
+    """`screen_of` an environment of qan-gym, wrapped or not; of any other ((1, size of a frame), 0)."""
+    if isinstance(env.unwrapped, QanVectorEnv):
+        return screen_of(env.unwrapped)
+    return (1, math.prod(box_of_observations(env).shape)), 0
 
 
 def screen_of(env: QanVectorEnv) -> tuple[tuple[int, int], int]:
@@ -118,34 +137,43 @@ class TensorVectorEnv:
         """Wrap an environment.
 
         Args:
-            env: in NEXT_STEP or SAME_STEP mode, with a Box of observations and Discrete actions.
+            env: in NEXT_STEP or SAME_STEP mode, with a Box of observations and Discrete, MultiDiscrete or Box actions.
             device: of the tensors.
 
         Raises:
-            ValueError: the mode is another one or not stated, or the spaces are others.
+            ValueError: the mode is another one or not stated, or the observations are no Box.
         """
         mode = env.metadata.get("autoreset_mode")
         if mode not in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP):
             raise ValueError(
                 f"the environment must reset itself (NEXT_STEP or SAME_STEP); its autoreset_mode is {mode}"
             )
-        self.env, self.device, self.dtype = env, device, EnvInterface.of(env).frame_dtype
+        self.env, self.device, self.dtype = env, device, frame_dtype(str(box_of_observations(env).dtype))
         self.next_step = mode == AutoresetMode.NEXT_STEP
-        self.first_action = int(getattr(env.single_action_space, "start", 0))
+        self.action_shape = env.single_action_space.shape or ()
+        self.action_dtype = env.single_action_space.dtype
+        first = np.asarray(getattr(env.single_action_space, "start", 0))
+        self.first_action = torch.from_numpy(first).to(device) if first.any() else None
         self.takes_tensors = getattr(env.unwrapped, "output", "numpy") == "torch"
 
     def reset(self, seed: int | list[int] | None) -> Tensor:
-        """Start an episode in every row; its first frames (N, D)."""
+        """Start an episode in every row; its first frames (N, D). The infos are kept in `infos`."""
         seeds: Any = seed  # Gymnasium's vector environments take lists, though VectorEnv does not say so
-        frames, _ = self.env.reset(seed=seeds)
+        frames, self.infos = self.env.reset(seed=seeds)
         self.over = torch.zeros(self.env.num_envs, dtype=torch.bool, device=self.device)
         return self._frames(frames)
 
     def step(self, actions: Tensor) -> Transitions:
-        """actions: (N,) int64, from 0, on the device."""
-        actions = actions + self.first_action if self.first_action else actions
+        """Play a step.
+
+        Args:
+            actions: on the device: (N,) int64 of a Discrete space and (N, k) of a MultiDiscrete, from 0; (N, k) float32
+                of a Box of k numbers.
+        """
+        actions = actions.view(-1, *self.action_shape)
+        actions = actions if self.first_action is None else actions + self.first_action
         frames, rewards, terminations, truncations, infos = self.env.step(
-            actions if self.takes_tensors else actions.cpu().numpy()
+            actions if self.takes_tensors else actions.cpu().numpy().astype(self.action_dtype, copy=False)
         )
         seen, terminated = self._frames(frames), self._tensor(terminations)
         ended = terminated | self._tensor(truncations)
