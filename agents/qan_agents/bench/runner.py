@@ -43,7 +43,11 @@ class Failure:
 
 
 def run_cell(cell: Cell) -> list[Row]:
-    """Prepare the controller, and play the unseen seeds of every environment; a row per training run."""
+    """Prepare the controller, and play the unseen seeds of every environment; a row per training run.
+
+    Raises:
+        ValueError: the data have changed since the key of the cell was computed, or the controller cannot be prepared.
+    """
     torch.set_num_threads(1)  # the cells share the machine
     started = time.perf_counter()
     if [target.identity for target in cell.targets] != cell.identities:
@@ -225,7 +229,11 @@ def _exit_with_parent() -> None:
 
 
 def run_on_ray(cells: Sequence[Cell], address: str) -> Iterator[tuple[Cell, Outcome]]:
-    """Run every cell as a task of a Ray cluster; in the order in which they end."""
+    """Run every cell as a task of a Ray cluster; in the order in which they end.
+
+    Raises:
+        ValueError: there is no cluster at the address.
+    """
     import ray
 
     if not cells:
