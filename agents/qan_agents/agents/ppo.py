@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 from qan_agents.agents.dqn_native import RoundRecord
 from qan_agents.dqn.training import SHOW_EVERY
 from qan_agents.dqn.vector_env import TensorVectorEnv
-from qan_agents.experiments.agent import Agent, AgentSpec, EnvFacts, Progress, SavedProgress, register_agent
+from qan_agents.experiments.agent import Agent, AgentSpec, Progress, register_agent
 from qan_agents.policies.rollout import Episode, recorded_names
 from qan_agents.ppo.agent import PPO
 from qan_agents.ppo.interface import PPOInterface
 from qan_agents.ppo.playing import Player
 from qan_agents.ppo.presets import PRESETS, make_ppo_config
-from qan_gym.utils.files import load_arrays
 from qan_gym.vector_env import QanVectorEnv
 
 
@@ -42,11 +41,11 @@ class BundledPPO(Agent):
         env = gym.make_vec(spec.env, num_envs=spec.num_envs, output="torch", autoreset_mode=mode, **spec.env_kwargs)
         assert isinstance(env.unwrapped, QanVectorEnv)
         self.env = env.unwrapped
-        self.facts = EnvFacts.of(env)
+        self.training = self.env.training
         config = make_ppo_config(spec.preset, spec.episodes * self.facts.episode_length, spec.hyperparameters)
         if spec.learns:
             config.check_rows(spec.num_envs)
-        self.device, self.interface = self.env.training.device, PPOInterface.of(env, config.privileged)
+        self.device, self.interface = self.training.device, PPOInterface.of(env, config.privileged)
         self.agent, self.settings = PPO(config, self.interface, str(self.device), spec.seed), asdict(config)
         self.tensor_env = TensorVectorEnv(env, self.device)
 
@@ -72,13 +71,14 @@ class BundledPPO(Agent):
         player = agent if exploration is None else Player(agent, exploration)
         player.begin(frames, tensor_env.infos)
         actions = player.act()
-        names = recorded_names(self.env.training.parts.game.hyperparameters)
+        names = recorded_names(self.training.parts.game.hyperparameters)
         record = RoundRecord(frames, actions, self.facts.episode_length, names)
         over, shown = self.env.over, 0.0
         while True:
             transitions = tensor_env.step(actions)
+            some_ended = bool(self.env.over.any())
             # What rows play while they wait for the others is not learned from.
-            player.remember(transitions._replace(valid=record.add(actions, transitions)))
+            player.remember(transitions._replace(valid=record.add(actions, transitions, some_ended)))
             if exploration is None:
                 agent.learn()
             over |= self.env.over
@@ -100,9 +100,9 @@ class BundledPPO(Agent):
 
     # --- files ------------------------------------------------------------------------------------------------------
 
-    def save(self, path: Path, episodes: int) -> None:
+    def save(self, path: Path) -> None:
         """See `Agent.save`."""
-        self.agent.save(path, episodes=episodes)
+        self.agent.save(path)
 
     def load(self, path: Path) -> None:
         """See `Agent.load`."""
@@ -110,15 +110,6 @@ class BundledPPO(Agent):
         if agent.interface != self.interface:
             raise ValueError(f"{path}: is of an agent for {agent.interface}, not for {self.interface}")
         self.agent, self.settings = agent, asdict(agent.config)
-
-    @classmethod
-    def read_progress(cls, path: Path) -> SavedProgress:
-        """See `Agent.read_progress`."""
-        try:
-            _, about = load_arrays(path)
-            return SavedProgress(int(about["facts"]["episodes"]), int(about["steps"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: damaged, or not saved by qan ({error})") from error
 
     def close(self) -> None:
         """See `Agent.close`."""
