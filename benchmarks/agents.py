@@ -6,7 +6,7 @@ Environment steps per second while learning, with the same hyperparameters, netw
 and the environment alone (random actions) take turns within each round; a ratio is the median over the rounds of the
 ratio within a round. What a step takes beyond the environment's own time is the agent's share.
 
-The environments: CartPole-v1 of Gymnasium, whose step takes almost no time (CPU only), and QanLR-MNIST5k-v0 with one
+The environments: CartPole-v1 of Gymnasium, whose step takes almost no time (CPU only), and QanLR-MNIST5k-v1 with one
 mini-batch of 10 per action. Each is measured with three numbers of updates per environment step: 1/4 as in the paper, 2
 as in the preset quick, and 8, for learning from few episodes. With `--device cuda --num-envs 128 --rounds 4` all this
 takes about a minute on one H100.
@@ -47,7 +47,7 @@ def cartpole(num_envs: int, device: str, output: str) -> VectorEnv:
 def mnist5k(num_envs: int, device: str, output: str) -> VectorEnv:
     """N CNNs in training."""
     return gym.make_vec(
-        "QanLR-MNIST5k-v0",
+        "QanLR-MNIST5k-v1",
         num_envs=num_envs,
         device=device,
         output=output,
@@ -56,7 +56,7 @@ def mnist5k(num_envs: int, device: str, output: str) -> VectorEnv:
     )
 
 
-ENVIRONMENTS: dict[str, Callable[[int, str, str], VectorEnv]] = {"CartPole-v1": cartpole, "QanLR-MNIST5k-v0": mnist5k}
+ENVIRONMENTS: dict[str, Callable[[int, str, str], VectorEnv]] = {"CartPole-v1": cartpole, "QanLR-MNIST5k-v1": mnist5k}
 
 
 def settings(env_id: str, rate: str) -> DQNConfig:
@@ -152,7 +152,7 @@ def main() -> None:
     if arguments.num_envs is not None and arguments.num_envs < 4:
         parser.error("--num-envs must be at least 4: one update per four environment steps is measured")
     num_envs = arguments.num_envs or NUM_ENVS[arguments.device]
-    environments = ["QanLR-MNIST5k-v0"] if arguments.device == "cuda" else list(ENVIRONMENTS)
+    environments = ["QanLR-MNIST5k-v1"] if arguments.device == "cuda" else list(ENVIRONMENTS)
     rows = []
     print(f"{hardware(arguments.device)}, N = {num_envs}", flush=True)
     for env_id in environments:

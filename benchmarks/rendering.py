@@ -34,7 +34,7 @@ def seconds(env: gym.Env, render: bool) -> float:
 def main() -> None:
     """Measure and print."""
     torch.set_num_threads(1)
-    for env_id in ("QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"):
+    for env_id in ("QanLR-MNIST5k-v1", "QanMinibatch-MNIST5k-v1"):
         plain = gym.make(env_id)
         for baseline_run in (False, True):
             shown = gym.make(env_id, render_mode="rgb_array", baseline_run=baseline_run)

@@ -15,7 +15,7 @@ import numpy as np
 import qan_gym  # noqa: F401 (registers the ids)
 
 KEEP = 2
-DIGITS = {"env_id": "QanLR-MNIST5k-v0", "epochs": 40}
+DIGITS = {"env_id": "QanLR-MNIST5k-v1", "epochs": 40}
 CASES: dict[str, dict[str, Any]] = {
     **{
         f"mnist-cnn, batch 10, {n} rows, {m} mini-batches an action": {**DIGITS, "rows": n, "batches_per_action": m}

@@ -2,7 +2,7 @@
 
     python benchmarks/throughput.py [--device cpu|cuda] [--json FILE]
 
-A step trains the CNN of `QanLR-MNIST5k-v0` on one mini-batch of 10. The contestants take turns within each round, and a
+A step trains the CNN of `QanLR-MNIST5k-v1` on one mini-batch of 10. The contestants take turns within each round, and a
 ratio is the median over the rounds of the ratio within a round, so that a machine that is slow for a while is slow for
 all of them.
 
@@ -47,8 +47,8 @@ from qan_gym.core.engine import engine_here
 from qan_gym.data.datasets import data_root  # and registers the environments
 from qan_gym.data.downloads import missing
 
-ENV = "QanLR-MNIST5k-v0"
-MINIBATCH = "QanMinibatch-MNIST5k-v0"
+ENV = "QanLR-MNIST5k-v1"
+MINIBATCH = "QanMinibatch-MNIST5k-v1"
 ONE_BATCH = {"batches_per_action": 1}
 KEEP = 2
 TABLE = (1, 4, 16, 64, 256, 1024, 4096)

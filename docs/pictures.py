@@ -33,8 +33,8 @@ SEED = 0
 ACTIONS = {
     "QanLR-MNIST-v0": 5500,  # an epoch
     "QanMinibatch-MNIST-v0": 156,  # an epoch
-    "QanLR-MNIST5k-v0": None,
-    "QanMinibatch-MNIST5k-v0": None,
+    "QanLR-MNIST5k-v1": None,
+    "QanMinibatch-MNIST5k-v1": None,
     "QanLR-CIFAR10-v0": 200,
 }
 # What `gym.make` is given beside the id: a network for CPUs, and no reference to train for hours before.

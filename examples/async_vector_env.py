@@ -1,7 +1,7 @@
 """A game in processes of its own that are spawned, as an actor-learner library starts them: AsyncVectorEnv.
 
 A spawned process has imported nothing. The module before the colon of the id tells it what registers the game.
-(`gym.make_vec("QanLR-MNIST5k-v0", num_envs=N)` trains N networks in one process, and is faster.)
+(`gym.make_vec("QanLR-MNIST5k-v1", num_envs=N)` trains N networks in one process, and is faster.)
 
 python examples/async_vector_env.py --num-envs 2
 """
@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv
 
-ENV = "qan_gym:QanLR-MNIST5k-v0"
+ENV = "qan_gym:QanLR-MNIST5k-v1"
 # Trainings of 40 actions, without the pull towards reference weights; {} is the game as registered, of 200.
 GAME = {"epochs": 1, "meta_momentum": None}
 

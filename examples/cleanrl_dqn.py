@@ -81,7 +81,7 @@ def main() -> None:
 
     random.seed(SEED)
     torch.manual_seed(SEED)
-    env = gym.wrappers.RecordEpisodeStatistics(gym.make("QanLR-MNIST5k-v0", **GAME))
+    env = gym.wrappers.RecordEpisodeStatistics(gym.make("QanLR-MNIST5k-v1", **GAME))
     env.action_space.seed(SEED)
     online, target = QNetwork(env), QNetwork(env)
     target.load_state_dict(online.state_dict())

@@ -89,7 +89,7 @@ def main() -> None:
     batch_size = num_envs * ROLLOUT
 
     torch.manual_seed(SEED)
-    envs = gym.make_vec("QanLR-MNIST5k-v0", num_envs=num_envs, **GAME)
+    envs = gym.make_vec("QanLR-MNIST5k-v1", num_envs=num_envs, **GAME)
     assert envs.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP
     envs = gym.wrappers.vector.RecordEpisodeStatistics(envs)
     agent = Agent(envs)

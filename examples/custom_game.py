@@ -1,7 +1,7 @@
 """A game of one's own, in one file: the agent controls the momentum of SGD instead of its learning rate.
 
     python examples/custom_game.py                                   # two episodes of random actions, a frame, PPO
-    cd examples && qan train custom_game:QanMomentum-MNIST5k-v0      # Stable-Baselines3's DQN, pictures, evaluation
+    cd examples && qan train custom_game:QanMomentum-MNIST5k-v1      # Stable-Baselines3's DQN, pictures, evaluation
 
 `register_game` takes an object that says what the actions are and what they change in N runs at once; everything else
 (vector environments, rendering, saving, agents) works as for the games that come with the package.
@@ -48,10 +48,10 @@ class MomentumGame(Game):
 
 qan_gym.register_game("momentum", MomentumGame())
 gym.register(
-    "QanMomentum-MNIST5k-v0",
+    "QanMomentum-MNIST5k-v1",
     entry_point="qan_gym.env:QanEnv",
     vector_entry_point="qan_gym.vector_env:QanVectorEnv",
-    kwargs={"env_id": "QanLR-MNIST5k-v0", "game": "momentum", "momentum": 0.5},
+    kwargs={"env_id": "QanLR-MNIST5k-v1", "game": "momentum", "momentum": 0.5},
 )
 
 
@@ -61,7 +61,7 @@ def main() -> None:
 
     from qan_agents.sb3 import vec_env
 
-    env = gym.make("QanMomentum-MNIST5k-v0", render_mode="rgb_array", epochs=1)
+    env = gym.make("QanMomentum-MNIST5k-v1", render_mode="rgb_array", epochs=1)
     for seed in range(2):
         env.reset(seed=seed)
         over = False
@@ -71,7 +71,7 @@ def main() -> None:
         print(f"seed {seed}: momentum {info['momentum']:.3f}, test accuracy {info['test_accuracy']:.1%}")
     print("a frame:", env.render().shape)
     torch.set_num_threads(1)
-    agent = PPO("MlpPolicy", vec_env("QanMomentum-MNIST5k-v0", 4, epochs=1), n_steps=40, batch_size=40, seed=0)
+    agent = PPO("MlpPolicy", vec_env("QanMomentum-MNIST5k-v1", 4, epochs=1), n_steps=40, batch_size=40, seed=0)
     agent.learn(160)
     print("PPO has learned from", agent.num_timesteps, "actions")
 

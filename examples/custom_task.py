@@ -91,7 +91,7 @@ def main() -> None:
     task |= {"meta_momentum": None}  # no reference weights to train first
     for optimizer, rate in (("my-sign-sgd", 0.001), ("adamw", 0.003), ("sgd", 0.1)):
         rates = {"optimizer": optimizer, "learning_rate": rate, "learning_rate_min": rate / 10}
-        envs = gym.make_vec("QanLR-MNIST5k-v0", num_envs=4, **task, **rates)
+        envs = gym.make_vec("QanLR-MNIST5k-v1", num_envs=4, **task, **rates)
         envs.reset(seed=0)
         over = np.zeros(4, bool)
         while not over.any():

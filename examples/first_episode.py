@@ -6,7 +6,7 @@ import qan_gym  # registers the environments
 
 RAISE, LOWER, KEEP = 0, 1, 2
 
-env = gym.make("QanLR-MNIST5k-v0")
+env = gym.make("QanLR-MNIST5k-v1")
 observation, info = env.reset(seed=0)
 over, score = False, 0.0
 while not over:

@@ -11,7 +11,7 @@ from stable_baselines3 import PPO
 
 from qan_agents.sb3 import vec_env
 
-ENV = "QanLR-MNIST5k-v0"
+ENV = "QanLR-MNIST5k-v1"
 
 
 def greedy_scores(model: PPO, seed: int) -> tuple[list[float], list[float]]:

@@ -8,7 +8,7 @@ import gymnasium as gym
 import qan_gym  # noqa: F401 (registers the environments)
 from qan_gym.state import State
 
-env = gym.make("QanLR-MNIST5k-v0")
+env = gym.make("QanLR-MNIST5k-v1")
 env.reset(seed=0)
 for _ in range(20):
     env.step(2)
@@ -18,7 +18,7 @@ with tempfile.TemporaryDirectory() as folder:
     env.unwrapped.get_state().save(file)
     moment = State.load(file)
 
-fork = gym.make("QanLR-MNIST5k-v0")
+fork = gym.make("QanLR-MNIST5k-v1")
 fork.reset()
 for action, name in enumerate(("raise", "lower", "keep")):
     fork.unwrapped.set_state(moment)

@@ -2,7 +2,7 @@
 
 So do those of sb3-contrib, where it is installed: QRDQN, and RecurrentPPO, which remembers what it saw.
 
-python examples/sb3_algorithms.py PPO --env QanLR-MNIST5k-v0 --episodes 5
+python examples/sb3_algorithms.py PPO --env QanLR-MNIST5k-v1 --episodes 5
 """
 
 import argparse
@@ -52,7 +52,7 @@ def main() -> None:
     """Train for some episodes, then play one greedily."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("algorithm", choices=ALGORITHMS)
-    parser.add_argument("--env", default="QanLR-MNIST5k-v0")
+    parser.add_argument("--env", default="QanLR-MNIST5k-v1")
     parser.add_argument("--episodes", type=int, default=5)
     arguments = parser.parse_args()
 

@@ -23,7 +23,7 @@ EPISODE, NUM_ENVS, SEED = 40, 4, 1
 
 def make() -> gym.Env:
     """One environment."""
-    return gym.make("QanLR-MNIST5k-v0", **GAME)
+    return gym.make("QanLR-MNIST5k-v1", **GAME)
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ def main() -> None:
     steps = parser.parse_args().steps
 
     torch.manual_seed(SEED)
-    env = TransformedEnv(GymEnv("QanLR-MNIST5k-v0", categorical_action_encoding=True, **GAME), RewardSum())
+    env = TransformedEnv(GymEnv("QanLR-MNIST5k-v1", categorical_action_encoding=True, **GAME), RewardSum())
     env.set_seed(SEED)
     size = env.observation_spec["observation"].shape[-1]
     network = MLP(in_features=size, out_features=env.action_spec.space.n, num_cells=[128, 64])

@@ -269,7 +269,7 @@ class LearningRateEnv(QanEnv):
     episode is one training run. Source: Fu et al. 2016, arXiv:1606.01467.
 
     `QanLR-MNIST-v0` trains on 55,000 images for 20 epochs of batches of 10, one batch per action (110,000 actions);
-    `QanLR-MNIST5k-v0` on 4,000 bundled images for 5 epochs, 10 batches per action (200 actions).
+    `QanLR-MNIST5k-v1` on 4,000 bundled images for 5 epochs, 10 batches per action (200 actions).
 
     `QanLR-CIFAR10-v0` trains a deep network with batch norm on 45,000 images for 5 epochs of batches of 128 (1,755
     actions), with momentum 0.9, weight decay 5e-4, random flips and crops. `network` is `"nin"` (default, 1.0 million
@@ -354,7 +354,7 @@ class MinibatchEnv(QanEnv):
     classes in class order. An episode is one training run. Source: Fu et al. 2016, arXiv:1606.01467.
 
     `QanMinibatch-MNIST-v0` trains on MNIST's first 20,000 images for 40 epochs of batches of 128 (6,240 actions);
-    `QanMinibatch-MNIST5k-v0` on 4,000 bundled images for 5 epochs (155 actions).
+    `QanMinibatch-MNIST5k-v1` on 4,000 bundled images for 5 epochs (155 actions).
 
     ## Action Space
     `Discrete(10)`: the class to add to the roulette.

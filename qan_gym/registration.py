@@ -5,8 +5,8 @@ from gymnasium.envs.registration import register, registry
 ENTRY_POINTS = {
     "QanLR-MNIST-v0": "qan_gym.env:LearningRateEnv",
     "QanMinibatch-MNIST-v0": "qan_gym.env:MinibatchEnv",
-    "QanLR-MNIST5k-v0": "qan_gym.env:LearningRateEnv",
-    "QanMinibatch-MNIST5k-v0": "qan_gym.env:MinibatchEnv",
+    "QanLR-MNIST5k-v1": "qan_gym.env:LearningRateEnv",
+    "QanMinibatch-MNIST5k-v1": "qan_gym.env:MinibatchEnv",
     "QanLR-CIFAR10-v0": "qan_gym.env:LearningRateEnv",
     "QanLR-Family-v0": "qan_gym.families.env:LearningRateFamilyEnv",
 }

@@ -72,8 +72,8 @@ TASKS = {
     "QanLR-MNIST-v0": _LR,
     "QanMinibatch-MNIST-v0": _MINIBATCH,
     # 4,000 images: 2,000 batches of 10 in 200 decisions; 155 batches of 128, each a decision.
-    "QanLR-MNIST5k-v0": replace(_LR, dataset="mnist5k", epochs=5, batches_per_action=10),
-    "QanMinibatch-MNIST5k-v0": replace(_MINIBATCH, dataset="mnist5k", epochs=5),
+    "QanLR-MNIST5k-v1": replace(_LR, dataset="mnist5k", epochs=5, batches_per_action=10),
+    "QanMinibatch-MNIST5k-v1": replace(_MINIBATCH, dataset="mnist5k", epochs=5),
     # What the tasks of the family have in common; the rest is drawn for every episode.
     "QanLR-Family-v0": TaskConfig(
         dataset="mnist5k",

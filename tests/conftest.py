@@ -38,7 +38,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(scope="session")
 def reference_file() -> str:
     """The path of reference weights that ship with the package, so that a smaller game need not train its own."""
-    return str(ASSETS / "references" / reference_name(make_task_config("QanLR-MNIST5k-v0", {})))
+    return str(ASSETS / "references" / reference_name(make_task_config("QanLR-MNIST5k-v1", {})))
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ KEPT = ("SameStep",)  # those whose numbers are kept
 SHORT = {"train_size": 60, "batch_size": 10, "epochs": 2, "batches_per_action": 2}
 DIGITS = {"dataset": "mnist5k", **SHORT}
 ALONE = {"meta_momentum": None, "reference": None}
-LR, MINIBATCH, CIFAR = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0", "QanLR-CIFAR10-v0"
+LR, MINIBATCH, CIFAR = "QanLR-MNIST5k-v1", "QanMinibatch-MNIST5k-v1", "QanLR-CIFAR10-v0"
 DEEP = {"train_size": 32, "batch_size": 8, "epochs": 2, "batches_per_action": 2, "network": "resnet-8"}
 
 # name -> id, keyword arguments, options of the reset

@@ -36,7 +36,7 @@ from qan_agents.experiments.run_folder import Run, read_rows
 from qan_agents.experiments.train import load_agent
 from qan_gym.utils.files import ASIDE, load_arrays
 
-LR = "QanLR-MNIST5k-v0"
+LR = "QanLR-MNIST5k-v1"
 SHORT = {"train_size": 100, "batch_size": 10, "epochs": 1, "batches_per_action": 1, "validate_every": 5}
 SEEDS = 8  # of a bench
 TRAININGS = {

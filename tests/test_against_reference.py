@@ -18,7 +18,7 @@ from torch import nn
 
 from qan_gym.optimizee.zoo import register_network
 
-LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
+LR, MINIBATCH = "QanLR-MNIST5k-v1", "QanMinibatch-MNIST5k-v1"
 GAMES = {LR: "learning-rate", MINIBATCH: "minibatch"}
 
 ONE_UPDATE = 2e-7  # of a weight, without a tie

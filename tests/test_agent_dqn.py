@@ -22,7 +22,7 @@ SHORT = {"dataset": small_data(), "epochs": 1, "batches_per_action": 1, "meta_mo
 
 def make(preset: str, num_envs: int = 1, learns: bool = True, **kwargs: object) -> SB3DQN:
     """An agent for 5 episodes of 20 actions."""
-    return SB3DQN(AgentSpec("QanLR-MNIST5k-v0", {**SHORT, **kwargs}, num_envs, 0, preset, {}, 5, learns))
+    return SB3DQN(AgentSpec("QanLR-MNIST5k-v1", {**SHORT, **kwargs}, num_envs, 0, preset, {}, 5, learns))
 
 
 def test_the_paper_preset_is_the_papers():

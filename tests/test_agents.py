@@ -40,7 +40,7 @@ ENDING = {**SHORT, "learning_rate": 0.1, "target_loss": 2.29}  # at different ti
 
 def run_config(agent: str, num_envs: int = 1, preset: str = "quick", **kwargs: object) -> RunConfig:
     settings = {"env_kwargs": kwargs or SHORT, "agent": agent, "preset": preset}
-    return RunConfig("QanLR-MNIST5k-v0", episodes=2 * num_envs, seed=0, num_envs=num_envs, **settings)
+    return RunConfig("QanLR-MNIST5k-v1", episodes=2 * num_envs, seed=0, num_envs=num_envs, **settings)
 
 
 def ignore(*_: object) -> None:
@@ -172,7 +172,7 @@ def test_an_episode_is_judged_by_the_equations(name, history, terminated):
 @BOTH
 def test_the_policy_plays_the_action_of_the_highest_value(name):
     agent = make_agent(run_config(name))
-    env = gym.wrappers.FrameStackObservation(gym.make("QanLR-MNIST5k-v0", **SHORT), agent.history)
+    env = gym.wrappers.FrameStackObservation(gym.make("QanLR-MNIST5k-v1", **SHORT), agent.history)
     policy = agent.policy()
     assert isinstance(policy, ValuePolicy)
     observation, info = env.reset(seed=0)
@@ -187,7 +187,7 @@ def test_the_policy_plays_the_action_of_the_highest_value(name):
 def test_files_of_another_agent_are_refused(name, tmp_path):
     """Of another game, another kind, or none."""
     agent = make_agent(run_config(name))
-    other = make_agent(replace(run_config(name), env="QanMinibatch-MNIST5k-v0", env_kwargs={"epochs": 1}))
+    other = make_agent(replace(run_config(name), env="QanMinibatch-MNIST5k-v1", env_kwargs={"epochs": 1}))
     path = tmp_path / f"model{agent.model_suffix}"
     other.save(path)
     with pytest.raises(ValueError, match=path.name):
@@ -210,7 +210,7 @@ def test_the_score_line_of_a_game_is_read_with_the_features_that_it_adds(name, r
     register_game("with-momentum", WithMomentum())
     kwargs = {"agent_kwargs": {"features": "scores"}}
     agent = make_agent(replace(run_config(name, game="with-momentum", momentum=0.5, **SHORT), **kwargs))
-    env = gym.make("QanLR-MNIST5k-v0", game="with-momentum", momentum=0.5, **SHORT)
+    env = gym.make("QanLR-MNIST5k-v1", game="with-momentum", momentum=0.5, **SHORT)
     observation = torch.from_numpy(env.reset(seed=0)[0])
     rows, columns = env.unwrapped.screen_shape
     place = (rows - 1) * columns + 7
@@ -371,7 +371,7 @@ def test_an_agent_without_values_trains_resumes_and_is_evaluated(bandit, test_ex
     """The columns are its own; a training stopped in the middle of a round ends like one that was not."""
     assert bandit in agent_names()
     config = RunConfig(
-        "QanLR-MNIST5k-v0",
+        "QanLR-MNIST5k-v1",
         SHORT,
         bandit,
         "mean",

@@ -8,7 +8,7 @@ from deep_tasks import CIFAR, SMALL, made_photographs
 
 from qan_gym.config import TaskConfig
 
-LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
+LR, MINIBATCH = "QanLR-MNIST5k-v1", "QanMinibatch-MNIST5k-v1"
 
 
 NAN = float("nan")

@@ -45,7 +45,7 @@ from qan_agents.bench.tuned_schedules import ScheduleController
 from qan_agents.bench.tuning_task import TuningTask
 from qan_agents.cli.app import app
 
-LR = "QanLR-MNIST5k-v0"
+LR = "QanLR-MNIST5k-v1"
 KWARGS = {**SHORT, "reference": None, "validate_every": 5}  # 20 mini-batches
 AGENT = {"gradient_steps": 1}  # settings of an agent that learns little, and fast
 GRID = {
@@ -638,7 +638,7 @@ def test_a_base_schedule_under_the_controllers_is_refused():
     with pytest.raises(ValueError, match=r"base schedule 'linear'.*schedule: constant"):
         run_cell(cell("constant", runs=0, env_kwargs={**KWARGS, "schedule": "linear"}))
     mini = {"train_size": 500, "batch_size": 20, "epochs": 1, "meta_momentum": None, "reference": None}
-    where = {"env": "QanMinibatch-MNIST5k-v0", "env_kwargs": {**mini, "schedule": "linear"}}
+    where = {"env": "QanMinibatch-MNIST5k-v1", "env_kwargs": {**mini, "schedule": "linear"}}
     (row, _) = run_cell(cell("shuffled", runs=0, **where))
     assert row["rate_curve"][-1] < row["rate_curve"][0] / 4
 

@@ -16,7 +16,7 @@ from qan_gym.data import cache, datasets, downloads, whitening
 from qan_gym.data.cache import cache_root, cached, locked
 from qan_gym.data.datasets import data_root
 
-LR = "QanLR-MNIST5k-v0"
+LR = "QanLR-MNIST5k-v1"
 PULLED = SHORT | {"meta_momentum": 0.01}  # which needs a reference
 
 

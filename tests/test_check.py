@@ -29,7 +29,7 @@ from qan_gym.optimizee.optimizers import SGD, Hyperparameters
 from qan_gym.utils.arrays import Array
 from qan_gym.vector_env import QanVectorEnv
 
-LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
+LR, MINIBATCH = "QanLR-MNIST5k-v1", "QanMinibatch-MNIST5k-v1"
 ALONE = {"meta_momentum": None, "reference": None}
 
 

@@ -22,7 +22,7 @@ from qan_gym.registration import ENTRY_POINTS, VECTOR_ENTRY_POINT
 from qan_gym.tasks import TASKS
 from qan_gym.vector_env import QanVectorEnv
 
-LR = "QanLR-MNIST5k-v0"
+LR = "QanLR-MNIST5k-v1"
 
 MODULE = """
 from gymnasium.envs.classic_control import CartPoleEnv
@@ -33,7 +33,7 @@ class IgnoresActions(CartPoleEnv):
         return super().step(0)
 
 register("IgnoresActions-v0", entry_point=IgnoresActions, max_episode_steps=50)
-register("Mine-v0", entry_point="qan_gym.env:QanEnv", kwargs={"env_id": "QanLR-MNIST5k-v0", "epochs": 2})
+register("Mine-v0", entry_point="qan_gym.env:QanEnv", kwargs={"env_id": "QanLR-MNIST5k-v1", "epochs": 2})
 """
 
 # `python -P` adds no folder to the search path, as in the script `qan` that pip installs.

@@ -38,7 +38,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Path(run, "config.json").write_bytes(settings)
     Path("config_is_a_folder", "config.json").mkdir(parents=True)
     Path("python.yaml").write_text("environments: !!python/object/apply:os.system ['true']\n")
-    Path("unfinished.yaml").write_text("environments: [\n  - {id: QanLR-MNIST5k-v0\ncontrollers: [constant]\n")
+    Path("unfinished.yaml").write_text("environments: [\n  - {id: QanLR-MNIST5k-v1\ncontrollers: [constant]\n")
     Path("list.yaml").write_text("- 1\n")
     return tmp_path
 
@@ -71,7 +71,7 @@ def error_of(*arguments: str) -> str:
         ("--nonsense", ["--nonsense", "qan --help"]),
         ("train --episode 3", ["--episode", "--episodes", "qan train --help"]),
         ("train --episodes", ["--episodes", "argument"]),
-        ("train QanLR-MNIST5k-v0 more", ["more"]),
+        ("train QanLR-MNIST5k-v1 more", ["more"]),
         ("evaluate", ["RUN"]),
         ("plot", ["RUN"]),
         ("watch", ["RUN"]),
@@ -90,7 +90,7 @@ def test_what_is_no_command(arguments: str, messages: list[str], folder: Path) -
 @pytest.mark.parametrize("value", ["0", "-1", "-3", "1.5", "1e9", "x", "", "nan", "10000000000000000000000000"])
 @pytest.mark.parametrize(
     "option",
-    ["train --episodes", "train --num-envs", "check QanLR-MNIST5k-v0 --seeds", "check QanLR-MNIST5k-v0 --steps"],
+    ["train --episodes", "train --num-envs", "check QanLR-MNIST5k-v1 --seeds", "check QanLR-MNIST5k-v1 --steps"],
 )
 def test_counts_have_a_range(option: str, value: str, folder: Path) -> None:
     """At least 1, not more than anyone can wait for, and whole."""
@@ -121,7 +121,7 @@ def test_num_envs_divides_the_episodes(folder: Path) -> None:
     [
         ("--episodes 50", ["--episodes"]),
         ("--episodes 20", ["--episodes"]),  # the default, but given
-        ("QanLR-MNIST5k-v0", ["ENV"]),
+        ("QanLR-MNIST5k-v1", ["ENV"]),
         ("--agent dqn --preset quick", ["--agent", "--preset"]),
         ("--seed 1 --num-envs 2 --out other", ["--seed", "--num-envs", "--out"]),
         ("--set epochs=1 --agent-set gamma=0.5", ["--set", "--agent-set"]),
@@ -160,13 +160,13 @@ def test_resuming_takes_no_settings(arguments: str, names: list[str], folder: Pa
         ("dataset=two\nlines", "two"),
         ("device=nonsense", "nonsense"),
         ("device=0.5", "0.5"),
-        ("task=QanMinibatch-MNIST5k-v0", "task cannot be set"),
+        ("task=QanMinibatch-MNIST5k-v1", "task cannot be set"),
         ("render_mode=human", "render_mode cannot be set"),
         ("num_envs=3", "'num_envs'"),
         ("output=torch", "'output'"),
     ],
 )
-@pytest.mark.parametrize("command", ["train", "reference QanLR-MNIST5k-v0", "check QanLR-MNIST5k-v0 --seeds 5"])
+@pytest.mark.parametrize("command", ["train", "reference QanLR-MNIST5k-v1", "check QanLR-MNIST5k-v1 --seeds 5"])
 def test_wrong_settings(command: str, setting: str, message: str, folder: Path) -> None:
     line = error_of(*command.split(), "--set", setting)
     assert (message if "device" not in setting or "reference" not in command else "give --device") in line
@@ -200,7 +200,7 @@ def test_wrong_hyperparameters(agent: str, setting: str, message: str, folder: P
         ("reference Nothing-v0", ["Nothing"]),
         ("train CartPole-v1", ["qan-gym"]),
         ("reference CartPole-v1", ["not an environment of qan-gym"]),
-        ("reference QanLR-MNIST5k-v0 --device nonsense", ["nonsense"]),
+        ("reference QanLR-MNIST5k-v1 --device nonsense", ["nonsense"]),
         ("bench --controller nothing", ["nothing"]),
         ("bench --env Nothing-v0 --controller constant", ["Nothing"]),
         ("bench", ["--controller"]),
@@ -231,10 +231,10 @@ def test_unknown_names(arguments: str, messages: list[str], folder: Path) -> Non
         ["list", "--import", "{}"],
         ["evaluate", "empty", "--import", "{}"],
         ["train", "--resume", "empty", "--import", "{}"],
-        ["train", "{}:QanLR-MNIST5k-v0"],
-        ["check", "{}:QanLR-MNIST5k-v0"],
-        ["reference", "{}:QanLR-MNIST5k-v0"],
-        ["bench", "--controller", "constant", "--env", "{}:QanLR-MNIST5k-v0"],
+        ["train", "{}:QanLR-MNIST5k-v1"],
+        ["check", "{}:QanLR-MNIST5k-v1"],
+        ["reference", "{}:QanLR-MNIST5k-v1"],
+        ["bench", "--controller", "constant", "--env", "{}:QanLR-MNIST5k-v1"],
     ],
 )
 def test_modules_that_cannot_be_imported(arguments: list[str], module: str, message: str, folder: Path) -> None:
@@ -275,9 +275,9 @@ def test_what_is_no_run(command: str, run: str, folder: Path) -> None:
         "train --out file/below",
         f"train --out {LONG}",
         "train --out no_json",
-        "reference QanLR-MNIST5k-v0 --out file",
-        "reference QanLR-MNIST5k-v0 --out file/below",
-        f"reference QanLR-MNIST5k-v0 --out {LONG}",
+        "reference QanLR-MNIST5k-v1 --out file",
+        "reference QanLR-MNIST5k-v1 --out file/below",
+        f"reference QanLR-MNIST5k-v1 --out {LONG}",
         "bench --controller constant --out file",
         "bench --controller constant --out binary",
         "bench --controller constant --out empty",

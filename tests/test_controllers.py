@@ -36,7 +36,7 @@ from qan_gym.optimizee.optimizers import Hyperparameters, build_optimizer
 from qan_gym.schedules import SCHEDULES, Schedule, register_schedule
 from qan_gym.tasks import make_task_config
 
-LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
+LR, MINIBATCH = "QanLR-MNIST5k-v1", "QanMinibatch-MNIST5k-v1"
 KWARGS = {**SHORT, "reference": None}  # 20 mini-batches
 MINI = {"train_size": 500, "batch_size": 20, "epochs": 1, "meta_momentum": None, "reference": None}  # 25
 OFF_POLICY = ("dqn-native", "dqn", "qr-dqn", "sac", "td3")

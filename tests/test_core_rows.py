@@ -46,7 +46,7 @@ def photographs(tmp_path_factory):
 def games(npz, photographs):
     """One small game per kind: 16 mini-batches in 8 actions, over two epochs."""
     common = {"dataset": npz, "train_size": None, "batch_size": 10, "epochs": 2, "batches_per_action": 2}
-    lr, minibatch = (replace(TASKS[f"Qan{kind}-MNIST5k-v0"], **common) for kind in ("LR", "Minibatch"))
+    lr, minibatch = (replace(TASKS[f"Qan{kind}-MNIST5k-v1"], **common) for kind in ("LR", "Minibatch"))
     smaller = {"dataset": photographs, "train_size": 32, "batch_size": 4}
     deep = replace(TASKS["QanLR-CIFAR10-v0"], **common | smaller, network="resnet-8")
     return {

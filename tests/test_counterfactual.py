@@ -28,7 +28,7 @@ from qan_gym.games import GAMES, Game
 from qan_gym.games.learning_rate import KEEP
 from qan_gym.utils.arrays import Array
 
-LR, MINIBATCH, CIFAR = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0", "QanLR-CIFAR10-v0"
+LR, MINIBATCH, CIFAR = "QanLR-MNIST5k-v1", "QanMinibatch-MNIST5k-v1", "QanLR-CIFAR10-v0"
 
 # An episode of 10 steps over two epochs, measured after every step, so that the environment says it too.
 SMALL = {"batch_size": 10, "epochs": 2, "batches_per_action": 2, "validate_every": 2}

@@ -28,7 +28,7 @@ from qan_gym.data import downloads
 from qan_gym.data.datasets import load_dataset, make_dataset
 from qan_gym.tasks import make_task_config
 
-LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
+LR, MINIBATCH = "QanLR-MNIST5k-v1", "QanMinibatch-MNIST5k-v1"
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from qan_gym.env import QanEnv
 from qan_gym.state import State
 
-LR, MINIBATCH, CIFAR = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0", "QanLR-CIFAR10-v0"
+LR, MINIBATCH, CIFAR = "QanLR-MNIST5k-v1", "QanMinibatch-MNIST5k-v1", "QanLR-CIFAR10-v0"
 
 # Epochs of 100 mini-batches of 10, of 40 of 20, and of 20 of 4.
 SMALL = {

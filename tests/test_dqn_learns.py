@@ -265,7 +265,7 @@ def test_on_cuda_the_graphs_do_what_their_functions_do(switches, monkeypatch):
     """One agent whose acting, writing and updates are captured, one without, on the same frames: the same weights."""
     agents = []
     for captured in (True, False):
-        env = gym.make_vec("QanLR-MNIST5k-v0", num_envs=4, device="cuda", output="torch", **QAN)
+        env = gym.make_vec("QanLR-MNIST5k-v1", num_envs=4, device="cuda", output="torch", **QAN)
         agent = DQN(replace(SMALL, learning_starts=8, **switches), EnvInterface.of(env), "cuda", seed=1)
         if not captured:
             monkeypatch.setattr(qan_agents.dqn.agent, "CapturedGraph", lambda function, generator: function)

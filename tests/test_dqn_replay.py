@@ -277,11 +277,11 @@ ENDING = {"learning_rate": 0.1, "target_loss": 2.3}  # rows end at different tim
 def test_the_environments_of_qan_gym(output, mode, ending):
     """The replay holds the transitions that the plain environment gives for the same actions."""
     arguments = {"num_envs": 3, "autoreset_mode": mode, **QAN, **ending}
-    env = gym.make_vec("QanLR-MNIST5k-v0", output=output, **arguments)
+    env = gym.make_vec("QanLR-MNIST5k-v1", output=output, **arguments)
     agent = DQN(DQNConfig(learning_starts=10_000), EnvInterface.of(env))
     train(agent, env, 24, seed=4)
     replay = agent.replay
-    plain = gym.make_vec("QanLR-MNIST5k-v0", output="numpy", **arguments)
+    plain = gym.make_vec("QanLR-MNIST5k-v1", output="numpy", **arguments)
     frames, _ = plain.reset(seed=4)
     ends, numbers, over = [], [0, 0, 0], np.zeros(3, bool)
     other = DQN(DQNConfig(learning_starts=10_000), EnvInterface.of(env))
@@ -318,7 +318,7 @@ def test_what_cannot_be_played_is_refused():
     with pytest.raises(ValueError, match="FlattenObservation"):
         EnvInterface.of(gym.make_vec("FrozenLake-v1", num_envs=2, vectorization_mode="sync"))
     with pytest.raises(ValueError, match="Discrete actions"):
-        EnvInterface.of(gym.make_vec("QanLR-MNIST5k-v0", num_envs=2, continuous=True, **QAN))
+        EnvInterface.of(gym.make_vec("QanLR-MNIST5k-v1", num_envs=2, continuous=True, **QAN))
     agent = DQN(DQNConfig(), EnvInterface.of(counting(AutoresetMode.NEXT_STEP)))
     with pytest.raises(ValueError, match="was made for"):
         train(agent, gym.make_vec("CartPole-v1", num_envs=2), 10)

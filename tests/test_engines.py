@@ -14,7 +14,7 @@ import qan_gym
 from qan_gym.core import engine
 from qan_gym.native import library
 
-LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
+LR, MINIBATCH = "QanLR-MNIST5k-v1", "QanMinibatch-MNIST5k-v1"
 ARGUMENTS = {"dataset": small_data(), **TINY}
 NATIVE = not isinstance(library.find(), str)
 needs_library = pytest.mark.skipif(not NATIVE, reason="the kernels are not compiled")

@@ -14,7 +14,7 @@ from qan_agents.bench.tuning_task import TuningTask
 from qan_agents.dqn import Ensemble, EnvInterface, train
 from qan_gym.games.learning_rate import KEEP
 
-LR = "QanLR-MNIST5k-v0"
+LR = "QanLR-MNIST5k-v1"
 # 20 actions of one mini-batch.
 SHORT = {"dataset": small_data(), "epochs": 1, "batches_per_action": 1, "meta_momentum": None, "reference": None}
 

@@ -28,7 +28,7 @@ from qan_gym.registration import ENTRY_POINTS
 from qan_gym.tasks import TASKS
 from qan_gym.utils.files import save_arrays
 
-LR, MINIBATCH, CIFAR = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0", "QanLR-CIFAR10-v0"
+LR, MINIBATCH, CIFAR = "QanLR-MNIST5k-v1", "QanMinibatch-MNIST5k-v1", "QanLR-CIFAR10-v0"
 RENDER_MODES = [None, *QanEnv.metadata["render_modes"]]
 # Each render mode with some id and each id with some mode; the other pairs are slow.
 IDS_AND_MODES = [

@@ -91,7 +91,7 @@ def test_spawned_processes():
 def test_sb3_contrib(name):
     require("sb3_contrib", "sb3-contrib")
     example = load_example("sb3_algorithms")
-    model = example.make(name, "QanLR-MNIST5k-v0", **SHORT)
+    model = example.make(name, "QanLR-MNIST5k-v1", **SHORT)
     if name == "RecurrentPPO":
         model.n_epochs = 1  # for a shorter test
     before = {key: value.clone() for key, value in model.policy.state_dict().items()}
@@ -125,7 +125,7 @@ ZOO = files("qan_agents") / "zoo"
 
 
 def test_the_wrapper_of_the_zoo_shows_the_score_line():
-    game = gym.make("QanLR-MNIST5k-v0", **SHORT)
+    game = gym.make("QanLR-MNIST5k-v1", **SHORT)
     env = zoo.ScoreLine(game)
     shown, _ = env.reset(seed=3)
     screen = game.reset(seed=3)[0].reshape(game.unwrapped.screen_shape)
@@ -135,7 +135,7 @@ def test_the_wrapper_of_the_zoo_shows_the_score_line():
     assert gym.make(env.spec).observation_space == env.observation_space
 
 
-@pytest.mark.parametrize("env_id", ["QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"])
+@pytest.mark.parametrize("env_id", ["QanLR-MNIST5k-v1", "QanMinibatch-MNIST5k-v1"])
 def test_the_zoo_plays_dqn_with_the_preset(env_id):
     require("stable_baselines3", "agents")
     yaml = pytest.importorskip("yaml", reason="needs pyyaml")
@@ -156,10 +156,10 @@ def test_the_zoo_plays_dqn_with_the_preset(env_id):
 @pytest.mark.parametrize("algorithm", ["dqn", "ppo"])
 def test_the_zoo_trains(algorithm, tmp_path):
     require("rl_zoo3", "zoo")
-    command = ["-m", "rl_zoo3.train", "--algo", algorithm, "--env", "QanLR-MNIST5k-v0", "--gym-packages", "qan_gym"]
+    command = ["-m", "rl_zoo3.train", "--algo", algorithm, "--env", "QanLR-MNIST5k-v1", "--gym-packages", "qan_gym"]
     game = ["--env-kwargs", *(f"{name}:{value}" for name, value in GAME.items())]
     out = run(*command, "--conf-file", ZOO / f"{algorithm}.yml", *game, "-n", 240, "-f", tmp_path)
     scores = [float(score) for score in re.findall(r"ep_rew_mean +\| (\S+)", out)]
     assert scores, out
     assert all(LEAST < score < MOST for score in scores)
-    assert (tmp_path / algorithm / "QanLR-MNIST5k-v0_1" / "QanLR-MNIST5k-v0.zip").is_file()
+    assert (tmp_path / algorithm / "QanLR-MNIST5k-v1_1" / "QanLR-MNIST5k-v1.zip").is_file()

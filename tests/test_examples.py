@@ -8,8 +8,8 @@ import torch
 from helpers import EXAMPLES, TINY, load_example
 
 RUNS = [
-    *((name, "QanLR-MNIST5k-v0") for name in ("DQN", "PPO", "A2C", "SAC", "TD3")),
-    *((name, "QanMinibatch-MNIST5k-v0") for name in ("DQN", "PPO", "A2C")),
+    *((name, "QanLR-MNIST5k-v1") for name in ("DQN", "PPO", "A2C", "SAC", "TD3")),
+    *((name, "QanMinibatch-MNIST5k-v1") for name in ("DQN", "PPO", "A2C")),
 ]
 
 

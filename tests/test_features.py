@@ -17,7 +17,7 @@ from qan_gym.core.statistics import STATISTICS
 from qan_gym.games import register_game
 from qan_gym.games.learning_rate import LearningRateGame
 
-LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
+LR, MINIBATCH = "QanLR-MNIST5k-v1", "QanMinibatch-MNIST5k-v1"
 ALL = list(FEATURES)[:9]  # those that are not of the observation "statistics" alone, see test_statistics.py
 
 # An episode of 6 actions in two epochs of 6 mini-batches; the validation loss is measured after 4, 6, 8 and 12.

@@ -20,9 +20,9 @@ from qan_gym.games import GAMES, Game
 from qan_gym.games.learning_rate import KEEP
 from qan_gym.tasks import TASKS
 
-LR = "QanLR-MNIST5k-v0"
+LR = "QanLR-MNIST5k-v1"
 SHORT = {**TINY, "train_size": 60}  # six mini-batches, each an action
-MOMENTUM = "QanMomentum-MNIST5k-v0"
+MOMENTUM = "QanMomentum-MNIST5k-v1"
 
 
 class TwoKnobs(Game):
@@ -107,7 +107,7 @@ def test_a_taken_name_and_an_unknown_game_are_refused():
 
 def test_continuous_is_for_the_learning_rate_game():
     with pytest.raises(ValueError, match="continuous=True is for the game 'learning-rate', not for 'minibatch'"):
-        gym.make("QanMinibatch-MNIST5k-v0", continuous=True, **SHORT)
+        gym.make("QanMinibatch-MNIST5k-v1", continuous=True, **SHORT)
 
 
 @pytest.mark.parametrize("env_id", TASKS)

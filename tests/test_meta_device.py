@@ -57,7 +57,7 @@ CASES = {
     "whitened": (IDS[-1], {"preprocess": "whiten"}),
 }
 
-QUICK = ("QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0", "previous", "distillation", "augmented", "statistics, sgd")
+QUICK = ("QanLR-MNIST5k-v1", "QanMinibatch-MNIST5k-v1", "previous", "distillation", "augmented", "statistics, sgd")
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from qan_gym.utils import own_settings as module
 from qan_gym.utils.own_settings import own_settings, threads_for, users_threads
 from qan_gym.utils.random_streams import drawing_from
 
-LR, CIFAR = "QanLR-MNIST5k-v0", "QanLR-CIFAR10-v0"
+LR, CIFAR = "QanLR-MNIST5k-v1", "QanLR-CIFAR10-v0"
 SHORT = {"train_size": 60, "batch_size": 10, "epochs": 1, "batches_per_action": 2, "reference": None}  # 3 actions
 
 

@@ -12,7 +12,7 @@ from qan_gym.games.learning_rate import KEEP, absolute_actions
 from qan_gym.schedules import SCHEDULES
 from qan_gym.tasks import TASKS, make_task_config
 
-LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
+LR, MINIBATCH = "QanLR-MNIST5k-v1", "QanMinibatch-MNIST5k-v1"
 SHORT = {"train_size": 400, "batch_size": 10, "epochs": 1, "meta_momentum": None, "reference": None}  # 40 mini-batches
 
 

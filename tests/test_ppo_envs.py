@@ -394,7 +394,7 @@ def test_privileged_inputs_that_are_not_there_are_refused():
         PPOInterface.of(env, "tusk")
     agent = PPO(PPOConfig(privileged="task"), PPOInterface.of(env, "task"))
     with pytest.raises(ValueError, match=r"privileged='task'.*there is learning_rate"):
-        train(agent, gym.make_vec("QanLR-MNIST5k-v0", num_envs=2, **QAN), 10)
+        train(agent, gym.make_vec("QanLR-MNIST5k-v1", num_envs=2, **QAN), 10)
 
 
 # --- qan-gym's own ----------------------------------------------------------------------------------------------------
@@ -406,7 +406,7 @@ QAN = {"dataset": small_data(), "epochs": 1, "batches_per_action": 4, "meta_mome
 @pytest.mark.parametrize("output", ["numpy", "torch"])
 def test_the_games_are_played(mode, output):
     """With the score line, an entry of the infos as privileged input, and either kind of output: the same rounds."""
-    env = gym.make_vec("QanLR-MNIST5k-v0", num_envs=3, output=output, autoreset_mode=mode, **QAN)
+    env = gym.make_vec("QanLR-MNIST5k-v1", num_envs=3, output=output, autoreset_mode=mode, **QAN)
     config = PPOConfig(features="scores", privileged="loss", steps_per_round=4, minibatches=2)
     agent = PPO(config, PPOInterface.of(env, "loss"), seed=0)
     assert agent.interface.inputs == ("loss",)

@@ -102,7 +102,7 @@ def test_a_recipe_from_beginning_to_end(recipe, settings, tiny_npz, tmp_path, mo
 def test_a_run_with_played_episodes_resumes(tiny_npz, tmp_path):
     """Stopped after its second episode, which was only played, it ends like one that was not stopped."""
     short = {"dataset": tiny_npz, "epochs": 1, "batches_per_action": 2, "meta_momentum": None, "reference": None}
-    config = RunConfig("QanLR-MNIST5k-v0", short, "dqn", "quick", 4, 0, test_exploration=0.5)
+    config = RunConfig("QanLR-MNIST5k-v1", short, "dqn", "quick", 4, 0, test_exploration=0.5)
 
     def stop_after(count):
         def finished(number, _episode):

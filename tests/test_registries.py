@@ -12,7 +12,7 @@ from torch import nn
 import qan_gym
 from qan_gym.optimizee.network import Network
 
-LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
+LR, MINIBATCH = "QanLR-MNIST5k-v1", "QanMinibatch-MNIST5k-v1"
 
 
 # --- a network of stacked parameters ---------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from qan_gym.rendering.baseline_run import BaselineRun
 from qan_gym.rendering.frames import FrameContent, FrameRenderer
 from qan_gym.rendering.history import History, class_shares
 
-LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
+LR, MINIBATCH = "QanLR-MNIST5k-v1", "QanMinibatch-MNIST5k-v1"
 INFO = {"batch": 0, "learning_rate": 0.05, "loss": 2.3, "smoothed_loss": 2.3, "validation_loss": 2.3}
 INFO |= {"validation_accuracy": 0.1}
 
@@ -338,7 +338,7 @@ def test_texts_of_a_frame_do_not_overlap(env_id, kwargs):
     for _ in range(3):
         env.step(env.action_space.sample())
     values = None if "continuous" in kwargs else -1234.5 - np.arange(env.action_space.n)
-    title = "QanMinibatch-MNIST5k-v0: mini-batch 3 of 40, validation accuracy 10.0%"
+    title = "QanMinibatch-MNIST5k-v1: mini-batch 3 of 40, validation accuracy 10.0%"
     require_legible(env, content_of(env, baseline=baseline.until(3), values=values, title=title))
 
 
@@ -520,7 +520,7 @@ def test_frames_of_a_game_from_outside(game, outside):
     baseline = BaselineRun(env.training)
     for _ in range(3):
         env.step(one)
-    require_legible(env, content_of(env, baseline=baseline.until(3), title="QanLR-MNIST5k-v0: mini-batch 3 of 20"))
+    require_legible(env, content_of(env, baseline=baseline.until(3), title="QanLR-MNIST5k-v1: mini-batch 3 of 20"))
     require_legible(env, content_of(env, title="0: mini-batch 3"), small=True)
 
 

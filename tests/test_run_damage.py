@@ -25,7 +25,7 @@ from qan_agents.experiments.run_folder import Run, RunConfig, read_rows
 from qan_agents.experiments.train import load_agent, make_agent, start_run, train
 from qan_gym.utils.files import ASIDE
 
-LR = "QanLR-MNIST5k-v0"
+LR = "QanLR-MNIST5k-v1"
 SHORT = {"dataset": small_data(), "epochs": 1, "batches_per_action": 1, "meta_momentum": None, "reference": None}
 CARRYING = {**SHORT, "reference": "previous", "meta_momentum": 0.5}
 EPISODES, DONE = 4, 3  # of the run, and before it was interrupted

@@ -30,7 +30,7 @@ from qan_gym.core.run_state import RunState
 from qan_gym.games import GAMES, Game
 from qan_gym.utils.arrays import Array
 
-LR = "QanLR-MNIST5k-v0"
+LR = "QanLR-MNIST5k-v1"
 
 
 class MomentumAndRate(Game):

@@ -18,7 +18,7 @@ from qan_gym.games import register_game
 from qan_gym.games.learning_rate import LearningRateGame
 from qan_gym.optimizee.network import Params
 
-LR = "QanLR-MNIST5k-v0"
+LR = "QanLR-MNIST5k-v1"
 
 
 @dataclass(kw_only=True)

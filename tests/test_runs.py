@@ -105,7 +105,7 @@ def test_the_folder_holds_everything(whole, agent):
     for name in ("accuracy.png", "actions.png", "episode.png"):
         assert (whole / name).read_bytes().startswith(b"\x89PNG")
     settings = json.loads((whole / "config.json").read_text())
-    assert settings["run"]["env"] == "QanLR-MNIST5k-v0"
+    assert settings["run"]["env"] == "QanLR-MNIST5k-v1"
     assert settings["task"]["batches_per_action"] == 1
     assert len(settings["dataset_fingerprint"]) == 64
     libraries = {"stable-baselines3"} if agent == "dqn" else set()
@@ -210,7 +210,7 @@ def test_an_interrupted_command_goes_on_as_if_it_had_not_been(whole, agent, tmp_
 def test_several_at_once_play_the_same_episodes_and_resume(whole, agent, tmp_path, monkeypatch):
     """Two at once: a run stopped in its second round ends like one that was not; the seeds are as usual."""
     settings = parse_settings(list(SETTINGS))
-    config = RunConfig("QanLR-MNIST5k-v0", settings, agent, PRESETS[agent], EPISODES, seed=0, num_envs=2)
+    config = RunConfig("QanLR-MNIST5k-v1", settings, agent, PRESETS[agent], EPISODES, seed=0, num_envs=2)
     runs = [start_run(tmp_path / name, config) for name in ("undisturbed", "stopped")]
     train(runs[0], lambda _: None, lambda *_: None)
     with monkeypatch.context() as patched:
@@ -382,7 +382,7 @@ def test_what_cannot_be_watched(whole, tmp_path, monkeypatch):
 
 def test_list_and_data():
     listing = invoke("list")
-    assert "QanMinibatch-MNIST5k-v0" in listing
+    assert "QanMinibatch-MNIST5k-v1" in listing
     assert "one-cycle" in listing
     assert "mnist5k" in invoke("data")
 
@@ -437,7 +437,7 @@ def test_damaged_files_are_named(whole, tmp_path, name):
 
 
 def test_a_run_without_an_episode_says_so(tmp_path):
-    config = RunConfig("QanLR-MNIST5k-v0", parse_settings(list(SETTINGS)), "dqn", "quick", 1, 0)
+    config = RunConfig("QanLR-MNIST5k-v1", parse_settings(list(SETTINGS)), "dqn", "quick", 1, 0)
     start_run(tmp_path / "run", config)
     for command in ("evaluate", "plot", "watch"):
         assert "--resume" in invoke(command, tmp_path / "run", status=2)

@@ -16,7 +16,7 @@ from qan_agents.sb3.wrappers import RoundRecorder, StackHistory
 from qan_gym.games import Game, register_game
 
 SHORT = {"dataset": small_data(), "epochs": 1, "meta_momentum": None, "reference": None, "batches_per_action": 2}
-GAMES = {"QanLR-MNIST5k-v0": SHORT, "QanMinibatch-MNIST5k-v0": {**SHORT, "batch_size": 10}}  # 10 actions
+GAMES = {"QanLR-MNIST5k-v1": SHORT, "QanMinibatch-MNIST5k-v1": {**SHORT, "batch_size": 10}}  # 10 actions
 N = 3
 
 
@@ -65,24 +65,24 @@ def test_the_bridge_gives_what_sb3s_own_vectorisation_gives(env_id):
 
 def test_rows_that_end_early_and_by_their_own_doing():
     """With a target loss rows end at different steps, terminated and not truncated."""
-    settings = {**GAMES["QanLR-MNIST5k-v0"], "target_loss": 2.29, "learning_rate": 0.1}
-    mine = vec_env("QanLR-MNIST5k-v0", N, **settings)
-    theirs = DummyVecEnv([lambda: gym.make("QanLR-MNIST5k-v0", **settings) for _ in range(N)])
+    settings = {**GAMES["QanLR-MNIST5k-v1"], "target_loss": 2.29, "learning_rate": 0.1}
+    mine = vec_env("QanLR-MNIST5k-v1", N, **settings)
+    theirs = DummyVecEnv([lambda: gym.make("QanLR-MNIST5k-v1", **settings) for _ in range(N)])
     assert compare(mine, theirs, [np.zeros(N, np.int64)] * 20) > 0
 
 
 def test_histories_are_stacked_as_gymnasium_stacks_them():
-    kwargs = GAMES["QanLR-MNIST5k-v0"]
-    mine = StackHistory(RoundRecorder(vec_env("QanLR-MNIST5k-v0", N, **kwargs)), 4)
-    single = [lambda: FrameStackObservation(gym.make("QanLR-MNIST5k-v0", **kwargs), 4) for _ in range(N)]
+    kwargs = GAMES["QanLR-MNIST5k-v1"]
+    mine = StackHistory(RoundRecorder(vec_env("QanLR-MNIST5k-v1", N, **kwargs)), 4)
+    single = [lambda: FrameStackObservation(gym.make("QanLR-MNIST5k-v1", **kwargs), 4) for _ in range(N)]
     assert compare(mine, DummyVecEnv(single), [np.full(N, t % 3) for t in range(25)]) >= 2 * N
     assert mine.observation_space.shape == (4, 825)
 
 
 def test_a_round_is_one_episode_of_every_row():
     """What a row plays after its end is not recorded, and is marked."""
-    settings = {**GAMES["QanLR-MNIST5k-v0"], "target_loss": 2.29, "learning_rate": 0.1}
-    env = RoundRecorder(vec_env("QanLR-MNIST5k-v0", N, **settings))
+    settings = {**GAMES["QanLR-MNIST5k-v1"], "target_loss": 2.29, "learning_rate": 0.1}
+    env = RoundRecorder(vec_env("QanLR-MNIST5k-v1", N, **settings))
     env.seed_rows([3, 30, 300])
     env.reset()
     waited = np.zeros(N, int)
@@ -95,7 +95,7 @@ def test_a_round_is_one_episode_of_every_row():
     assert max(lengths) == steps
     assert (waited + lengths == steps).all()
     for episode, seed in zip(env.episodes, (3, 30, 300), strict=True):
-        alone = gym.make("QanLR-MNIST5k-v0", **settings)
+        alone = gym.make("QanLR-MNIST5k-v1", **settings)
         frame, _ = alone.reset(seed=seed)
         np.testing.assert_array_equal(episode.frames[0], frame)
         for step, after in zip(episode.steps, episode.frames[1:], strict=True):
@@ -105,7 +105,7 @@ def test_a_round_is_one_episode_of_every_row():
 
 
 def test_algorithms_of_sb3_train_on_it():
-    env = vec_env("QanLR-MNIST5k-v0", 4, **GAMES["QanLR-MNIST5k-v0"])
+    env = vec_env("QanLR-MNIST5k-v1", 4, **GAMES["QanLR-MNIST5k-v1"])
     ppo = PPO("MlpPolicy", env, n_steps=12, batch_size=24, n_epochs=1, seed=0, device="cpu")
     ppo.learn(96)
     assert ppo.num_timesteps == 96
@@ -138,9 +138,9 @@ class TwoAtOnce(Game):
 def test_actions_of_several_numbers_go_through_the_bridge(space, registries):
     """As SB3's own vectorisation gives them; PPO trains on them."""
     register_game("two-at-once", TwoAtOnce(space))
-    settings = {**GAMES["QanLR-MNIST5k-v0"], "game": "two-at-once"}
-    mine = vec_env("QanLR-MNIST5k-v0", 2, **settings)
-    theirs = DummyVecEnv([lambda: gym.make("QanLR-MNIST5k-v0", **settings) for _ in range(2)])
+    settings = {**GAMES["QanLR-MNIST5k-v1"], "game": "two-at-once"}
+    mine = vec_env("QanLR-MNIST5k-v1", 2, **settings)
+    theirs = DummyVecEnv([lambda: gym.make("QanLR-MNIST5k-v1", **settings) for _ in range(2)])
     mine.action_space.seed(0)
     actions = [np.stack([mine.action_space.sample() for _ in range(2)]) for _ in range(12)]
     assert compare(mine, theirs, actions) == 2
@@ -150,8 +150,8 @@ def test_actions_of_several_numbers_go_through_the_bridge(space, registries):
 
 def test_what_the_bridge_cannot_do_it_says():
     with pytest.raises(ValueError, match="SAME_STEP"):
-        GymnasiumVecEnv(gym.make_vec("QanLR-MNIST5k-v0", num_envs=2, **GAMES["QanLR-MNIST5k-v0"]))
-    env = vec_env("QanMinibatch-MNIST5k-v0", 2, **GAMES["QanMinibatch-MNIST5k-v0"])
+        GymnasiumVecEnv(gym.make_vec("QanLR-MNIST5k-v1", num_envs=2, **GAMES["QanLR-MNIST5k-v1"]))
+    env = vec_env("QanMinibatch-MNIST5k-v1", 2, **GAMES["QanMinibatch-MNIST5k-v1"])
     assert env.env_is_wrapped(gym.Wrapper) == [False, False]
     assert env.unwrapped.env.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
     with pytest.raises(AttributeError, match="config"):
@@ -171,9 +171,9 @@ def test_what_the_bridge_cannot_do_it_says():
 
 def test_attributes_and_methods_of_rows():
     """Those of single environments, in the order of the rows asked for."""
-    settings = GAMES["QanLR-MNIST5k-v0"]
-    env = vec_env("QanLR-MNIST5k-v0", 3, **settings)
-    theirs = DummyVecEnv([lambda: gym.make("QanLR-MNIST5k-v0", **settings) for _ in range(3)])
+    settings = GAMES["QanLR-MNIST5k-v1"]
+    env = vec_env("QanLR-MNIST5k-v1", 3, **settings)
+    theirs = DummyVecEnv([lambda: gym.make("QanLR-MNIST5k-v1", **settings) for _ in range(3)])
     for one in (env, theirs):
         one.seed(3)
         one.reset()
@@ -194,7 +194,7 @@ def test_attributes_and_methods_of_rows():
 
 def test_pictures_go_through_the_bridge(tmp_path):
     """A mosaic of all rows, a picture of each, and a video."""
-    env = vec_env("QanLR-MNIST5k-v0", 2, render_mode="rgb_array", **GAMES["QanLR-MNIST5k-v0"])
+    env = vec_env("QanLR-MNIST5k-v1", 2, render_mode="rgb_array", **GAMES["QanLR-MNIST5k-v1"])
     env.reset()
     images = env.get_images()
     assert [image.shape for image in images] == [images[0].shape] * 2
@@ -210,7 +210,7 @@ def test_pictures_go_through_the_bridge(tmp_path):
 
 
 def test_without_a_render_mode_there_are_no_pictures():
-    env = vec_env("QanLR-MNIST5k-v0", 2, **GAMES["QanLR-MNIST5k-v0"])
+    env = vec_env("QanLR-MNIST5k-v1", 2, **GAMES["QanLR-MNIST5k-v1"])
     env.reset()
     assert list(env.get_images()) == [None, None]
 
@@ -218,7 +218,7 @@ def test_without_a_render_mode_there_are_no_pictures():
 @pytest.mark.filterwarnings("error")
 def test_evaluation_by_sb3_does_not_warn():
     """Lengths and returns are those of the monitor around the bridge; there is no success rate without a target."""
-    env = vec_env("QanLR-MNIST5k-v0", 2, **GAMES["QanLR-MNIST5k-v0"])
+    env = vec_env("QanLR-MNIST5k-v1", 2, **GAMES["QanLR-MNIST5k-v1"])
     model = PPO("MlpPolicy", env, n_steps=10, batch_size=20, n_epochs=1, seed=0, device="cpu").learn(20)
     assert len(model.ep_info_buffer) == 2
     assert len(model.ep_success_buffer) == 0
@@ -228,7 +228,7 @@ def test_evaluation_by_sb3_does_not_warn():
 
 
 def test_success_is_reported_where_there_is_a_target():
-    env = vec_env("QanLR-MNIST5k-v0", 2, **{**GAMES["QanLR-MNIST5k-v0"], "target_loss": 100.0})
+    env = vec_env("QanLR-MNIST5k-v1", 2, **{**GAMES["QanLR-MNIST5k-v1"], "target_loss": 100.0})
     model = PPO("MlpPolicy", env, n_steps=10, batch_size=20, n_epochs=1, seed=0, device="cpu").learn(20)
     assert list(model.ep_success_buffer) == [True] * 20
 

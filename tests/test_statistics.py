@@ -24,7 +24,7 @@ from qan_gym.native import library
 from qan_gym.optimizee.zoo import NETWORKS, build_network
 from qan_gym.tasks import make_task_config
 
-LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
+LR, MINIBATCH = "QanLR-MNIST5k-v1", "QanMinibatch-MNIST5k-v1"
 needs_library = pytest.mark.skipif(isinstance(library.find(), str), reason="the kernels are not compiled")
 
 # 200 images: an epoch of 20 mini-batches, which ends within an action of three.

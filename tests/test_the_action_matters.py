@@ -16,7 +16,7 @@ from oracles.training import SlowCNN
 
 from qan_gym.state import State
 
-LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
+LR, MINIBATCH = "QanLR-MNIST5k-v1", "QanMinibatch-MNIST5k-v1"
 RAISE, LOWER, KEEP = 0, 1, 2
 ALONE = {"meta_momentum": None, "reference": None}
 COSINE_2 = (1 + math.cos(math.pi / 20)) / 2  # the second of 20

@@ -26,7 +26,7 @@ from qan_gym.registration import ENTRY_POINTS
 from qan_gym.utils.random_streams import next_seeds
 from qan_gym.vector_env import QanVectorEnv
 
-LR, MINIBATCH, CIFAR = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0", "QanLR-CIFAR10-v0"
+LR, MINIBATCH, CIFAR = "QanLR-MNIST5k-v1", "QanMinibatch-MNIST5k-v1", "QanLR-CIFAR10-v0"
 IDS = list(ENTRY_POINTS)
 NEXT_STEP, SAME_STEP, DISABLED = AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED
 MODES = [NEXT_STEP, SAME_STEP, DISABLED]

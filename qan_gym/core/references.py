@@ -12,6 +12,7 @@ import logging
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,11 +30,10 @@ from qan_gym.utils.own_settings import own_settings
 
 SEED = 0
 DEPENDS_ON = (
-    *("dataset", "train_size", "preprocess", "augment", "network", "batch_size", "epochs"),
+    *("dataset", "train_size", "resolution", "classes", "data_seed", "label_noise", "input_scale", "input_centre"),
+    *("preprocess", "augment", "network", "initial_scale", "batch_size", "epochs", "batches", "loss_scale"),
     *("optimizer", "learning_rate", "momentum", "nesterov", "weight_decay"),
 )
-DEPENDS_ON_LATER = {"loss_scale": 1.0}  # settings that are part of the hash where they are not these
-NUMBERS = ("learning_rate", "momentum", "weight_decay", "loss_scale")
 FORMAT = 1  # to be raised when the same settings come to give other weights
 
 
@@ -77,7 +77,7 @@ def _locked(config: TaskConfig) -> AbstractContextManager[None]:
 
 def baseline_config(config: TaskConfig) -> TaskConfig:
     """The baseline run of a task: its training at the initial learning rate, without help."""
-    kept = {name: getattr(config, name) for name in (*DEPENDS_ON, *DEPENDS_ON_LATER)}
+    kept = {name: getattr(config, name) for name in DEPENDS_ON}
     rate = config.learning_rate
     alone = TaskConfig(meta_momentum=None, reference=None)
     return replace(alone, **kept, learning_rate_min=rate, learning_rate_max=rate)
@@ -85,10 +85,12 @@ def baseline_config(config: TaskConfig) -> TaskConfig:
 
 def reference_name(config: TaskConfig) -> str:
     """The file name of the pretrained weights of a task, with a hash of everything they depend on."""
-    settings = {name: getattr(config, name) for name in DEPENDS_ON}
-    settings["dataset"] = load_dataset(config.dataset).fingerprint  # what is in it, not what it is called
-    settings |= {name: own for name, usual in DEPENDS_ON_LATER.items() if (own := getattr(config, name)) != usual}
-    settings |= {name: float(value) for name, value in settings.items() if name in NUMBERS}  # 1 and 1.0 are one
+    usual = TaskConfig()
+    settings: dict[str, Any] = {"dataset": load_dataset(config.dataset).fingerprint}  # not what it is called
+    for name in DEPENDS_ON[1:]:
+        value = getattr(config, name)
+        if value != getattr(usual, name):  # so that a setting that is added later leaves the names as they are
+            settings[name] = float(value) if isinstance(value, int) and not isinstance(value, bool) else value
     settings |= {"seed": SEED, "format": FORMAT}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     return f"{config.network}-{digest}.safetensors"

@@ -180,7 +180,7 @@ SOURCES = {
         },
         fetch=_fetch_mnist,
         read=_read_mnist,
-        way_out="play on the bundled images, with an id of MNIST5k (as QanLR-MNIST5k-v0) or dataset='mnist5k'.",
+        way_out="play on the bundled images, with an id of MNIST5k (as QanLR-MNIST5k-v1) or dataset='mnist5k'.",
     ),
     "cifar10": Source(
         title="CIFAR-10",

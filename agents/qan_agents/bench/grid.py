@@ -2,7 +2,7 @@
 
 evaluation_seeds: 10
 environments:
-  - {id: QanLR-MNIST5k-v0}
+  - {id: QanLR-MNIST5k-v1}
 controllers:
   - constant
   - {name: dqn-native, label: without decay, settings: {env: {schedule: constant}}}

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from qan_agents.cli.common import INTERRUPTED, console, errors_in_one_line, extra_required
 
 DEFAULTS: dict[str, Any] = {
-    "environments": ["QanLR-MNIST5k-v0"],
+    "environments": ["QanLR-MNIST5k-v1"],
     "runs": [20],
     "seeds": [0],
     "evaluation_seeds": 10,

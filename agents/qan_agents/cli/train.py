@@ -40,7 +40,7 @@ OutOption = Annotated[Path | None, typer.Option(help="The run folder; default: a
 
 def train(
     context: typer.Context,
-    env: EnvArgument = "QanLR-MNIST5k-v0",
+    env: EnvArgument = "QanLR-MNIST5k-v1",
     agent: Annotated[str, typer.Option(help="The agent; see qan list.")] = "dqn",
     preset: Annotated[str, typer.Option(help="Named hyperparameters; see qan list AGENT.")] = "quick",
     episodes: Annotated[int, typer.Option(min=1, max=MOST, help="How many trainings of the CNN to play.")] = 20,
