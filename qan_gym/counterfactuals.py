@@ -82,8 +82,8 @@ def counterfactual(
 
     One copy of the training per action goes on in lock-step, all with the same data in the same order (in the
     mini-batch game, the same order within each class). Row a is what `env.step(a)` and k - 1 further steps would give:
-    bit for bit with the native engine; with PyTorch's where one thread computes, with an even batch size. The environment
-    stays as it is, with its random streams; its wrappers are not used. The test set is not read.
+    bit for bit with the native engine; with PyTorch's where one thread computes, with an even batch size. The
+    environment stays as it is, with its random streams; its wrappers are not used. The test set is not read.
 
     Args:
         env: a single environment of qan-gym, wrapped or not, within an episode.
