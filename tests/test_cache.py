@@ -161,6 +161,7 @@ for arguments in ({{}}, {arguments!r}):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="elsewhere a user has a home")
 def test_a_user_without_home_and_name_plays_the_bundled_games(tmp_path: Path) -> None:
     """As in containers that run under any number; with a reference that must be trained too."""
