@@ -3,7 +3,7 @@
     python benchmarks/statistics_scales.py [--seeds 3]
 
 `mnist-cnn` on the bundled digits, 200 mini-batches in 20 actions that leave the learning rate as it is, in PyTorch.
-Each column changes one thing; its numbers are the mean change of a feature over the actions of an episode and the seeds.
+Each column changes one thing; its numbers are the mean change of a feature over the actions and the seeds.
 """
 
 import argparse
