@@ -3,7 +3,7 @@
     python benchmarks/statistics_scales.py [--seeds 3]
 
 `mnist-cnn` on the bundled digits, 200 mini-batches in 20 actions that leave the learning rate as it is, in PyTorch.
-Each column changes one thing; its numbers are the mean changes of features over the actions of an episode and seeds.
+Each column changes one thing; its numbers are the mean change of a feature over the actions and the seeds.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def bright(image_shape: tuple[int, int, int], n_classes: int) -> Network:
 
 def episode(seed: int, **arguments: Any) -> NDArray[np.float32]:
     """The observations after each action, (T, 23)."""
-    env = gym.make("QanLR-MNIST5k-v1", **{**GAME, **arguments})
+    env = gym.make("QanLR-MNIST5k-v0", **{**GAME, **arguments})
     env.reset(seed=seed)
     seen, over = [], False
     while not over:

@@ -23,7 +23,8 @@ from pictures import ACTIONS, KWARGS, SEED
 
 from qan_agents.dqn import DQNConfig
 from qan_gym.config import TaskConfig
-from qan_gym.core.observation import ALWAYS_MEASURED, FEATURES, SCORE_LINE
+from qan_gym.core.features import FEATURES
+from qan_gym.core.observation import ALWAYS_MEASURED, SCORE_LINE
 from qan_gym.env import LearningRateEnv, QanEnv
 from qan_gym.registration import ENTRY_POINTS
 from qan_gym.schedules import SCHEDULES, Schedule
@@ -140,7 +141,7 @@ def features_page() -> str:
     places = {name: str(place) for place, name in enumerate(SCORE_LINE)}
     validated = {name: f"{places[name]}, with `validate_every`; else 0" for name in SCORE_LINE[ALWAYS_MEASURED:]}
     places |= validated
-    rows = [[f"`{name}`", places.get(name, ""), summary(function)] for name, function in FEATURES.items()]
+    rows = [[f"`{name}`", places.get(name, ""), summary(one.function)] for name, one in FEATURES.items()]
     return "\n".join(
         [
             "# Observations",
@@ -149,6 +150,7 @@ def features_page() -> str:
             "| --- | --- |",
             '| `"screen"` (default) | a row per filter of the network, then the score line |',
             '| `"filters"` | the filters alone, as in the paper |',
+            '| `"statistics"` | [what can be measured of any training](statistics.md), one number each |',
             '| a list, as `["log_learning_rate", "budget_used"]` | these features alone, one number each |',
             "",
             "Every observation is a flat `Box` of float32, kept within ±10; `observation.reshape("

@@ -291,11 +291,12 @@ class LearningRateEnv(QanEnv):
     (`obs.reshape(env.unwrapped.screen_shape)`): one row per filter of the first convolution, as its weights stand after
     the action, then the score line: ln(learning rate), share of the budget used, ln(smoothed loss), its change since
     the last action, the last action (-1 before the first), with `validate_every` ln(validation loss) and its change,
-    zeros. With `observation="filters"` the score line is left out: 800 values. For CIFAR-10 the screen has 193 rows of
-    192: the weights of the last convolution (of `nin`, a row per filter; of the others, the first 36,864 of them,
-    filter after filter), then the score line. Values are clipped to the bounds. The smoothed loss is the exponential
-    running mean of the mini-batch losses over about 500 images, begun at the validation loss of the initial weights.
-    For a history, use `gymnasium.wrappers.FrameStackObservation`.
+    zeros. With `observation="filters"` the score line is left out: 800 values; `observation="statistics"` are 23
+    numbers that can be measured of any training, without the screen. For CIFAR-10 the screen has 193 rows of 192: the
+    weights of the last convolution (of `nin`, a row per filter; of the others, the first 36,864 of them, filter after
+    filter), then the score line. Values are clipped to the bounds. The smoothed loss is the exponential running mean of
+    the mini-batch losses over about 500 images, begun at the validation loss of the initial weights. For a history, use
+    `gymnasium.wrappers.FrameStackObservation`.
 
     ## Rewards
     - `reward="log-loss"` (default): the drop of ln(smoothed loss); at the last step, the drop to ln(validation loss).
@@ -326,14 +327,14 @@ class LearningRateEnv(QanEnv):
     ## Arguments
     The fields of `qan_gym.config.TaskConfig`, among them `dataset` (a registered name or the path of an `.npz`),
     `preprocess` (`"normalise"`, `"whiten"`), `augment` (None, `"zero"`, `"reflect"`), `network`, `optimizer` (`"sgd"`,
-    `"adamw"`), `momentum`, `nesterov`, `weight_decay`, `batch_size`, `epochs`, `batches_per_action` (a rest of the
-    budget that fills no action is dropped), `continuous`, `action_scale`, `schedule`, `validate_every`, `observation`,
-    `reward`, `meta_momentum` (the pull c, on all weights, for CIFAR-10 all convolutions; `"filter-regression"`; None),
-    `reference` (`"pretrained"`, `"previous"`, a path, None), `distillation`, `target_loss`, `early_stopping`; and
-    `device`, `engine` (`"auto"`: the kernels in C where they can train the task, else PyTorch; `"native"`; `"torch"`),
-    `render_mode` (`"rgb_array"`: pictures of 720 x 1080 pixels; `"human"`: the same in a window, as far as it keeps up;
-    `"ansi"`: a line of text), and `baseline_run=True`, which draws behind the loss that of the same seed with nobody
-    acting: a training of its own, as long again. A wrong one raises ValueError.
+    `"adamw"`), `momentum`, `nesterov`, `weight_decay`, `loss_scale`, `batch_size`, `epochs`, `batches_per_action` (a
+    rest of the budget that fills no action is dropped), `continuous`, `action_scale`, `schedule`, `validate_every`,
+    `observation`, `reward`, `meta_momentum` (the pull c, on all weights, for CIFAR-10 all convolutions;
+    `"filter-regression"`; None), `reference` (`"pretrained"`, `"previous"`, a path, None), `distillation`,
+    `target_loss`, `early_stopping`; and `device`, `engine` (`"auto"`: the kernels in C where they can train the task,
+    else PyTorch; `"native"`; `"torch"`), `render_mode` (`"rgb_array"`: pictures of 720 x 1080 pixels; `"human"`: the
+    same in a window, as far as it keeps up; `"ansi"`: a line of text), and `baseline_run=True`, which draws behind the
+    loss that of the same seed with nobody acting: a training of its own, as long again. A wrong one raises ValueError.
 
     The `"pretrained"` reference of CIFAR-10 does not ship: it is trained when the environment is first made, for as
     long as an episode takes, and cached (`qan reference` does it beforehand). `meta_momentum=None` needs none.

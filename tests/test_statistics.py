@@ -249,7 +249,9 @@ def test_features_with_pull_validation_loss_scale_and_schedule(arguments, engine
     compare(LR, engine=engine, **arguments)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "nesterov", "adamw"])
+@pytest.mark.parametrize(
+    "optimizer", ["sgd", *(pytest.param(name, marks=pytest.mark.slow) for name in ("momentum", "nesterov", "adamw"))]
+)
 def test_features_of_a_network_with_batch_norm(optimizer, tmp_path):
     """Its running statistics are not measured."""
     game = made_deep_game(tmp_path) | {"reference": None, "augment": None, "momentum": 0.0}
@@ -270,6 +272,7 @@ def test_features_of_another_game(engine):
 # --- a part of the parameters ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [5_000, 77_000])
 def test_large_networks_are_measured_in_part(most, monkeypatch, tmp_path):
     """Every k-th trained parameter, in their order in memory, k odd; norms are those of all, but for the sampling."""
@@ -379,6 +382,7 @@ def test_rows_are_single_environments_bit_for_bit(engine, mode, monkeypatch):
         assert np.array_equal(rows.step(actions)[0], singles.step(actions)[0])
 
 
+@pytest.mark.slow
 def test_rows_of_a_deep_network_are_single_environments(tmp_path):
     game = made_deep_game(tmp_path) | {"reference": None}
     arguments = {**BASE, **game, "batches_per_action": 2, "augment": "zero"}
@@ -510,6 +514,7 @@ def scales():
     return module
 
 
+@pytest.mark.slow
 def test_features_change_with_a_scale_only_where_they_should(registries):
     """The table of the docs, on less data."""
     found = scales().changes(1, dataset=small_data(), train_size=40, batches_per_action=2)
