@@ -18,6 +18,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,8 @@ class Fuzzer:
             arguments = self.spoil(arguments, known)
         if _too_large(arguments):
             return
-        make = gym.make_vec if vector else gym.make
+        # Gymnasium's checker fails in the first step where the first reset was refused.
+        make = gym.make_vec if vector else partial(gym.make, disable_env_checker=True)
         env = self.attempt("make", (env_id, arguments), lambda: make(env_id, **arguments))
         if env is None:
             return

@@ -3,6 +3,7 @@
 from dataclasses import fields
 
 import gymnasium as gym
+import numpy as np
 import pytest
 from deep_tasks import CIFAR, SMALL, made_photographs
 
@@ -133,3 +134,70 @@ def test_the_largest_values(arguments):
     env = gym.make(LR, train_size=100, meta_momentum=None, **({"epochs": 1, "batches_per_action": 1} | arguments))
     env.reset(seed=0)
     assert env.step(2)[3]
+
+
+@pytest.mark.parametrize("make", [gym.make, gym.make_vec])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"validate_every": 10**200}, "validate_every must be None or an integer of at least 1, below 2"),
+        ({"pull_epochs": 10**200}, "pull_epochs must be"),
+        ({"batch_size": 10**5000}, "batch_size must be .*, not a value of type int"),
+        ({"epochs": 2**31}, "epochs must be"),
+        ({"target_loss": 10**200}, "target_loss must be"),
+        ({"target_loss": 1e39}, "target_loss must be .* at most 3.4e.38"),
+        ({"learning_rate_min": 1e308}, "^learning_rate_min must be [^;]*$"),
+        ({"learning_rate_min": "x"}, "^learning_rate_min must be [^;]*$"),
+        ({"pull_epochs": 0, "momentum": 2, "epochs": 0}, "^momentum must be [^;]*; epochs must be [^;]*$"),
+        ({"action_scale": np.array([1, 2])}, "action_scale must be one of"),
+        ({"network": ["nin"]}, "network must be text"),
+        ({"task": ["x"]}, "unknown task"),
+        ({"device": 5}, "device must be a name"),
+        ({"device": np.array([1, 2])}, "device must be a name"),
+        ({"engine": np.array([1, 2])}, "engine must be one of"),
+        ({"engine": None}, "engine must be one of"),
+        ({"render_mode": ()}, "render_mode must be None or one of"),
+        ({"render_mode": 5}, "render_mode must be None or one of"),
+        ({"render_mode": np.array(["human"])}, "render_mode must be None or one of"),
+        ({"batches_per_action": 2**31 - 1, "epochs": 2**31 - 1}, "more memory than there is"),
+    ],
+)
+def test_values_of_any_kind_are_blamed_on_their_argument(make, arguments, said):
+    with pytest.raises(ValueError, match=said):
+        make(LR, **arguments)
+
+
+@pytest.mark.parametrize("arguments", [{"autoreset_mode": []}, {"output": np.array([1, 2])}, {"num_envs": 10**200}])
+def test_arguments_of_vector_environments(arguments):
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        gym.make_vec(LR, **arguments)
+
+
+@pytest.mark.parametrize("make", [gym.make, gym.make_vec])
+@pytest.mark.parametrize("options", ["x", 5, [], False, set(), (), {"sampler": ["game"]}, {5: 1}])
+def test_wrong_options_of_a_reset(make, options):
+    env = make(LR, meta_momentum=None, reference=None)
+    with pytest.raises(ValueError, match="option"):
+        env.reset(options=options)
+
+
+@pytest.mark.parametrize("make", [gym.make, gym.make_vec])
+@pytest.mark.parametrize("seed", [True, False, np.bool_(True)])
+def test_a_flag_is_no_seed(make, seed):
+    env = make(LR, meta_momentum=None, reference=None)
+    with pytest.raises(ValueError, match="seed must be an integer of at least 0 or None, not"):
+        env.reset(seed=seed)
+
+
+def test_a_seed_of_numpy_is_a_seed():
+    env = gym.make(LR, meta_momentum=None, reference=None)
+    np.testing.assert_array_equal(env.reset(seed=np.int64(7))[0], env.reset(seed=7)[0])
+
+
+@pytest.mark.parametrize("action", [10**30, -(2**70), 2**64, None, "x", [0, [1]], object(), {}, np.array("x")], ids=str)
+def test_actions_of_any_kind(action):
+    for make, wrong in ((gym.make, action), (gym.make_vec, [action])):
+        env = make(LR, meta_momentum=None, reference=None)
+        env.reset(seed=0)
+        with pytest.raises(ValueError, match="action"):
+            env.unwrapped.step(wrong)

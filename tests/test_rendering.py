@@ -1,9 +1,8 @@
 """Rendering: frames, tiles, windows, the history and the baseline run, none of which changes the training."""
 
 import copy
-import subprocess
-import sys
 import weakref
+from functools import partial
 from itertools import pairwise
 
 import gymnasium as gym
@@ -13,6 +12,7 @@ import pytest
 import window_backend
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
+from gymnasium.utils.env_checker import check_env
 from helpers import SHORT, TINY, evaluated_splits, made_npz
 from matplotlib import pyplot
 from matplotlib.text import Text
@@ -648,18 +648,39 @@ def test_a_window_that_was_closed_stays_closed(windows, monkeypatch):
     env.close()
 
 
-def test_without_a_display_a_window_is_refused(monkeypatch):
-    """When the environment is made, with advice."""
+def test_without_a_display_an_environment_warns_and_shows_nothing(monkeypatch):
+    """It plays, and `render` gives None, as with a window."""
     monkeypatch.setattr(matplotlib, "get_backend", lambda: "agg")
-    with pytest.raises(ValueError, match=r"needs a display.*'agg'.*rgb_array"):
-        gym.make(LR, render_mode="human")
+    with pytest.warns(UserWarning, match=r"needs a display.*'agg'.*rgb_array.*nothing is shown"):
+        env = gym.make(LR, render_mode="human", **SHORT)
+    env.reset(seed=0)
+    assert env.step(0)[4]["batch"] == 1
+    assert env.render() is None
+    env.close()
+    assert not pyplot.get_fignums()
 
 
-@pytest.mark.slow
-def test_a_process_without_a_display_refuses_a_window():
-    code = f"import gymnasium, qan_gym; gymnasium.make('{LR}', render_mode='human')"
-    environ = {"PATH": "", "MPLBACKEND": "agg", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ, check=False)
-    assert done.returncode != 0
-    assert "needs a display" in done.stderr
-    assert "rgb_array" in done.stderr
+def test_gymnasium_check_env_without_a_display(monkeypatch):
+    monkeypatch.setattr(matplotlib, "get_backend", lambda: "agg")
+    env = gym.make(LR, **SHORT)
+    with pytest.warns(UserWarning, match="needs a display"):
+        check_env(env.unwrapped)
+
+
+@pytest.mark.parametrize("make", [gym.make_vec, partial(gym.make_vec, vectorization_mode="sync")])
+def test_lists_of_pictures(make):
+    """Those since the last `render`, or since the row's reset; as Gymnasium's own vector environments give them."""
+    envs = make(LR, num_envs=2, render_mode="rgb_array_list", **SHORT)
+    envs.reset(seed=0)
+    envs.step(np.array([0, 1]))
+    first = envs.render()
+    assert isinstance(first, tuple)
+    assert [len(frames) for frames in first] == [2, 2]
+    assert first[0][0].dtype == np.uint8
+    assert first[0][0].shape[2] == 3
+    assert (first[0][0] != first[0][1]).any()
+    envs.step(np.array([0, 1]))
+    assert [len(frames) for frames in envs.render()] == [1, 1]
+    for _ in range(18 + 1):  # to the end, and the reset of all rows
+        envs.step(np.array([0, 1]))
+    assert [len(frames) for frames in envs.render()] == [1, 1]
