@@ -181,7 +181,7 @@ def tolerances_of(task: MLPTask, params: dict[str, torch.Tensor], clock: int, lo
     for number in range(1, len(task.widths) + 1 if task.activation == "relu" else 1):
         x = F.linear(x, params[f"layer{number}.weight"], params[f"layer{number}.bias"])
         nearest, x = min(nearest, float(x.abs().min() / x.abs().max())), x.relu()
-    gradient = (1e-5 if nearest > 1e-6 else 1e-1) + 2e-7 * task.loss_scale / loss * max(1.0, largest)
+    gradient = (1e-5 if nearest > 1e-6 else 1e-1) + 2e-7 * task.loss_scale / max(loss, 1e-30) * max(1.0, largest)
     return 1e-6 * max(loss, 0.3 * task.loss_scale * max(1.0, largest)), gradient
 
 
@@ -200,7 +200,7 @@ def check_steps(tasks: list[MLPTask], steps: int) -> None:
             assert abs(trained.losses[row, 0] - loss) <= most_loss
             found = params_of(task, state.previous_gradient[row])
             for name in gradients:
-                assert distance(found[name], gradients[name]) < 1e-5, (row, name)
+                assert distance(found[name], gradients[name]) < most_gradient, (row, name)
             slots = [params_of(task, slot[row]) for slot in before.slots]
             expected_update(task, weights, slots, found, rate_of(task), clock)
             used = {"sgd": 0, "adamw": 2}.get(task.optimizer, 1)
@@ -388,7 +388,7 @@ def test_what_is_measured_does_not_change_the_training():
 # --- the same bits --------------------------------------------------------------------------------------------------
 
 # SHA-256 of states, losses and measurements of 64 tasks after up to 7 mini-batches.
-GOLDEN = "2d424d8afd6908486240b88eb9c2c9cab7bd04641c51a40bae1c51d374d72156"
+GOLDEN = "eb28560fc50387b839e7108e5e14855da3fdb644b87dcf87bbd87ba2aba94377"
 
 
 def contents(made: MLPKernels, row: int) -> list[np.ndarray]:

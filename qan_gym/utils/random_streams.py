@@ -28,7 +28,8 @@ ORDER = 2
 AUGMENTATION = 3
 SHUFFLED = 4  # native/src/random_streams.h has the same numbers
 
-_ROUNDS = 6  # of `shuffled`
+_ROUNDS = 16  # of `shuffled`
+_LOW = 2**32 - 1
 
 _GAMMA = 0x9E3779B97F4A7C15 - 2**64  # 64-bit constants, as the signed integers that torch holds
 _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
@@ -85,18 +86,20 @@ def _wrapped(number: int) -> int:
     return (number + 2**63) % 2**64 - 2**63
 
 
-def _hash_below(x: Int64, key: Int64, count: Int64) -> Int64:
-    """Uniform from 0 to count - 1, as a function of 64 bits; count < 2^31."""
-    h = (x + key) * _MIX_1
-    h = (h ^ _shift_right(h, 32)) * _MIX_2
-    return _shift_right(h, 32) * count >> 32
+def _moved(x: Int64, by: Int64, key: Int64, count: Int64) -> Int64:
+    """x moved by a hash of `by`, within 0 to count - 1; in 32 bits."""
+    low, high = key & _LOW, _shift_right(key, 32)
+    h = (by + low) & _LOW
+    h = ((h ^ (h >> 16)) * 0x21F0AAAD) & _LOW
+    h = ((h ^ (h >> 15) ^ high) * 0x735A2D97) & _LOW
+    return (x + ((h >> 16) * count >> 16)) % count
 
 
 def shuffled(seeds: Int64, purpose: int, epoch: Int64 | int, places: Int64, count: Int64 | int) -> Int64:
     """What lies at some places of a random order of `range(count)`, without the order: it needs no memory.
 
     For a seed and an epoch it is a bijection of 0, ..., count - 1: a Feistel network on numbers (Black and Rogaway
-    2002, "Ciphers with arbitrary finite domains"). A place is written as (left, right) on a grid; six rounds move one
+    2002, "Ciphers with arbitrary finite domains"). A place is written as (left, right) on a grid; 16 rounds move one
     of the two by a hash of the other; what falls behind `count` passes again.
 
     Args:
@@ -120,8 +123,8 @@ def shuffled(seeds: Int64, purpose: int, epoch: Int64 | int, places: Int64, coun
     while behind.any():
         left, right = at // columns, at % columns
         for number in range(0, _ROUNDS, 2):
-            left = (left + _hash_below(right, keys[number], rows)) % rows
-            right = (right + _hash_below(left, keys[number + 1], columns)) % columns
+            left = _moved(left, right, keys[number], rows)
+            right = _moved(right, left, keys[number + 1], columns)
         passed = left * columns + right
         at = at + (passed - at) * behind
         behind = at >= count

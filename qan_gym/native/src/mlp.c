@@ -83,5 +83,5 @@ void qan_initialise_mlp(const struct qan_mlp_task *task, int64_t seed, double sc
 
 void qan_shuffled(int64_t seed, int64_t epoch, int64_t first, int64_t count, int64_t total, int64_t *indices) {
   const struct order order = order_of(seed, epoch, total);
-  for (int64_t i = 0; i < count; i++) indices[i] = order_at(&order, first + i);
+  order_from(&order, first, count, indices);
 }

@@ -211,19 +211,36 @@ static void mlp_load(const struct mlp *mlp, const struct qan_examples *examples,
   }
 }
 
+// The indices of an epoch's images, of which some are drawn ahead: a block costs as much as a few.
+struct draws {
+  struct order order;
+  int64_t first, count;  // places that `indices` are of
+  int64_t indices[2 * ORDER_BLOCK];
+};
+
+// The indices at `count` <= MLP_CHUNK places from `first` on.
+static const int64_t *draw_images(struct draws *draws, int64_t first, int64_t count) {
+  enum { MOST = 2 * ORDER_BLOCK };
+  if (first < draws->first || first + count > draws->first + draws->count) {
+    const int64_t left = draws->order.total - first;
+    draws->first = first;
+    draws->count = left < MOST ? left : MOST;
+    order_from(&draws->order, first, draws->count, draws->indices);
+  }
+  return draws->indices + (first - draws->first);
+}
+
 // Gradients of a mini-batch's loss; returns the loss. The gradients are complete where the loss is finite.
-static float mlp_gradients(const struct mlp *mlp, const struct order *order, int64_t first) {
+static float mlp_gradients(const struct mlp *mlp, struct draws *draws, int64_t first) {
   const struct qan_mlp_task *task = mlp->task;
   const float factor = task->loss_scale / (float)task->batch;
   double loss = 0;
   mlp_prepare_backward(mlp);
   for (int64_t done = 0; done < task->batch; done += MLP_CHUNK) {
     const int count = task->batch - done < MLP_CHUNK ? (int)(task->batch - done) : MLP_CHUNK;
-    int64_t indices[MLP_CHUNK];
     uint8_t labels[MLP_CHUNK];
     float losses[MLP_CHUNK];
-    for (int b = 0; b < count; b++) indices[b] = order_at(order, first + done + b);
-    mlp_load(mlp, &task->train, indices, count, labels);
+    mlp_load(mlp, &task->train, draw_images(draws, first + done, count), count, labels);
     mlp_forward(mlp, count);
     mlp_cross_entropy(mlp, count, labels, factor, losses);
     for (int b = 0; b < count; b++) loss += (double)losses[b];

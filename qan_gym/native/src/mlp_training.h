@@ -211,11 +211,11 @@ static struct mlp_row mlp_row_of(const struct qan_mlp_training *job, const struc
 
 // One mini-batch; returns 1 if loss and weights are finite.
 static int train_mlp_batch(const struct qan_mlp_training *job, const struct mlp *mlp, const struct mlp_row *memory,
-                           int64_t row, double rate, const struct order *order, float *loss, struct mlp_sums *sum,
+                           int64_t row, double rate, struct draws *draws, float *loss, struct mlp_sums *sum,
                            struct mlp_space *space) {
   const struct qan_mlp_task *task = mlp->task;
   const int64_t per_epoch = task->train.count / task->batch, clock = job->clock[row];
-  *loss = mlp_gradients(mlp, order, clock % per_epoch * task->batch);
+  *loss = mlp_gradients(mlp, draws, clock % per_epoch * task->batch);
   if (*loss != *loss) *loss = __builtin_nanf("");  // of one sign on every machine
   if (*loss - *loss != 0) return 0;
   const struct rule rule = rule_with(task->optimizer, rate, job->momentum[row], job->weight_decay[row], task->beta2,
@@ -252,7 +252,7 @@ static void train_mlp(const struct qan_mlp_training *job, int64_t row, struct ml
     sum.previous = mlp_dot(&mlp.layout, memory.previous_gradient, memory.previous_gradient, space);
   }
   int finite = job->finite[row];
-  struct order order;
+  struct draws draws;
   int64_t epoch = -1;
   for (int64_t t = 0; t < count; t++) {
     if (!finite) {
@@ -261,9 +261,10 @@ static void train_mlp(const struct qan_mlp_training *job, int64_t row, struct ml
     }
     if (job->clock[row] / per_epoch != epoch) {
       epoch = job->clock[row] / per_epoch;
-      order = order_of(task->seed, epoch, task->train.count);
+      draws.order = order_of(task->seed, epoch, task->train.count);
+      draws.first = draws.count = 0;
     }
-    finite = train_mlp_batch(job, &mlp, &memory, row, job->rates[row * job->most + t], &order, losses + t, &sum, space);
+    finite = train_mlp_batch(job, &mlp, &memory, row, job->rates[row * job->most + t], &draws, losses + t, &sum, space);
   }
   job->finite[row] = (uint8_t)finite;
   if (job->measured)

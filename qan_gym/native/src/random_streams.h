@@ -5,7 +5,7 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { WEIGHTS_PURPOSE = 1, SHUFFLED_PURPOSE = 4, ORDER_ROUNDS = 6 };
+enum { WEIGHTS_PURPOSE = 1, SHUFFLED_PURPOSE = 4, ORDER_ROUNDS = 16 };
 
 static const uint64_t GAMMA = 0x9E3779B97F4A7C15ULL, MIX1 = 0xBF58476D1CE4E5B9ULL, MIX2 = 0x94D049BB133111EBULL;
 
@@ -28,40 +28,74 @@ static inline uint64_t bits_at(uint64_t stream, int64_t place) { return mix(stre
 // the two by a hash of the other: a Feistel network on numbers (Black and Rogaway 2002, "Ciphers with arbitrary finite
 // domains"). What falls behind n passes again.
 struct order {
-  uint64_t keys[ORDER_ROUNDS];
-  uint64_t total, rows, columns;
+  uint32_t keys[ORDER_ROUNDS][2];
+  uint32_t total, rows, columns;
 };
+
+enum { ORDER_LANES = 8, ORDER_BLOCK = 4 * ORDER_LANES };
 
 // 1 <= total < 2^31.
 static inline struct order order_of(int64_t seed, int64_t epoch, int64_t total) {
-  struct order order = {.total = (uint64_t)total, .rows = (uint64_t)__builtin_sqrt((double)total)};
+  struct order order = {.total = (uint32_t)total, .rows = (uint32_t)__builtin_sqrt((double)total)};
   order.rows += order.rows * order.rows < order.total;
   order.columns = (order.total + order.rows - 1) / order.rows;
   const uint64_t stream = stream_of(seed, SHUFFLED_PURPOSE, epoch);
-  for (int i = 0; i < ORDER_ROUNDS; i++) order.keys[i] = bits_at(stream, i);
+  for (int i = 0; i < ORDER_ROUNDS; i++) {
+    const uint64_t bits = bits_at(stream, i);
+    order.keys[i][0] = (uint32_t)bits;
+    order.keys[i][1] = (uint32_t)(bits >> 32);
+  }
   return order;
 }
 
-// From 0 to count - 1; count < 2^32.
-static inline uint64_t hash_below(uint64_t x, uint64_t key, uint64_t count) {
-  uint64_t h = (x + key) * MIX1;
-  h = (h ^ h >> 32) * MIX2;
-  return (h >> 32) * count >> 32;
+// Vectors in the extensions that gcc and clang share; they become what an instruction set has.
+typedef uint32_t lanes __attribute__((vector_size(ORDER_LANES * 4)));
+typedef int32_t signed_lanes __attribute__((vector_size(ORDER_LANES * 4)));
+
+// x moved by a hash of `by`, within 0 to count - 1; count < 2^16.
+static inline void move(lanes *x, const lanes *by, const uint32_t keys[2], uint32_t count) {
+  lanes h = *by + keys[0];
+  h = (h ^ h >> 16) * 0x21f0aaadu;
+  h = (h ^ h >> 15 ^ keys[1]) * 0x735a2d97u;
+  h = *x + ((h >> 16) * count >> 16);
+  *x = h - ((lanes)((signed_lanes)h >= (int32_t)count) & count);
 }
 
-static inline int64_t order_at(const struct order *order, int64_t place) {
-  uint64_t at = (uint64_t)place;
-  do {
-    uint64_t left = (uint32_t)at / (uint32_t)order->columns, right = at - left * order->columns;
-    for (int i = 0; i < ORDER_ROUNDS; i += 2) {
-      left += hash_below(right, order->keys[i], order->rows);
-      left -= left >= order->rows ? order->rows : 0;
-      right += hash_below(left, order->keys[i + 1], order->columns);
-      right -= right >= order->columns ? order->columns : 0;
+// A block of places, as left * columns + right, one pass further.
+static inline void order_pass(const struct order *order, uint32_t left[ORDER_BLOCK], uint32_t right[ORDER_BLOCK]) {
+  enum { VECTORS = ORDER_BLOCK / ORDER_LANES };  // together, because each waits for its own last result
+  lanes l[VECTORS], r[VECTORS];
+  memcpy(l, left, sizeof l);
+  memcpy(r, right, sizeof r);
+  for (int i = 0; i < ORDER_ROUNDS; i += 2) {
+    for (int v = 0; v < VECTORS; v++) move(l + v, r + v, order->keys[i], order->rows);
+    for (int v = 0; v < VECTORS; v++) move(r + v, l + v, order->keys[i + 1], order->columns);
+  }
+  memcpy(left, l, sizeof l);
+  memcpy(right, r, sizeof r);
+}
+
+// The indices at `count` places from `first` on.
+static inline void order_from(const struct order *order, int64_t first, int64_t count, int64_t *indices) {
+  uint32_t row = (uint32_t)first / order->columns, column = (uint32_t)first % order->columns;
+  for (int64_t i = 0; i < count; i += ORDER_BLOCK) {
+    uint32_t left[ORDER_BLOCK], right[ORDER_BLOCK];
+    for (int j = 0; j < ORDER_BLOCK; j++) {
+      left[j] = row;
+      right[j] = column++;
+      if (column == order->columns) column = 0, row++;
     }
-    at = left * order->columns + right;
-  } while (at >= order->total);
-  return (int64_t)at;
+    order_pass(order, left, right);
+    for (int j = 0; j < ORDER_BLOCK && i + j < count; j++) {
+      uint32_t at = left[j] * order->columns + right[j];
+      while (at >= order->total) {
+        uint32_t l[ORDER_BLOCK] = {at / order->columns}, r[ORDER_BLOCK] = {at % order->columns};
+        order_pass(order, l, r);
+        at = l[0] * order->columns + r[0];
+      }
+      indices[i + j] = (int64_t)at;
+    }
+  }
 }
 
 // --- normal numbers, by Box and Muller, within 1e-9; the same bits on every machine

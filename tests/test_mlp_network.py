@@ -1,0 +1,73 @@
+"""The multilayer perceptrons of PyTorch's path, by name."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from qan_gym.optimizee.zoo import build_network, mlp, mlp_sizes
+
+
+@pytest.mark.parametrize(
+    ("name", "widths", "activation"),
+    [
+        ("mlp-32", (32,), "relu"),
+        ("mlp-2-256", (2, 256), "relu"),
+        ("mlp-64-64-tanh", (64, 64), "tanh"),
+        ("mlp-4-5-6-gelu", (4, 5, 6), "gelu"),
+    ],
+)
+def test_a_name_says_widths_and_activation(name, widths, activation):
+    assert mlp_sizes(name) == (widths, activation)
+    network = build_network(name, (1, 7, 7), 5)
+    assert network.image_shape == (1, 7, 7)
+    assert network.shapes["layer1.weight"] == (widths[0], 49)
+    assert network.shapes[f"layer{len(widths) + 1}.weight"] == (5, widths[-1])
+    params = network.initial_params(torch.arange(3))
+    images = torch.rand(3, 4, 1, 7, 7)
+    apply = {"relu": F.relu, "tanh": torch.tanh, "gelu": lambda x: F.gelu(x, approximate="tanh")}[activation]
+    x = images.flatten(2)
+    for number in range(1, len(widths) + 2):
+        weight, bias = params[f"layer{number}.weight"], params[f"layer{number}.bias"]
+        x = torch.einsum("nbi,noi->nbo", x, weight) + bias[:, None]
+        x = apply(x) if number <= len(widths) else x
+    assert torch.allclose(network.forward(params, images, True), x, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name",
+    *[["mlp", "mlp-", "mlp-1", "mlp-257", "mlp-032", "mlp-8-8-8-8", "mlp-tanh", "mlp-8-relu", "mlp-8-elu", "mlp_8"]],
+)
+def test_a_wrong_name_is_refused_with_the_pattern(name):
+    with pytest.raises(ValueError, match=r"mlp-W\[-W\[-W\]\]\[-tanh\|-gelu\]"):
+        build_network(name, (1, 7, 7), 10)
+
+
+def test_an_unknown_network_names_the_registered_ones_and_the_pattern():
+    with pytest.raises(ValueError, match=r"unknown network 'cnn'; there are mnist-cnn, .* and mlp-W"):
+        build_network("cnn", (1, 28, 28), 10)
+    with pytest.raises(ValueError, match="network 'mnist-cnn' has no initial scale"):
+        build_network("mnist-cnn", (1, 28, 28), 10, initial_scale=2.0)
+
+
+@pytest.mark.parametrize(("name", "gain"), [("mlp-256-256", math.sqrt(2)), ("mlp-256-256-tanh", 1.0)])
+def test_initial_weights_have_the_standard_deviation_that_is_said(name, gain):
+    seeds = torch.tensor([5, 6, 2**63 - 1])
+    network, scaled = (build_network(name, (1, 28, 28), 100, initial_scale=scale) for scale in (1.0, 3.0))
+    params, larger = network.initial_params(seeds), scaled.initial_params(seeds)
+    for number, (fan_in, own) in enumerate([(784, gain), (256, gain), (256, 1.0)], start=1):
+        weight = params[f"layer{number}.weight"]
+        assert float(weight.std()) == pytest.approx(own / math.sqrt(fan_in), rel=0.02)
+        assert torch.allclose(larger[f"layer{number}.weight"], 3 * weight, rtol=1e-6)
+        assert not params[f"layer{number}.bias"].any()
+    alone = network.initial_params(seeds[1:2])
+    assert all(torch.equal(value[0], params[name][1]) for name, value in alone.items())
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"widths": ()}, {"activation": "elu"}, {"initial_scale": 0.0}, {"initial_scale": math.inf}]
+)
+def test_wrong_arguments_are_refused(arguments):
+    with pytest.raises(ValueError, match="a multilayer perceptron of widths"):
+        mlp((1, 7, 7), 10, **arguments)
