@@ -254,7 +254,7 @@ def test_features_with_pull_validation_loss_scale_and_schedule(arguments, engine
 )
 def test_features_of_a_network_with_batch_norm(optimizer, tmp_path):
     """Its running statistics are not measured."""
-    game = made_deep_game(tmp_path) | {"reference": None, "augment": None, "momentum": 0.0}
+    game = made_deep_game(tmp_path) | {"reference": None, "augment": None, "momentum": 0.0, "learning_rate": 0.02}
     compare("QanLR-CIFAR10-v0", 3, **game | {"batches_per_action": 2} | OPTIMIZERS[optimizer])
 
 
