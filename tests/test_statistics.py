@@ -187,7 +187,7 @@ def cosine(one: torch.Tensor, other: torch.Tensor | None) -> float:
     return 0.0 if other is None else float(one @ other / (one.norm() * other.norm()))
 
 
-def compare(env_id: str, actions: int = 8, **arguments: object) -> np.ndarray:
+def compare(env_id: str, actions: int = 8, tolerance: float = 2e-3, **arguments: object) -> np.ndarray:
     """An episode's first actions beside the oracle; returns the observations."""
     env = gym.make(env_id, **BASE | arguments).unwrapped
     training = env.training
@@ -200,11 +200,13 @@ def compare(env_id: str, actions: int = 8, **arguments: object) -> np.ndarray:
         expected = oracle.features()
         assert expected.keys() == set(names)
         np.testing.assert_allclose(
-            observation, [expected[name] for name in names], atol=2e-3, err_msg=f"after {number} actions: {names}"
+            observation, [expected[name] for name in names], atol=tolerance, err_msg=f"after {number} actions: {names}"
         )
         if oracle.found is not None:
             found = dict(zip(MEASURED, training.run.measured[0].tolist(), strict=True))
-            np.testing.assert_allclose(list(found.values()), [oracle.found[name] for name in found], 2e-3, 2e-4)
+            np.testing.assert_allclose(
+                list(found.values()), [oracle.found[name] for name in found], tolerance, tolerance / 10
+            )
         observation, _, terminated, truncated, info = env.step(int(rng.integers(3)))
         assert not terminated
         assert not truncated
@@ -253,9 +255,9 @@ def test_features_with_pull_validation_loss_scale_and_schedule(arguments, engine
     "optimizer", ["sgd", *(pytest.param(name, marks=pytest.mark.slow) for name in ("momentum", "nesterov", "adamw"))]
 )
 def test_features_of_a_network_with_batch_norm(optimizer, tmp_path):
-    """Its running statistics are not measured."""
-    game = made_deep_game(tmp_path) | {"reference": None, "augment": None, "momentum": 0.0}
-    compare("QanLR-CIFAR10-v0", 3, **game | {"batches_per_action": 2} | OPTIMIZERS[optimizer])
+    """Its running statistics are not measured. In float32 its training departs from that in float64 the soonest."""
+    game = made_deep_game(tmp_path) | {"reference": None, "augment": None, "momentum": 0.0, "learning_rate": 0.02}
+    compare("QanLR-CIFAR10-v0", 3, 0.01, **game | {"batches_per_action": 2} | OPTIMIZERS[optimizer])
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "nesterov", "adamw"])
