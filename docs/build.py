@@ -22,6 +22,7 @@ import numpy as np
 from pictures import ACTIONS, KWARGS, SEED
 
 from qan_agents.dqn import DQNConfig
+from qan_agents.ppo import PPOConfig
 from qan_gym.config import TaskConfig
 from qan_gym.core.features import FEATURES
 from qan_gym.core.observation import ALWAYS_MEASURED, SCORE_LINE
@@ -195,16 +196,16 @@ def schedules_page() -> str:
     )
 
 
-def settings_page() -> str:
-    """The settings of the bundled DQN."""
-    defaults = {field.name: field.default for field in fields(DQNConfig)}
+def settings_page(agent: str, config: type[Any]) -> str:
+    """The settings of a bundled agent, which are the fields of a dataclass."""
+    defaults = {field.name: field.default for field in fields(config)}
     lines = [
-        "# Settings of the bundled DQN",
+        f"# Settings of the bundled {agent}",
         "",
-        f"The fields of [`DQNConfig`][{DQNConfig.__module__}.DQNConfig]. With `qan train` each is an argument of "
-        "`--agent-set`.",
+        f"The fields of [`{config.__name__}`][{config.__module__}.{config.__name__}]. With `qan train` each is an "
+        "argument of `--agent-set`.",
         "",
-        *settings_table(DQNConfig, defaults, "default"),
+        *settings_table(config, defaults, "default"),
         "",
     ]
     return "\n".join(lines)
@@ -234,7 +235,8 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         pages = {f"environments/{env_id}.md": linked(env_page(env_id, Path(folder))) for env_id in ENTRY_POINTS}
     pages |= {"environments/observations.md": features_page(), "environments/schedules.md": schedules_page()}
-    pages["reference/dqn-settings.md"] = settings_page()
+    pages["reference/dqn-settings.md"] = settings_page("DQN", DQNConfig)
+    pages["reference/ppo-settings.md"] = settings_page("PPO", PPOConfig)
     for name, text in pages.items():
         (DOCS / name).write_text(text, encoding="utf-8")
     for study in STUDIES:

@@ -17,6 +17,8 @@ from helpers import made_npz, small_data
 from qan_agents.dqn import DQN, DQNConfig, EnvInterface
 from qan_agents.dqn.presets import PRESETS
 from qan_agents.dqn.vector_env import Transitions
+from qan_agents.ppo import PPO, PPOConfig, PPOInterface
+from qan_agents.ppo.actions import ActionSpace
 from qan_gym.core.components import Components, build_components
 from qan_gym.core.engine import namespace
 from qan_gym.core.training import Training
@@ -150,3 +152,42 @@ def test_acting_remembering_and_learning_stay_on_the_device(switches, monkeypatc
         agent.remember(Transitions(frames, frames, frames[:, 0], flags, flags, flags, flags, {}))
         agent.update(2)
     assert agent.weights.device == META
+
+
+class NoGenerator:
+    """In the place of `torch.Generator`, of which there is none on the meta device."""
+
+    def __init__(self, device: torch.device) -> None:
+        pass
+
+    def manual_seed(self, seed: int) -> None:
+        """Random tensors without contents need no generator."""
+
+
+SPACES = {
+    "discrete": ActionSpace((), choices=(3,)),
+    "multi-discrete": ActionSpace((2,), choices=(3, 5)),
+    "box": ActionSpace((2,), low=(-1.0, None), high=(1.0, None)),
+}
+
+
+@pytest.mark.parametrize("kind", SPACES)
+@pytest.mark.parametrize("recurrent", [0, 4])
+def test_the_rounds_of_a_ppo_stay_on_the_device(kind, recurrent, monkeypatch):
+    """Acting, remembering, advantages, all updates of a round with their early stop; nothing of it asks the host."""
+    monkeypatch.setattr(torch, "Generator", NoGenerator)
+    settings = {"features": "scores", "privileged": "task", "target_kl": 0.01, "anneal_steps": 100}
+    config = PPOConfig(steps_per_round=3, minibatches=2, recurrent=recurrent, **settings)
+    interface = PPOInterface((33 * 25,), (33, 25), 7, SPACES[kind], "task", ("depth", "width"))
+    agent = PPO(config, interface, META)
+    frames, flags = torch.zeros(2, 33 * 25, device=META), torch.zeros(2, dtype=torch.bool, device=META)
+    infos = {"task": {"depth": frames[:, 0], "width": frames[:, 1]}, "_task": flags}
+    agent.begin(frames, infos)
+    for _ in range(6):
+        assert agent.act().device == META
+        next_frames = torch.zeros_like(frames)
+        infos = {**infos, "final_info": infos}
+        agent.remember(Transitions(frames, next_frames, frames[:, 0], flags, flags, flags, flags, infos))
+        agent.learn()
+    assert agent.rounds == 2
+    assert agent.weights.device == agent.last_round["kl"].device == META

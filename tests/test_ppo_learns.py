@@ -14,7 +14,7 @@ from gymnasium.vector.utils import batch_space
 from qan_agents.ppo import PPO, PPOConfig, PPOInterface, train
 from qan_gym.utils.files import load_arrays, save_arrays
 
-SMALL = PPOConfig(hidden=(32,), steps_per_round=32, epochs=8, minibatches=2, learning_rate=3e-3, gamma=0.9)
+SMALL = PPOConfig(hidden=(32,), steps_per_round=10, epochs=8, minibatches=2, learning_rate=5e-3, gamma=0.9)
 RECURRENT = {"recurrent": 16, "minibatches": 2}
 SPACES = {
     "discrete": gym.spaces.Discrete(4),
@@ -68,7 +68,7 @@ class Naming(VectorEnv):
         return observations, rewards, np.zeros(self.num_envs, bool), over, infos
 
 
-def naming(config: PPOConfig, steps: int, seed: int = 0, num_envs: int = 8, **kwargs) -> tuple[PPO, list]:
+def naming(config: PPOConfig, steps: int, seed: int = 0, num_envs: int = 20, **kwargs) -> tuple[PPO, list]:
     env = Naming(num_envs, **kwargs)
     agent = PPO(config, PPOInterface.of(env, config.privileged), seed=seed)
     return agent, train(agent, env, steps, seed=seed)
@@ -78,10 +78,16 @@ def mean_return(finished: list, last: int) -> float:
     return float(np.mean([episode.total_reward for episode in finished[-last:]]))
 
 
-@pytest.mark.parametrize("kind", SPACES)
-@pytest.mark.parametrize("switches", [{}, {"recurrent": 16}, {"privileged": "named"}])
+@pytest.mark.parametrize(
+    ("kind", "switches"),
+    [
+        *((kind, {}) for kind in SPACES),
+        ("box", {"privileged": "named"}),
+        pytest.param("discrete", {"recurrent": 16}, marks=pytest.mark.slow),
+    ],
+)
 def test_what_is_named_is_done(kind, switches):
-    agent, finished = naming(replace(SMALL, **switches), 12_000, kind=kind)
+    agent, finished = naming(replace(SMALL, **switches), 8_000, kind=kind)
     frames = torch.eye(5)[:4]
     actions, _ = agent.choose(frames)
     expected = torch.arange(4)
@@ -90,10 +96,10 @@ def test_what_is_named_is_done(kind, switches):
     else:
         assert (actions if kind == "discrete" else actions[:, 0]).tolist() == expected.tolist()
     assert kind != "multi-discrete" or actions[:, 1].tolist() == [0, 1, 2, 0]
-    assert len(finished) == 12_000 / 5
+    assert len(finished) == 8_000 / 5
     assert mean_return(finished[:100], 100) < 2.5
     assert mean_return(finished, 100) > (3.5 if kind == "box" else 4.5)
-    assert [episode.step for episode in finished[:16:8]] == [40, 80]
+    assert [episode.step for episode in finished[:40:20]] == [100, 200]
 
 
 @pytest.mark.slow
@@ -157,21 +163,21 @@ SWITCHES = [{}, {**RECURRENT, "privileged": "named", "target_kl": 0.01, "anneal_
 
 
 @pytest.mark.parametrize("switches", SWITCHES)
-@pytest.mark.parametrize("kind", SPACES)
+@pytest.mark.parametrize("kind", ["discrete", "box"])
 def test_the_same_seed_learns_the_same(switches, kind):
     (one, first), (two, second), (other, third) = (
-        naming(replace(SMALL, **switches), 800, seed=seed, kind=kind) for seed in (5, 5, 6)
+        naming(replace(SMALL, **switches), 400, seed=seed, kind=kind) for seed in (5, 5, 6)
     )
     assert torch.equal(one.weights, two.weights)
     assert first == second
-    assert one.rounds == 3
+    assert one.rounds == 2
     assert not torch.equal(one.weights, other.weights)
     assert first != third
 
 
 def test_progress_is_shown_and_metrics_are_of_the_last_round():
     shown = []
-    agent = PPO(SMALL, PPOInterface.of(Naming(2)))
+    agent = PPO(replace(SMALL, steps_per_round=32), PPOInterface.of(Naming(2)))
     assert set(agent.metrics().values()) == {0.0}
     train(agent, Naming(2), 70, seed=0, show=shown.append)
     assert shown[0] == 2
@@ -187,11 +193,14 @@ def test_progress_is_shown_and_metrics_are_of_the_last_round():
 
 
 def test_the_learning_rate_falls_to_0():
-    agent, _ = naming(replace(SMALL, anneal_steps=1024), 256)
-    assert agent.learning_rate == pytest.approx(3e-3 * 0.75)
-    train(agent, Naming(8), 255, seed=1)
-    assert agent.learning_rate == pytest.approx(3e-3 * 0.5)
-    train(agent, Naming(8), 1024, seed=1)
+    """That of a round is as it is at the round's first step."""
+    agent, _ = naming(replace(SMALL, anneal_steps=800), 200)
+    assert agent.learning_rate == pytest.approx(5e-3 * 0.75)
+    train(agent, Naming(20), 180, seed=1)
+    assert agent.learning_rate == pytest.approx(5e-3 * 0.75)
+    train(agent, Naming(20), 20, seed=1)
+    assert agent.learning_rate == pytest.approx(5e-3 * 0.5)
+    train(agent, Naming(20), 600, seed=1)
     assert agent.learning_rate == 0
 
 
@@ -199,14 +208,14 @@ def test_the_learning_rate_falls_to_0():
 
 
 @pytest.mark.parametrize("switches", SWITCHES)
-@pytest.mark.parametrize("kind", SPACES)
-@pytest.mark.parametrize("steps", [0, 256, 440])
+@pytest.mark.parametrize(("kind", "steps"), [("discrete", 0), ("box", 200), *((kind, 320) for kind in SPACES)])
 def test_a_saved_agent_goes_on_to_the_same_bits(switches, kind, steps, tmp_path):
     """Fresh, between two rounds, and in the middle of one, whose steps are saved too."""
-    agent, _ = naming(replace(SMALL, **switches), max(steps, 8), kind=kind) if steps else (None, None)
-    if agent is None:
-        config = replace(SMALL, **switches)
-        agent = PPO(config, PPOInterface.of(Naming(8, kind), config.privileged))
+    config, env = replace(SMALL, **switches), Naming(20, kind)
+    agent = PPO(config, PPOInterface.of(env, config.privileged))
+    if steps > 0:
+        train(agent, env, steps, seed=0)
+    assert agent.steps == steps
     agent.save(tmp_path / "agent.safetensors", note="x")
     loaded = PPO.load(tmp_path / "agent.safetensors")
     assert loaded.facts == {"note": "x"}
@@ -214,18 +223,14 @@ def test_a_saved_agent_goes_on_to_the_same_bits(switches, kind, steps, tmp_path)
     assert torch.equal(loaded.weights, agent.weights)
     assert loaded.metrics() == agent.metrics()
     for one in (agent, loaded):
-        train(one, Naming(8, kind), 600, seed=7)
-    for path, one in (("one", agent), ("two", loaded)):
-        one.save(tmp_path / path)
-    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
-    assert agent.rounds > 1
-
-
-def test_a_loaded_agent_plays_alone():
-    """Whatever the number of rows that it was trained on."""
-    agent, _ = naming(SMALL, 440)
-    frames = torch.eye(5)[:1]
-    assert agent.choose(frames)[0].shape == (1,)
+        train(one, Naming(20, kind), 300, seed=7)
+        one.save(tmp_path / f"{one is agent}")
+    (arrays, about), (others, also) = (load_arrays(tmp_path / name) for name in ("True", "False"))
+    assert about == also
+    assert arrays.keys() == others.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, others[name], err_msg=name)
+    assert agent.rounds == loaded.rounds >= 1
 
 
 def _cut(path: Path) -> None:
@@ -295,7 +300,7 @@ def test_a_missing_file_is_named(tmp_path):
 @pytest.mark.parametrize("switches", SWITCHES)
 def test_on_cuda_it_learns(switches):
     """The same game, with networks, rounds and scales on the device."""
-    env = Naming(8)
+    env = Naming(20)
     config = replace(SMALL, **{**switches, "anneal_steps": None})
     agent = PPO(config, PPOInterface.of(env, config.privileged), "cuda", seed=1)
     train(agent, env, 12_000, seed=1)
