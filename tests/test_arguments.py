@@ -194,7 +194,21 @@ def test_a_seed_of_numpy_is_a_seed():
     np.testing.assert_array_equal(env.reset(seed=np.int64(7))[0], env.reset(seed=7)[0])
 
 
-@pytest.mark.parametrize("action", [10**30, -(2**70), 2**64, None, "x", [0, [1]], object(), {}, np.array("x")], ids=str)
+@pytest.mark.parametrize(
+    "action",
+    [
+        10**30,
+        -(2**70),
+        2**64,
+        None,
+        "x",
+        [0, [1]],
+        type("Other", (), {"__str__": lambda _: "other"})(),
+        {},
+        np.array("x"),
+    ],
+    ids=str,
+)
 def test_actions_of_any_kind(action):
     for make, wrong in ((gym.make, action), (gym.make_vec, [action])):
         env = make(LR, meta_momentum=None, reference=None)

@@ -307,7 +307,7 @@ def flat(task: MLPTask, memory: np.ndarray) -> np.ndarray:
         parts.append(memory[start : start + math.prod(shape)].astype(np.float64))
         start += -(-math.prod(shape) // 16) * 16
     values = np.concatenate(parts)
-    return values[:: -(-len(values) // MEASURED)]
+    return values[:: (-(-len(values) // MEASURED) | 1)]
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -319,7 +319,7 @@ def expected_measurements(
     task: MLPTask, states: list[MLPState], row: int, before: list[np.ndarray]
 ) -> dict[str, float]:
     """From the states before the first mini-batch and after each. `before`: last gradient, last displacement."""
-    step = -(-sum(map(math.prod, network_of(task).shapes.values())) // MEASURED)
+    step = -(-sum(map(math.prod, network_of(task).shapes.values())) // MEASURED) | 1
     weights = [flat(task, state.weights[row]) for state in states]
     gradients = [flat(task, state.previous_gradient[row]) for state in states[1:]]
     updates = [after - earlier for earlier, after in itertools.pairwise(weights)]

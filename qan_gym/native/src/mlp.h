@@ -16,7 +16,7 @@ enum {
   MLP_MAX_WIDTH = 256,
   MLP_MAX_BATCH = 512,
   MLP_CHUNK = 32,  // images that pass together; a mini-batch's gradient is the sum over its chunks
-  MLP_MEASURED = 1 << 17,  // of a larger network every k-th parameter is measured, k the least that gives no more
+  MLP_MEASURED = 1 << 17,  // of a larger network every k-th parameter is measured, k the least odd one that gives no more
 };
 
 enum mlp_activation { MLP_RELU, MLP_TANH, MLP_GELU };

@@ -92,7 +92,7 @@ KEEP_OUT double dot_of(const float *a, const float *b, int64_t size) {
 // --- networks of more than MLP_MEASURED parameters: every step-th of them is measured
 
 static int64_t measured_step(const struct mlp_layout *layout) {
-  return (layout->parameters + MLP_MEASURED - 1) / MLP_MEASURED;
+  return ((layout->parameters + MLP_MEASURED - 1) / MLP_MEASURED) | 1;
 }
 
 // Every step-th parameter, in their order in memory, from an array laid out like the weights; and 0 up to a multiple of
