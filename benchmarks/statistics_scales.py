@@ -51,7 +51,7 @@ def bright(image_shape: tuple[int, int, int], n_classes: int) -> Network:
 
 def episode(seed: int, **arguments: Any) -> NDArray[np.float32]:
     """The observations after each action, (T, 23)."""
-    env = gym.make("QanLR-MNIST5k-v0", **{**GAME, **arguments})
+    env = gym.make("QanLR-MNIST5k-v1", **{**GAME, **arguments})
     env.reset(seed=seed)
     seen, over = [], False
     while not over:

@@ -165,8 +165,11 @@ class TaskConfig:
         for name in ("observation", "classes", "learning_rate_factors"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-        if self.learning_rate_factors is not None and (self.continuous or len(self.learning_rate_factors) < 2):
-            raise ValueError("learning_rate_factors are 2 or more discrete actions: leave continuous=False")
+        factors = self.learning_rate_factors
+        if factors is not None and len(factors) < 2:
+            raise ValueError(f"learning_rate_factors must be 2 or more, one per discrete action, not {list(factors)}")
+        if factors is not None and self.continuous:
+            raise ValueError("learning_rate_factors are discrete actions: set continuous=False, or leave them out")
         if self.action_scale == "absolute" and not self.continuous:
             raise ValueError("action_scale='absolute' needs continuous=True: the action is the learning rate itself")
         if self.distillation > 0 and self.reference is None:

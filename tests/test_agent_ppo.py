@@ -21,7 +21,7 @@ ENDING = {**SHORT, "learning_rate": 0.1, "target_loss": 2.29}  # at different ti
 SMALL = {"steps_per_round": 15, "epochs": 2, "minibatches": 2}  # rounds of updates end within those of episodes
 
 
-def run_config(num_envs: int = 2, preset: str = "quick", env: str = "QanLR-MNIST5k-v0", **kwargs) -> RunConfig:
+def run_config(num_envs: int = 2, preset: str = "quick", env: str = "QanLR-MNIST5k-v1", **kwargs) -> RunConfig:
     settings = {"test_exploration": kwargs.pop("test_exploration", None), "evaluation_seeds": (0,)}
     hyperparameters = {**SMALL, **kwargs.pop("hyperparameters", {})}
     env_kwargs = {**SHORT, **kwargs}
@@ -84,7 +84,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(case, tmp_path):
     assert not (whole.folder / "replay").exists()
     agent = load_agent(whole)
     assert agent.agent.rounds > 0
-    assert agent.settings == whole.settings()["hyperparameters"] | {"hidden": tuple(agent.settings["hidden"])}
+    assert agent.settings == whole.settings().hyperparameters | {"hidden": tuple(agent.settings["hidden"])}
     agent.close()
     evaluate(whole, ignore)
     assert read_rows(whole.folder / "evaluation.csv")[0]["policy"] == "ppo"
@@ -99,7 +99,7 @@ def test_the_policy_of_a_run_plays_as_the_agent_does():
         noise = torch.randn(agent.agent.weights.shape, generator=torch.Generator().manual_seed(0))
         agent.agent.weights.add_(0.3 * noise)
         (episode,) = agent.play_round([7], 0.0, ignore)
-        env = gym.wrappers.FrameStackObservation(gym.make("QanLR-MNIST5k-v0", **{**SHORT, **kwargs}), 1)
+        env = gym.wrappers.FrameStackObservation(gym.make("QanLR-MNIST5k-v1", **{**SHORT, **kwargs}), 1)
         policy = agent.policy()
         for _ in range(2):
             policy.start(env, 7)
@@ -138,9 +138,9 @@ def test_what_rows_play_while_they_wait_is_not_learned_from():
 
 def test_files_of_another_agent_are_refused(tmp_path):
     agent = make_agent(run_config())
-    other = make_agent(run_config(env="QanMinibatch-MNIST5k-v0"))
+    other = make_agent(run_config(env="QanMinibatch-MNIST5k-v1"))
     path = tmp_path / "model.safetensors"
-    other.save(path, 1)
+    other.save(path)
     with pytest.raises(ValueError, match=r"model\.safetensors: is of an agent for"):
         agent.load(path)
     path.write_bytes(path.read_bytes()[:1000])

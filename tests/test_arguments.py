@@ -45,6 +45,17 @@ WRONG_VALUES = {
     "pull_epochs": [-1, 1.5],
     "reference": ["/no/such/file.safetensors", "no-such-word", 5],
     "distillation": [-1, NAN, None, "1"],
+    "resolution": [0, 1, 5, 56, 7.5, True, "7"],
+    "classes": [[], [1], [1, 1], [0, 99], [0, -1], "12", 5],
+    "data_seed": [-1, 1.5, True],
+    "label_noise": [-0.1, 1.1, NAN, None, "0"],
+    "input_scale": [0, -1, NAN, float("inf"), None],
+    "input_centre": [-0.1, 1.1, NAN, None],
+    "initial_scale": [0, -1, NAN, float("inf"), None],
+    "batches": [0, -1, 1.5, True],
+    "learning_rate_factor": [1, 0.5, NAN, "2", True],
+    "learning_rate_factors": [[], [2], [0, 1], [1, "2"], 5, True],
+    "divergence_penalty": [-1, NAN, float("inf"), None],
 }
 
 
@@ -151,7 +162,7 @@ def test_the_largest_values(arguments):
         ({"pull_epochs": 0, "momentum": 2, "epochs": 0}, "^momentum must be [^;]*; epochs must be [^;]*$"),
         ({"action_scale": np.array([1, 2])}, "action_scale must be one of"),
         ({"network": ["nin"]}, "network must be text"),
-        ({"task": ["x"]}, "unknown task"),
+        ({"env_id": ["x"]}, "unknown task"),
         ({"device": 5}, "device must be a name"),
         ({"device": np.array([1, 2])}, "device must be a name"),
         ({"engine": np.array([1, 2])}, "engine must be one of"),

@@ -14,7 +14,7 @@ from helpers import small_data
 from qan_gym.info import Score
 
 SHORT = {"dataset": small_data(), "epochs": 1, "batches_per_action": 2, "meta_momentum": None, "reference": None}
-LR = "QanLR-MNIST5k-v0"
+LR = "QanLR-MNIST5k-v1"
 
 
 def infos_of_an_episode(**arguments):

@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode
 from helpers import small_data
 
 SHORT = {"dataset": small_data(), "epochs": 1, "batches_per_action": 2, "meta_momentum": None, "reference": None}
-LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
+LR, MINIBATCH = "QanLR-MNIST5k-v1", "QanMinibatch-MNIST5k-v1"
 
 
 def assert_equal(one, other):

@@ -45,16 +45,49 @@ def test_a_wrong_name_is_refused_with_the_pattern(name):
 
 
 def test_an_unknown_network_names_the_registered_ones_and_the_pattern():
-    with pytest.raises(ValueError, match=r"unknown network 'cnn'; there are mnist-cnn, .* and mlp-W"):
-        build_network("cnn", (1, 28, 28), 10)
-    with pytest.raises(ValueError, match="network 'mnist-cnn' has no initial scale"):
-        build_network("mnist-cnn", (1, 28, 28), 10, initial_scale=2.0)
+    with pytest.raises(ValueError, match=r"unknown network 'rnn'; there are mnist-cnn, .*, mlp-W.*, cnn-W-W, vit-W-D"):
+        build_network("rnn", (1, 28, 28), 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        *((name, "it is cnn-W-W") for name in ("cnn", "cnn-4", "cnn-0-4", "cnn-4-4-4", "cnn-1000-4", "cnn-a-b")),
+        *((name, "it is vit-W-D") for name in ("vit", "vit-8", "vit-8-0", "vit-8-1-1")),
+        ("vit-12-1", "multiple of 8"),
+    ],
+)
+def test_wrong_sizes_are_refused(name, message):
+    with pytest.raises(ValueError, match=message):
+        build_network(name, (1, 14, 14), 10)
+
+
+def test_a_transformer_wants_a_grid_of_patches():
+    with pytest.raises(ValueError, match="multiple of 7 pixels"):
+        build_network("vit-8-1", (1, 16, 16), 10)
+
+
+@pytest.mark.parametrize("name", ["cnn-3-5", "vit-16-2"])
+def test_small_networks_train(name):
+    """The loss of a few images falls by two thirds."""
+    network = build_network(name, (1, 14, 14), 4)
+    params = {own: value.requires_grad_() for own, value in network.initial_params(torch.tensor([3])).items()}
+    images, labels = torch.randn(1, 12, 1, 14, 14), torch.arange(12) % 4
+    optimizer, losses = torch.optim.Adam(params.values(), lr=0.01), []
+    for _ in range(60):
+        loss = torch.nn.functional.cross_entropy(network.forward(params, images, True)[0], labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 3
 
 
 @pytest.mark.parametrize(("name", "gain"), [("mlp-256-256", math.sqrt(2)), ("mlp-256-256-tanh", 1.0)])
 def test_initial_weights_have_the_standard_deviation_that_is_said(name, gain):
     seeds = torch.tensor([5, 6, 2**63 - 1])
-    network, scaled = (build_network(name, (1, 28, 28), 100, initial_scale=scale) for scale in (1.0, 3.0))
+    network, (widths, activation) = build_network(name, (1, 28, 28), 100), mlp_sizes(name)
+    scaled = mlp((1, 28, 28), 100, widths, activation, initial_scale=3.0)
     params, larger = network.initial_params(seeds), scaled.initial_params(seeds)
     for number, (fan_in, own) in enumerate([(784, gain), (256, gain), (256, 1.0)], start=1):
         weight = params[f"layer{number}.weight"]

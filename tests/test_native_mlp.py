@@ -196,7 +196,7 @@ def check_steps(tasks: list[MLPTask], steps: int) -> None:
         for row, task in enumerate(tasks):
             weights = params_of(task, before.weights[row])
             loss, gradients = gradients_of(task, weights, clock)
-            most_loss, _ = tolerances_of(task, weights, clock, loss)
+            most_loss, most_gradient = tolerances_of(task, weights, clock, loss)
             assert abs(trained.losses[row, 0] - loss) <= most_loss
             found = params_of(task, state.previous_gradient[row])
             whole = math.sqrt(sum(float(value.square().sum()) for value in gradients.values()))

@@ -11,7 +11,7 @@ from helpers import small_data
 from qan_gym.state import State
 
 SHORT = {"dataset": small_data(), "epochs": 2, "batches_per_action": 2, "meta_momentum": None, "reference": None}
-LR, MINIBATCH = "QanLR-MNIST5k-v0", "QanMinibatch-MNIST5k-v0"
+LR, MINIBATCH = "QanLR-MNIST5k-v1", "QanMinibatch-MNIST5k-v1"
 
 
 def playing(env_id: str, steps: int = 3) -> Any:

@@ -337,7 +337,7 @@ class RunState:
             if not isinstance(spec, TensorSpec) or not spec.saved or spec.dtype == torch.bool:
                 continue
             values, wanted = tensors[name], "finite"
-            wrong = ~values.isfinite() & torch.tensor(spec.at_reset is not math.nan)
+            wrong = ~values.isfinite() & (spec.at_reset is not math.nan)
             for words, bound, beyond in (
                 ("at least", spec.at_least, torch.lt),
                 ("at most", spec.at_most, torch.gt),

@@ -123,7 +123,9 @@ def _of_classes(dataset: Dataset, classes: tuple[int, ...] | None, split: str) -
     if classes is None:
         return Chosen(np.arange(len(labels)), labels)
     if len(set(classes)) < max(2, len(classes)) or not set(classes) <= set(range(dataset.n_classes)):
-        raise ValueError(f"classes must be 2 or more different ones of 0 to {dataset.n_classes - 1}, not {classes}")
+        raise ValueError(
+            f"classes must be 2 or more different ones of 0 to {dataset.n_classes - 1}, not {list(classes)}"
+        )
     new = np.full(dataset.n_classes, -1)
     new[list(classes)] = np.arange(len(classes))
     places = np.flatnonzero(new[labels] >= 0)
