@@ -25,6 +25,10 @@ ALGORITHMS = {
     "RecurrentPPO": {"n_steps": 50, "batch_size": 50},
 }
 CONTINUOUS = ("SAC", "TD3")
+# What the score line of the screen says. A replay of SB3's default size, a million transitions, holds it in 20 MB; the
+# screen of `QanLR-CIFAR10-v0`, 193 rows of 192, wants 138 GiB for the observations, and as much for the next ones.
+SCORES = ["log_learning_rate", "budget_used", "log_loss", "log_loss_change", "last_action"]
+LARGEST_SCREEN = 10_000  # numbers that an agent is shown, rather than the scores
 CONTRIB = ("QRDQN", "RecurrentPPO")
 
 
@@ -32,7 +36,10 @@ def make(name: str, env_id: str, **kwargs: object) -> BaseAlgorithm:
     """The algorithm on the environment, with the kind of actions that it plays."""
     library = import_module("sb3_contrib" if name in CONTRIB else "stable_baselines3")
     policy = "MlpLstmPolicy" if name == "RecurrentPPO" else "MlpPolicy"
-    env = gym.make(env_id, **kwargs, **({"continuous": True} if name in CONTINUOUS else {}))
+    kwargs |= {"continuous": True} if name in CONTINUOUS else {}
+    env = gym.make(env_id, **kwargs)
+    if env.observation_space.shape[0] > LARGEST_SCREEN:
+        env = gym.make(env_id, **{"observation": SCORES, **kwargs})
     return getattr(library, name)(policy, env, seed=0, device="cpu", **ALGORITHMS[name])
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qan_gym.utils.own_settings import own_settings
+from qan_gym.utils.validation import shown
 
 
 def single_action(space: spaces.Space[Any], action: Any) -> NDArray[Any]:
@@ -23,17 +24,17 @@ def single_action(space: spaces.Space[Any], action: Any) -> NDArray[Any]:
         except (TypeError, ValueError):
             value = np.array(np.nan)
         if value.shape != space.shape or not np.isfinite(value).all():
-            raise ValueError(f"the action must be finite numbers in an array of shape {space.shape}: {action!r}")
+            raise ValueError(f"the action must be finite numbers in an array of shape {space.shape}: {shown(action)}")
         return value[None]
     if isinstance(space, spaces.MultiDiscrete):
-        value = np.asarray(action)
+        value = _numbers(action)
         if value.dtype.kind not in "iu" or not space.contains(value.astype(space.dtype)):
-            raise ValueError(f"the action must be in {space}: {action!r}")
+            raise ValueError(f"the action must be in {space}: {shown(action)}")
         return value.astype(np.int64)[None]
     if type(action) is int and isinstance(space, spaces.Discrete) and 0 <= action - int(space.start) < int(space.n):
         return np.array([action])
-    if not space.contains(np.asarray(action)[()]) and not space.contains(action):
-        raise ValueError(f"the action must be in {space}: {action!r}")
+    if not space.contains(_numbers(action)[()]) and not space.contains(action):
+        raise ValueError(f"the action must be in {space}: {shown(action)}")
     return np.array([int(action)])
 
 
@@ -56,7 +57,7 @@ def row_actions(space: spaces.Space[Any], num_envs: int, actions: Any) -> Tensor
         raise ValueError(f"the actions must have shape {shape}, not {tuple(values.shape)}")
     if isinstance(space, spaces.Box):
         if not values.is_floating_point() or not (values.is_cuda or values.isfinite().all()):
-            raise ValueError(f"the actions must be finite floats in {space}, not {actions!r}")
+            raise ValueError(f"the actions must be finite floats in {space}, not {shown(actions)}")
         return values.to(torch.float32)
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
         raise ValueError(f"the actions must be integers, not {values.dtype}")
@@ -64,7 +65,7 @@ def row_actions(space: spaces.Space[Any], num_envs: int, actions: Any) -> Tensor
         first = torch.as_tensor(np.asarray(getattr(space, "start", 0)))
         count = torch.as_tensor(np.asarray(space.nvec if isinstance(space, spaces.MultiDiscrete) else space.n))  # type: ignore[attr-defined]
         if not ((values >= first) & (values < first + count)).all():
-            raise ValueError(f"each action must be in {space}: {actions!r}")
+            raise ValueError(f"each action must be in {space}: {shown(actions)}")
     return values
 
 
@@ -87,7 +88,19 @@ def _as_tensor(actions: Any) -> Tensor:
     Raises:
         ValueError: they are not numbers, or not an array of them.
     """
-    array = np.array(actions)
+    array = _numbers(actions)
     if array.dtype.kind not in "biufc":
-        raise ValueError(f"the actions must be an array of numbers, not {actions!r}")
+        raise ValueError(f"the actions must be an array of numbers, not {shown(actions)}")
     return torch.from_numpy(array.astype(np.int64) if array.dtype.kind in "iu" else array)
+
+
+def _numbers(value: Any) -> NDArray[Any]:
+    """A copy as an array.
+
+    Raises:
+        ValueError: it is a list of lists of different lengths, or cannot be an array for another reason.
+    """
+    try:
+        return np.array(value)
+    except Exception as error:  # whatever an object's conversion raises
+        raise ValueError(f"an action must be a number or an array of numbers, not {shown(value)}") from error

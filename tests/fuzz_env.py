@@ -287,8 +287,12 @@ def fuzz(steps: int, seed: int) -> Fuzzer:
     with own_cache(), tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Gymnasium's, of wrong arguments
         fuzzer = Fuzzer(seed, Path(folder))
+        told = 0
         while fuzzer.steps < steps:
             fuzzer.play_one()
+            if fuzzer.steps >= told + 50_000:
+                told = fuzzer.steps
+                print(f"{told:,} steps, {time.process_time():.0f} s of CPU, {fuzzer.tried['make']:,} tried", flush=True)
     return fuzzer
 
 

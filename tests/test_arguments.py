@@ -170,7 +170,7 @@ def test_the_largest_values(arguments):
         ({"render_mode": ()}, "render_mode must be None or one of"),
         ({"render_mode": 5}, "render_mode must be None or one of"),
         ({"render_mode": np.array(["human"])}, "render_mode must be None or one of"),
-        ({"batches_per_action": 2**31 - 1, "epochs": 2**31 - 1}, "more memory than there is"),
+        ({"batches_per_action": 2**31 - 1, "epochs": 2**31 - 1, "reference": None}, "more memory than there is"),
     ],
 )
 def test_values_of_any_kind_are_blamed_on_their_argument(make, arguments, said):
