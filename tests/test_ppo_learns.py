@@ -147,18 +147,6 @@ def greedy_return(agent: PPO, env_id: str, episodes: int) -> float:
     return float(total.mean())
 
 
-@pytest.mark.slow
-def test_the_pendulum_is_swung_up():
-    """Box actions: from about -1200, at random, to above -400 within 100,000 steps."""
-    env = gym.make_vec("Pendulum-v1", num_envs=8, vectorization_mode="sync")
-    config = PPOConfig(steps_per_round=256, minibatches=16, epochs=10, gamma=0.9, learning_rate=1e-3)
-    agent = PPO(config, PPOInterface.of(env), seed=0)
-    before = greedy_return(agent, "Pendulum-v1", 10)
-    train(agent, env, 100_000, seed=0)
-    assert before < -900
-    assert greedy_return(agent, "Pendulum-v1", 10) > -400
-
-
 SWITCHES = [{}, {**RECURRENT, "privileged": "named", "target_kl": 0.01, "anneal_steps": 5000}]
 
 
