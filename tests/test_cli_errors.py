@@ -160,7 +160,7 @@ def test_resuming_takes_no_settings(arguments: str, names: list[str], folder: Pa
         ("dataset=two\nlines", "two"),
         ("device=nonsense", "nonsense"),
         ("device=0.5", "0.5"),
-        ("task=QanMinibatch-MNIST5k-v1", "task cannot be set"),
+        ("env_id=QanMinibatch-MNIST5k-v1", "env_id cannot be set"),
         ("render_mode=human", "render_mode cannot be set"),
         ("num_envs=3", "'num_envs'"),
         ("output=torch", "'output'"),

@@ -450,7 +450,7 @@ def test_the_curves_are_as_wide_as_the_episode_so_far():
 def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match="baseline_run must be True or False, not 'yes'"):
         gym.make(LR, baseline_run="yes")
-    with pytest.raises(ValueError, match="render_mode must be one of"):
+    with pytest.raises(ValueError, match="render_mode must be None or one of"):
         gym.make(LR, render_mode="film")
 
 

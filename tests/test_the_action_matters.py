@@ -161,7 +161,8 @@ def assert_finite(observation: np.ndarray, reward: float, info: dict, env: gym.E
     assert np.isfinite(observation).all()
     assert env.observation_space.contains(observation)
     assert math.isfinite(reward)
-    assert all(math.isfinite(value) for value in info.values())
+    ended = not math.isnan(info["test_loss"])
+    assert all(math.isfinite(value) for name, value in info.items() if ended or not name.startswith("test_"))
 
 
 @pytest.mark.parametrize(

@@ -739,7 +739,7 @@ def test_made_by_gymnasium(tiny, of_id):
         env = gym.make_vec(env_id, **of_id(env_id, "tiny"))
         assert type(env) is QanVectorEnv
         assert (env.num_envs, env.output, mode_of(env)) == (1, "numpy", NEXT_STEP)
-        assert env.metadata["render_modes"] == ["rgb_array"]
+        assert env.metadata["render_modes"] == ["rgb_array", "rgb_array_list"]
         assert env.render_mode is None
     assert QanVectorEnv.metadata["autoreset_mode"] is NEXT_STEP
     make(LR, 2, SAME_STEP, **tiny)
