@@ -29,6 +29,10 @@ class Score(np.float64):
 
     __hash__ = np.float64.__hash__
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickle, which would give an np.float64: infos come from other processes too."""
+        return Score, (float(self),)
+
 
 def scalars(info: Info) -> dict[str, Any]:
     """The info of the only run: np.float64, int and bool; `Score` where a number is NaN before the end.

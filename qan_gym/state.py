@@ -13,6 +13,7 @@ from qan_gym.config import TaskConfig
 from qan_gym.core.training import Training
 from qan_gym.rendering.history import History
 from qan_gym.utils.files import load_arrays, save_arrays
+from qan_gym.utils.own_settings import own_settings
 from qan_gym.utils.validation import shown
 
 HISTORY = "history"  # of the episode for rendering, beside the tensors of the run
@@ -93,6 +94,7 @@ def take_state(training: Training, history: History, phase: str, generator: np.r
     return State(arrays | {HISTORY: history.rows().copy()}, metadata)
 
 
+@own_settings()
 def apply_state(training: Training, state: State, keeps_history: bool) -> Restored:
     """Continue the run of a training from a state, once all of it is known to be right.
 

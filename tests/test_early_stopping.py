@@ -73,7 +73,7 @@ def test_early_stopping(patience, noise, whole_episode):
     assert [info["validation_loss"] for info in stopped[::BATCHES_PER_EPOCH]] == losses[: epoch + 1]
     assert [info["early_stopped"] for info in stopped] == [False] * BATCHES_PER_EPOCH * epoch + [True]
     last = stopped[-1]
-    assert (last["terminated"], last["truncated"], last["is_success"], last["diverged"]) == (True, False, False, False)
+    assert (last["terminated"], last["truncated"], last["diverged"]) == (True, False, False)
     assert last["test_loss"] > 0
 
 

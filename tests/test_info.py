@@ -1,6 +1,8 @@
 """The info: the same names at every step, of the types that Gymnasium, SB3, TorchRL and minari take."""
 
+import copy
 import json
+import pickle
 
 import gymnasium as gym
 import numpy as np
@@ -62,6 +64,9 @@ def test_a_score():
     assert Score(0.5) == 0.5
     assert Score(0.5) != 0.6
     assert isinstance(nan, float)
+    for way in (copy.deepcopy, lambda score: pickle.loads(pickle.dumps(score))):
+        assert type(way(nan)) is Score
+        assert way(nan) == nan
 
 
 def test_numbers_are_those_of_json_and_have_dtypes():

@@ -50,7 +50,7 @@ def test_rows_end_as_single_environments_do(limit, mode):
 
 
 def test_an_id_that_is_registered_with_it():
-    arguments = {"task": LR, **SHORT}
+    arguments = {"env_id": LR, **SHORT}
     gym.register(
         "Shorter-v0",
         entry_point="qan_gym.env:LearningRateEnv",

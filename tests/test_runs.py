@@ -377,6 +377,8 @@ def test_what_cannot_be_watched(whole, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert ".mp4" in invoke("watch", whole, "--video", "film.gif", status=2)
     assert "seed" in invoke("watch", whole, "--video", "film.mp4", "--seed", "-1", status=2)
+    monkeypatch.setattr("matplotlib.get_backend", lambda: "agg")
+    assert "needs a display" in invoke("watch", whole, status=2)
     assert not list(tmp_path.iterdir())
 
 

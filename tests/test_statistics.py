@@ -200,7 +200,11 @@ def compare(env_id: str, actions: int = 8, tolerance: float = 2e-3, **arguments:
         expected = oracle.features()
         assert expected.keys() == set(names)
         np.testing.assert_allclose(
-            observation, [expected[name] for name in names], rtol=tolerance, atol=tolerance, err_msg=f"after {number} actions: {names}"
+            observation,
+            [expected[name] for name in names],
+            rtol=tolerance,
+            atol=tolerance,
+            err_msg=f"after {number} actions: {names}",
         )
         if oracle.found is not None:
             found = dict(zip(MEASURED, training.run.measured[0].tolist(), strict=True))

@@ -161,8 +161,8 @@ def assert_finite(observation: np.ndarray, reward: float, info: dict, env: gym.E
     assert np.isfinite(observation).all()
     assert env.observation_space.contains(observation)
     assert math.isfinite(reward)
-    ended = not math.isnan(info["test_loss"])
-    assert all(math.isfinite(value) for name, value in info.items() if ended or not name.startswith("test_"))
+    measured = (value for name, value in info.items() if not name.startswith("test_"))
+    assert all(math.isfinite(value) for value in measured)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_a_learning_rate_of_1_ends_cleanly(continuous: bool, reward: str) -> Non
         observation, paid, terminated, truncated, info = env.step(action)
         assert_finite(observation, paid, info, env)
         assert terminated == info["diverged"]
-        assert not info["is_success"]
+        assert "is_success" not in info
         steps += 1
     assert terminated != truncated
     assert terminated or steps == 10
@@ -191,7 +191,7 @@ def test_a_learning_rate_of_1_ends_cleanly(continuous: bool, reward: str) -> Non
 
 DIVERGING = [
     {"learning_rate": 3e38, "learning_rate_max": 3e38},
-    {"learning_rate": 1e60, "learning_rate_max": 1e300},  # not even a float32
+    {"learning_rate": 3.4e38, "learning_rate_max": 3.4e38},  # the largest that there is
     {"learning_rate": 3e38, "learning_rate_max": 3e38, "observation": "filters"},
     {"learning_rate": 3e38, "learning_rate_max": 3e38, "target_loss": 1e9, "batches_per_action": 10},  # no success
     {"learning_rate": 3e38, "learning_rate_max": 3e38, "batches_per_action": 20},  # at the very end of the budget
@@ -214,9 +214,9 @@ def test_divergence_terminates(kwargs: dict, reward: str) -> None:
     assert terminated
     assert not truncated
     assert info["diverged"] is True
-    assert info["is_success"] is False
+    assert info.get("is_success", False) is False
     assert paid < 0
-    assert {"test_loss", "test_accuracy"} <= info.keys()
+    assert math.isfinite(info["test_loss"])
     assert not all(np.isfinite(value).all() for value in env.unwrapped.weights().values())
     with pytest.raises(ResetNeeded):
         env.step(KEEP)
@@ -280,7 +280,6 @@ def test_reaching_the_target_loss_is_success() -> None:
         *_, info = plain.step(KEEP)
         losses.append(info["smoothed_loss"])
         infos.append(info)
-        assert not info["is_success"]
     target = losses[11]
     assert target == min(losses[:12])
     env = gym.make(LR, target_loss=target, **kwargs)
@@ -294,7 +293,7 @@ def test_reaching_the_target_loss_is_success() -> None:
     assert ends == [(False, False, False)] * 11 + [(True, False, True)]
     assert not info["diverged"]
     assert info["smoothed_loss"] <= target
-    assert {"test_loss", "test_accuracy"} <= info.keys()
+    assert math.isfinite(info["test_loss"])
     assert info["validation_loss"] < infos[0]["validation_loss"]  # measured at this end too
     assert total == pytest.approx(math.log(infos[0]["validation_loss"] / info["validation_loss"]), abs=1e-5)
     assert_finite(observation, reward, info, env)
