@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium as gym
@@ -18,8 +19,9 @@ from qan_agents.cli import environments as cli_environments
 from qan_agents.cli import train as cli_train
 from qan_agents.cli.app import app
 from qan_agents.env_ids import import_module_of, task_of
+from qan_gym.families import Task
 from qan_gym.registration import ENTRY_POINTS, VECTOR_ENTRY_POINT
-from qan_gym.tasks import TASKS
+from qan_gym.tasks import FAMILIES, TASKS
 from qan_gym.vector_env import QanVectorEnv
 
 LR = "QanLR-MNIST5k-v1"
@@ -93,7 +95,9 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_the_task_of_an_id(module: str) -> None:
     """Of those of the package, and of those that a module registers."""
     for env_id in ENTRY_POINTS:
-        assert task_of(env_id, {}) == TASKS[env_id]
+        typical = Task().settings() if env_id in FAMILIES else {}
+        assert task_of(env_id, {}) == replace(TASKS[env_id], **typical)
+    assert task_of("QanLR-Family-v0", {"split": "test", "validate_every": 40}).validate_every == 40
     assert task_of(f"qan_gym:{LR}", {"epochs": 3}).epochs == 3
     assert import_module_of(f"{module}:Mine-v0") == "Mine-v0"
     assert task_of(f"{module}:Mine-v0", {}).epochs == 2

@@ -201,9 +201,10 @@ def examine(env_id: str, kwargs: dict[str, Any], steps: int | None) -> CheckedEn
 
 def _has_lockstep(env: gym.Env[Any, Any], spec: EnvSpec) -> bool:
     """Whether an id is played by qan-gym's own environment and vector environment, and nothing is wrapped around."""
-    own_env = type(env).__module__ == QanEnv.__module__
+    own_env = isinstance(env, QanEnv) and type(env).__module__.startswith("qan_gym.")
     own_vector_env = spec.vector_entry_point in (VECTOR_ENTRY_POINT, QanVectorEnv)
-    return own_env and own_vector_env and not spec.additional_wrappers and spec.max_episode_steps is None
+    whole = isinstance(env, QanEnv) and spec.max_episode_steps == env.episode_length
+    return own_env and own_vector_env and not spec.additional_wrappers and whole
 
 
 def extremes(space: spaces.Space[Any]) -> dict[str, Any]:
