@@ -215,7 +215,8 @@ class QanEnv(Inspection, gym.Env[NDArray[np.float32], Any]):
     def _frame(self) -> NDArray[np.uint8]:
         batch = int(self._history.curve("batch")[-1])
         accuracy = self._history.curve("validation_accuracy")[-1]
-        title = f"{self._arguments['env_id']}: mini-batch {batch:,} of {self.training.budget_of(0):,}, "
+        budget, name = self.training.budget_of(0), self.training.task_name(0)
+        title = f"{self._arguments['env_id']}: {name and name + ', '}mini-batch {batch:,} of {budget:,}, "
         return self._renderer.draw(
             FrameContent(
                 filters=filter_pictures(*self.training.network_of(0)),
@@ -223,6 +224,7 @@ class QanEnv(Inspection, gym.Env[NDArray[np.float32], Any]):
                 baseline=self._baseline.until(batch) if self._baseline is not None else None,
                 values=self._values,
                 title=title + f"validation accuracy {accuracy:.1%}",
+                budget=budget,
             )
         )
 

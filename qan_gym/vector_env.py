@@ -310,9 +310,11 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
     def _content(self, row: int) -> FrameContent:
         history = self._histories[row]
         accuracy = history.curve("validation_accuracy")[-1]
-        title = f"{row}: mini-batch {history.curve('batch')[-1]:,.0f}, validation accuracy {accuracy:.1%}"
+        name = self.training.task_name(row)
+        title = f"{row}: {name and name + ', '}mini-batch {history.curve('batch')[-1]:,.0f}, "
+        title += f"{'' if name else 'validation '}accuracy {accuracy:.1%}"
         filters = filter_pictures(*self.training.network_of(row))
-        return FrameContent(filters, history, title=title)
+        return FrameContent(filters, history, title=title, budget=self.training.budget_of(row))
 
     def _write_down(self, info: Info, mask: Flags, actions: Tensor | None = None) -> None:
         """Where the rows of a mask stand, for the pictures; without actions, at the beginning of an episode."""

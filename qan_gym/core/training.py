@@ -240,6 +240,10 @@ class Training:
         """Mini-batches of the episode of a row."""
         return self.parts.budget
 
+    def task_name(self, row: int) -> str:
+        """A few words on the task of a row; empty where all rows have the same one."""
+        return ""
+
     def network_of(self, row: int) -> tuple[Network, Params]:
         """The kind of network of a row, and its parameters, name -> (*shape), views."""
         return self.network, {name: value[row] for name, value in self.run.params.items()}

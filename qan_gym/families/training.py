@@ -131,6 +131,11 @@ class FamilyTraining(Training):
         task = self.tasks[row]
         return self.parts.budget if task is None else task.budget
 
+    def task_name(self, row: int) -> str:
+        """See `Training.task_name`."""
+        task = self.tasks[row]
+        return "" if task is None else f"{task.network}, {task.optimizer}"
+
     def network_of(self, row: int) -> tuple[Network, Params]:
         """See `Training.network_of`."""
         parts = self._parts_of(row)

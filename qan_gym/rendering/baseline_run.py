@@ -13,6 +13,9 @@ from torch import Tensor
 
 from qan_gym.config import TaskConfig
 from qan_gym.core.training import Training
+from qan_gym.families.source import TaskSource
+from qan_gym.families.task import Task
+from qan_gym.families.training import FamilyTraining
 from qan_gym.games import Game
 
 if TYPE_CHECKING:
@@ -47,9 +50,13 @@ class BaselineRun:
         config = replace(
             episode.config, schedule="constant", target_loss=None, early_stopping=None, validate_every=None
         )
-        game = NoGame()
-        parts = episode.parts.with_config(config)
-        self._parts = replace(parts, game=game, action_space=game.action_space(config, parts.n_classes))
+        self._parts, self._records = episode.parts, episode.records()
+        if self._records:
+            self._parts = replace(self._parts, config=config)
+        else:
+            game = NoGame()
+            parts = episode.parts.with_config(config)
+            self._parts = replace(parts, game=game, action_space=game.action_space(config, parts.n_classes))
         self._seed = episode.run.seed.copy()
         self._reference = None
         if episode.reference is not None and episode.run.has_reference[0]:
@@ -62,7 +69,7 @@ class BaselineRun:
     def until(self, batch: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Its curve up to a mini-batch: mini-batches done and the running mean of the loss, (steps + 1,) each."""
         if self.training is None:
-            self.training = Training(self._parts, self._reference, tests=False)
+            self.training = self._fresh()
             _, info = self.training.reset(np.ones(1, np.bool_), self._seed)
             self._losses.append(info["smoothed_loss"].item())
         only = torch.zeros_like(self.training.run.action)
@@ -72,6 +79,12 @@ class BaselineRun:
             self._losses.append(info["smoothed_loss"].item())
         count = int(np.searchsorted(self._batches, batch, side="right"))
         return np.array(self._batches[:count], np.float64), np.array(self._losses[:count])
+
+    def _fresh(self) -> Training:
+        if not self._records:
+            return Training(self._parts, self._reference, tests=False)
+        source = TaskSource(task=Task.from_record(self._records[0]))
+        return FamilyTraining(self._parts, source, tests=False)
 
     def close(self) -> None:
         """Give its memory back."""

@@ -45,6 +45,7 @@ class FrameContent:
         baseline: mini-batches and running mean of the loss of the baseline, (n,) each, or None.
         values: (A,) the Q-values of an agent, or None.
         title: of the frame.
+        budget: mini-batches of the episode; None: of the renderer's task.
     """
 
     filters: NDArray[np.float32]
@@ -52,6 +53,7 @@ class FrameContent:
     baseline: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
     values: NDArray[np.float64] | None = None
     title: str = ""
+    budget: int | None = None
 
 
 class AxesLayout(NamedTuple):
@@ -146,8 +148,8 @@ class FrameRenderer:
 
     def _width(self, content: FrameContent) -> int:
         """Of the curves, in mini-batches: the budget; early in an episode a fourth of it, or a fourth of that."""
-        batch, width = content.history.curve("batch")[-1], self.parts.budget
-        least = LAST_ACTIONS * self.parts.config.batches_per_action
+        batch, width = content.history.curve("batch")[-1], content.budget or self.parts.budget
+        least = LAST_ACTIONS * width // self.parts.episode_length
         while width >= 4 * max(batch, least):
             width = -(-width // 4)
         return width
