@@ -357,7 +357,8 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
 
         Args:
             name: of a method or an attribute of `qan_gym.inspection.Row`, or of an attribute that `set_attr` has set.
-            args, kwargs: of the method.
+            *args: of the method.
+            **kwargs: of the method.
 
         Raises:
             AttributeError: rows have nothing of this name.

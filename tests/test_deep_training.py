@@ -167,7 +167,7 @@ def test_bf16(network, npz):
     for _ in range(2):
         observation, _, terminated, truncated, info = core.step(RAISE)
         assert np.isfinite(observation).all()
-        assert np.isfinite(list(info.values())).all()
+        assert np.isfinite([value for name, value in info.items() if not name.startswith("test_")]).all()
     assert (terminated, truncated) == (False, True)
     for name, value in core.weights().items():
         assert value.dtype == np.float32, name

@@ -133,7 +133,7 @@ def test_constant_images_are_whitened_to_something_finite(root, tmp_path):
     assert returned[-1][3]
     for observation, *_, info in returned:
         assert np.isfinite(observation).all()
-        assert np.isfinite(list(info.values())).all()
+        assert np.isfinite([value for name, value in info.items() if not name.startswith("test_")]).all()
 
 
 def test_large_images_are_not_whitened(root, tmp_path):

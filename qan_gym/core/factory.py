@@ -16,7 +16,8 @@ def training_of(env_id: str, arguments: dict[str, Any], num_runs: int, device: s
         env_id: a registered id.
         arguments: keyword arguments that are not the environment's own.
         num_runs: N.
-        device, engine: see `make_training`.
+        device: see `make_training`.
+        engine: see `make_training`.
 
     Raises:
         ValueError, FileNotFoundError: see `make_task_config` and `make_training`.

@@ -208,7 +208,7 @@ class FamilyTraining(Training):
         run: Any = self.arrays  # NumPy's
         counts = np.where(self.run.over, 0, self.run.action_batches)
         most = max(1, int(counts.max()))
-        rates = self._learning_rates(np.arange(most)[:, None]).T  # (N, M)
+        rates = np.broadcast_to(self._learning_rates(np.arange(most)[:, None]), (most, self.num_runs)).T  # (N, M)
         losses = self.engine.train(counts, np.ascontiguousarray(rates))
         run.learning_rate[:] = rates[self.rows, np.maximum(counts, 1) - 1]
         with np.errstate(all="ignore"):  # what is not finite is replaced

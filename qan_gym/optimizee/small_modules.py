@@ -37,6 +37,9 @@ class VisionTransformer(nn.Module):
             n_classes: K.
             width: of the embedding, a multiple of 8; a head of the attention has 8 of it.
             depth: blocks.
+
+        Raises:
+            ValueError: the patches do not cover the images.
         """
         super().__init__()
         channels, height, columns = image_shape

@@ -28,7 +28,11 @@ class OneLineErrors(TyperGroup):
     """The one place where errors become a line and an exit status, those of the command line itself among them."""
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
-        """See `typer.core.TyperGroup.invoke`."""
+        """See `typer.core.TyperGroup.invoke`.
+
+        Raises:
+            Exit: an error or an interruption has been printed.
+        """
         try:
             with errors_in_one_line():
                 return super().invoke(ctx)
@@ -45,7 +49,11 @@ class OneLineErrors(TyperGroup):
         windows_expand_args: bool = True,
         **extra: Any,
     ) -> Any:
-        """See `typer.core.TyperGroup.main`."""
+        """See `typer.core.TyperGroup.main`.
+
+        Raises:
+            SystemExit: with the status of the command.
+        """
         try:
             status = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
         except Exception as error:

@@ -155,7 +155,11 @@ LARGEST_SEED = 2**32 - 1
 
 
 def expanded(path: Path | None) -> Path | None:
-    """A path whose leading `~` is the user's folder, which a shell does not replace in `--out=~/runs`."""
+    """A path whose leading `~` is the user's folder, which a shell does not replace in `--out=~/runs`.
+
+    Raises:
+        BadParameter: there is no such user.
+    """
     if path is None:
         return None
     try:

@@ -73,6 +73,9 @@ def play_schedules(
         plan: for the n trainings.
         tests: whether the test loss is measured too.
         show: the name of a progress bar; None: none.
+
+    Raises:
+        ValueError: there are not as many seeds and rates as tasks.
     """
     if not len(tasks) == len(seeds) == len(plan.rates):
         raise ValueError(f"as many tasks as seeds and rates, not {len(tasks)}, {len(seeds)} and {len(plan.rates)}")

@@ -123,7 +123,8 @@ class Run:
         """All of config.json.
 
         Raises:
-            ValueError: there is no run in the folder, or the file is damaged, was changed, or is of another version.
+            ValueError: there is no run in the folder, or the file is of another version.
+            DamagedFile: the file is damaged, or was changed.
         """
         path = self.folder / CONFIG
         with reading(path, "the settings of a run"):
@@ -256,7 +257,8 @@ class Run:
         """The rows of a table that count, verified.
 
         Raises:
-            ValueError: the run has no finished episode, or none of its episodes was evaluated; or the file is damaged.
+            ValueError: the run has no finished episode, or none of its episodes was evaluated.
+            DamagedFile: the file is damaged.
         """
         if name in EVALUATION:
             files, hint = self.manifest().evaluation, f"; qan evaluate {self.folder} writes it anew"
