@@ -28,6 +28,7 @@ from qan_gym.core.training import Training
 from qan_gym.games import game_of
 from qan_gym.optimizee.network import Network
 from qan_gym.optimizee.zoo import build_network
+from qan_gym.tasks import FAMILIES, TASKS
 from qan_gym.utils.files import save_arrays
 
 Arrays = dict[str, Any]
@@ -49,6 +50,8 @@ SHAPES = {
     "linear2.weight": (10, 200),
     "linear2.bias": (10,),
 }
+
+FIXED_IDS = [env_id for env_id in TASKS if env_id not in FAMILIES]  # whose episodes have one task
 
 
 def made_arrays(

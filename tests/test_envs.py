@@ -18,7 +18,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AsyncVectorEnv
 from gymnasium.wrappers import FrameStackObservation, RecordVideo
-from helpers import SHAPES, SHORT, made_arrays, made_deep_game, made_npz, play, steps_of
+from helpers import FIXED_IDS, SHAPES, SHORT, made_arrays, made_deep_game, made_npz, play, steps_of
 
 from qan_gym import register_envs
 from qan_gym.data.datasets import DATASETS
@@ -33,7 +33,7 @@ RENDER_MODES = [None, *QanEnv.metadata["render_modes"]]
 # Each render mode with some id and each id with some mode; the other pairs are slow.
 IDS_AND_MODES = [
     pytest.param(env_id, mode, marks=[] if mode == RENDER_MODES[number % 4] else [pytest.mark.slow])
-    for number, env_id in enumerate(ENTRY_POINTS)
+    for number, env_id in enumerate(FIXED_IDS)
     for mode in RENDER_MODES
 ]
 TEST_KEYS = {"test_loss", "test_accuracy"}
@@ -59,7 +59,7 @@ def made_cifar10():
     return made_arrays(n_train=300, n_test=50, shape=(32, 32, 3))
 
 
-@pytest.fixture(params=list(ENTRY_POINTS))
+@pytest.fixture(params=FIXED_IDS)
 def env_id(request, monkeypatch):
     """Every registered id; with made data in the place of MNIST and CIFAR-10, which are large and may be missing."""
     monkeypatch.setitem(DATASETS, "mnist", made_mnist)
@@ -178,7 +178,7 @@ def test_gymnasium_check_env(env_id, as_registered):
     ("env_id", "render_mode"),
     [
         pytest.param(env_id, mode, marks=[] if (env_id, mode) == (LR, "rgb_array") else [pytest.mark.slow])
-        for env_id in ENTRY_POINTS
+        for env_id in FIXED_IDS
         for mode in RENDER_MODES
     ],
     indirect=["env_id"],
@@ -285,9 +285,9 @@ def test_continuous_space():
 @pytest.mark.parametrize(
     ("env_id", "observation"),
     [
-        *((env_id, "screen") for env_id in ENTRY_POINTS),
+        *((env_id, "screen") for env_id in FIXED_IDS),
         *((env_id, "filters") for env_id in (LR, CIFAR)),
-        *(pytest.param(env_id, "filters", marks=pytest.mark.slow) for env_id in ENTRY_POINTS if "MNIST-" in env_id),
+        *(pytest.param(env_id, "filters", marks=pytest.mark.slow) for env_id in FIXED_IDS if "MNIST-" in env_id),
         pytest.param(MINIBATCH, "filters", marks=pytest.mark.slow),
     ],
     indirect=["env_id"],

@@ -78,7 +78,8 @@ def play(env: gym.Env, seed: int = 3) -> list[tuple]:
 
 def test_every_feature_has_a_slow_computation():
     assert list(SLOWLY) == ALL
-    assert FEATURES.keys() == {*SLOWLY, *STATISTICS, "log_validation_to_chance"}
+    fixed = {name for name in FEATURES if not name.startswith("task_")}  # the others are of a family's tasks
+    assert fixed == {*SLOWLY, *STATISTICS, "log_validation_to_chance"}
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear"])

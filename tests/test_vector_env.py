@@ -18,16 +18,15 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from gymnasium.wrappers import vector as wrappers
-from helpers import SHAPES, made_deep_game
+from helpers import FIXED_IDS, SHAPES, made_deep_game
 
 from qan_gym.core.torch_engine import CPU_BLOCK
 from qan_gym.optimizee.zoo import build_network
-from qan_gym.registration import ENTRY_POINTS
 from qan_gym.utils.random_streams import next_seeds
 from qan_gym.vector_env import QanVectorEnv
 
 LR, MINIBATCH, CIFAR = "QanLR-MNIST5k-v1", "QanMinibatch-MNIST5k-v1", "QanLR-CIFAR10-v0"
-IDS = list(ENTRY_POINTS)
+IDS = FIXED_IDS
 NEXT_STEP, SAME_STEP, DISABLED = AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED
 MODES = [NEXT_STEP, SAME_STEP, DISABLED]
 TEST_KEYS = {"test_loss", "test_accuracy"}

@@ -146,7 +146,15 @@ def _rows(infos: dict[str, Any], num_envs: int) -> list[dict[str, Any]]:
     for name, values in infos.items():
         if f"_{name}" not in infos or name in ("final_obs", "final_info"):
             continue
-        for info, value, has in zip(rows, values.tolist(), infos[f"_{name}"].tolist(), strict=True):
+        for info, value, has in zip(rows, _by_row(values, num_envs), infos[f"_{name}"].tolist(), strict=True):
             if has:
                 info[name] = value
     return rows
+
+
+def _by_row(values: Any, num_envs: int) -> list[Any]:
+    """The values of each row: of an array (N,), or of a dict of such arrays."""
+    if not isinstance(values, dict):
+        return list(values.tolist())
+    columns = {name: array.tolist() for name, array in values.items()}
+    return [{name: column[row] for name, column in columns.items()} for row in range(num_envs)]

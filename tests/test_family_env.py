@@ -1,0 +1,189 @@
+"""The environments whose episodes draw their tasks, as Gymnasium and agents see them."""
+
+import copy
+import json
+import pickle
+from dataclasses import asdict
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode
+from test_vector_env import check_vector_env
+from typer.testing import CliRunner
+
+from qan_agents.cli.app import app
+from qan_agents.sb3 import vec_env
+from qan_gym.core.statistics import STATISTICS
+from qan_gym.families import CONTEXT, Task, draw_task
+from qan_gym.families.factory import CONTEXT_FEATURES
+
+ID = "QanLR-Family-v0"
+SMALL = Task(network="mlp-5", batches_per_action=1, batch_size=8, train_size=40, classes=(1, 7))
+FEW = {"networks": ("mlp",), "num_tasks": 20}
+
+
+def same(one, other) -> bool:
+    return all(np.array_equal(a, b, equal_nan=True) for a, b in zip(one[:4], other[:4], strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:.*display.*")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"task": SMALL},
+        {"task": SMALL, "context": "observed", "validate_every": 2},
+        {"task": SMALL, "continuous": False, "learning_rate_factors": [0.1, 0.5, 1.0, 2.0, 10.0]},
+    ],
+)
+def test_gymnasium_accepts_it(arguments):
+    check_env(gym.make(ID, **arguments).unwrapped)
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode), ids=str)
+def test_gymnasium_accepts_the_vector_environment(mode):
+    check_vector_env(gym.make_vec(ID, num_envs=3, autoreset_mode=mode, task=SMALL))
+
+
+def test_rows_play_different_tasks_as_single_environments_do():
+    """Two episodes, the second one drawn by the automatic reset."""
+    rows = gym.make_vec(ID, num_envs=4, **FEW)
+    singles = [gym.make(ID, **FEW) for _ in range(4)]
+    observation, infos = rows.reset(seed=3)
+    begun = [env.reset(seed=3 + row) for row, env in enumerate(singles)]
+    assert len({env.unwrapped.task for env in singles}) > 1
+    for row, (own, info) in enumerate(begun):
+        assert np.array_equal(observation[row], own)
+        assert info["task"] == {name: pytest.approx(values[row]) for name, values in infos["task"].items()}
+    space = np.random.default_rng(0)
+    for number in range(30):
+        actions = space.uniform(-0.2, 0.2, (4, 1)).astype(np.float32)
+        result = rows.step(actions)
+        for row, env in enumerate(singles):
+            if number == 25:
+                assert np.array_equal(env.reset()[0], result[0][row])
+            else:
+                own = env.step(actions[row])
+                assert np.array_equal(own[0], result[0][row])
+                assert own[1:4] == tuple(values[row] for values in result[1:4])
+
+
+def test_the_observation_and_its_context():
+    hidden, observed = gym.make(ID, task=SMALL), gym.make(ID, task=SMALL, context="observed")
+    assert hidden.observation_space.shape == (len(STATISTICS),)
+    assert observed.observation_space.shape == (len(STATISTICS) + len(CONTEXT),)
+    observation, info = observed.reset(seed=0)
+    expected = [SMALL.context()[name] for name in CONTEXT]
+    np.testing.assert_allclose(observation[len(STATISTICS) :], expected, rtol=1e-6)
+    np.testing.assert_allclose(list(info["task"].values()), expected, rtol=1e-6)
+    assert np.array_equal(hidden.reset(seed=0)[0], observation[: len(STATISTICS)])
+    alone = gym.make(ID, task=SMALL, observation=[CONTEXT_FEATURES[0], "budget_share"])
+    assert alone.reset(seed=0)[0].tolist() == [pytest.approx(expected[0]), -1.0]
+
+
+@pytest.mark.parametrize("record", [SMALL, asdict(SMALL), SMALL.to_json(), json.loads(SMALL.to_json())], ids=str)
+def test_a_task_is_given_in_any_form(record):
+    env = gym.make(ID, task=record)
+    env.reset(seed=1)
+    assert env.unwrapped.task == SMALL
+    assert env.unwrapped.weights().keys() == {"layer1.weight", "layer1.bias", "layer2.weight", "layer2.bias"}
+    assert env.unwrapped.split("train")[0].shape == (40, 1, 7, 7)
+    env.step(np.zeros(1, np.float32))
+    indices = env.unwrapped.batch_indices
+    assert indices.shape == (1, 8)
+    assert len(set(indices.ravel().tolist())) == 8
+
+
+def test_levels_are_those_of_the_split():
+    env = gym.make(ID, split="test", num_tasks=3, start_task=50, networks=["mlp"], optimizers=["sgd"])
+    found = set()
+    for seed in range(30):
+        env.reset(seed=seed)
+        task = env.unwrapped.task
+        assert task == draw_task("test", task.number, ["mlp"], ["sgd"])
+        found.add(task.number)
+    assert found == {50, 51, 52}
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))])
+@pytest.mark.parametrize("make", [gym.make, lambda *args, **kwargs: gym.make_vec(*args, num_envs=3, **kwargs)])
+def test_copies_go_on_to_the_same_bits(make, duplicate):
+    env = make(ID, **FEW)
+    env.reset(seed=4)
+    acted = np.full(env.action_space.shape, 0.1, np.float32)
+    for _ in range(3):
+        env.step(acted)
+    copied = duplicate(env.unwrapped)
+    for _ in range(22):
+        assert same(env.unwrapped.step(acted), copied.step(acted))
+
+
+def test_a_state_is_of_its_task(tmp_path):
+    env = gym.make(ID, **FEW).unwrapped
+    env.reset(seed=9)
+    env.step(np.zeros(1, np.float32))
+    env.get_state().save(tmp_path / "state.safetensors")
+    other = gym.make(ID, **FEW).unwrapped
+    state = type(env.get_state()).load(tmp_path / "state.safetensors")
+    other.set_state(state)
+    assert other.task == env.task
+    assert same(env.step(np.ones(1, np.float32)), other.step(np.ones(1, np.float32)))
+    for tasks, message in (([], "task"), ([None], "no task"), ([{}], "has no"), ("x", "tasks must be a list")):
+        wrong = type(state)(state.arrays, {**state.metadata, "tasks": tasks})
+        with pytest.raises(ValueError, match=message):
+            other.set_state(wrong)
+    fixed = gym.make("QanLR-MNIST5k-v1").unwrapped
+    with pytest.raises(ValueError, match="another config"):
+        fixed.set_state(state)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"momentum": 0.5}, "momentum: every task of the family has its own"),
+        ({"optimizer": "adamw"}, "optimizer: every task"),
+        ({"network": "mlp-3"}, "network: every task"),
+        ({"task": SMALL, "split": "test"}, "leave out split"),
+        ({"task": 5}, "a task must be"),
+        ({"split": "validation"}, "split"),
+        ({"num_tasks": 0}, "num_tasks"),
+        ({"context": "seen"}, "context"),
+        ({"observation": "screen"}, "screen"),
+        ({"networks": "rnn"}, "networks"),
+        ({"device": "meta"}, "device must be cpu"),
+        ({"engine": "fast"}, "engine"),
+        ({"no_such": 1}, "no_such"),
+        ({"learning_rate_factors": [1, 2]}, "continuous=False"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message):
+    for make in (gym.make, gym.make_vec):
+        with pytest.raises(ValueError, match=message):
+            make(ID, **arguments)
+
+
+def test_pictures(tmp_path):
+    """Frames of drawn tasks, with the baseline run; the title names the task, the axis ends with its budget."""
+    env = gym.make(ID, render_mode="rgb_array", baseline_run=True, **FEW)
+    env.reset(seed=2)
+    for _ in range(25):
+        env.step(np.zeros(1, np.float32))
+    assert env.render().shape == (720, 1080, 3)
+    losses = env.unwrapped._baseline.until(env.unwrapped.task.budget)[1]
+    assert len(losses) == 26
+    rows = gym.make_vec(ID, num_envs=2, render_mode="rgb_array", **FEW)
+    rows.reset(seed=2)
+    rows.step(np.zeros((2, 1), np.float32))
+    assert len(rows.render()) == 2
+
+
+def test_stable_baselines_plays_it():
+    from stable_baselines3 import PPO
+
+    env = vec_env(ID, 2, **FEW)
+    PPO("MlpPolicy", env, n_steps=10, batch_size=10, n_epochs=1, seed=0).learn(40)
+
+
+def test_the_command_line_lists_it():
+    assert ID in CliRunner().invoke(app, ["list"]).output
