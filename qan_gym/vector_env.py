@@ -257,6 +257,13 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
         return as_array(torch.from_numpy(flags).to(self.training.device))
 
     def _masked(self, info: Info, mask: Flags) -> dict[str, Any]:
+        """The infos in the rows of a mask; those of the tasks, where these differ, as a dict of their own."""
+        out = self._copies(info, mask)
+        if task := self.training.task_info():
+            out |= {"task": self._copies(task, mask), "_task": self._flags_out(mask.copy())}
+        return out
+
+    def _copies(self, info: Info, mask: Flags) -> dict[str, Any]:
         """Copies of the values in the rows of a mask, 0 elsewhere, and the mask beside each."""
         out: dict[str, Any] = {}
         xp = self.training.parts.xp
@@ -266,9 +273,6 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
             copy = xp.astype(value, kind, copy=True)
             out[name] = self._out(copy if some is None else xp.where(some, copy, xp.zeros_like(copy)))
             out[f"_{name}"] = self._flags_out(mask.copy())
-        if task := self.training.task_info():
-            out["task"] = {name: self._out(xp.astype(value, xp.float64, copy=True)) for name, value in task.items()}
-            out["_task"] = self._flags_out(mask.copy())
         return out
 
     def _final(self, observation: Values, info: Info, ended: Flags) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import copy
 import json
 import pickle
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import gymnasium as gym
 import numpy as np
@@ -43,7 +43,8 @@ def test_gymnasium_accepts_it(arguments):
 
 @pytest.mark.parametrize("mode", list(AutoresetMode), ids=str)
 def test_gymnasium_accepts_the_vector_environment(mode):
-    check_vector_env(gym.make_vec(ID, num_envs=3, autoreset_mode=mode, task=SMALL))
+    task = replace(SMALL, batches_per_action=Task().batches_per_action)
+    check_vector_env(gym.make_vec(ID, num_envs=3, autoreset_mode=mode, task=task))
 
 
 def test_rows_play_different_tasks_as_single_environments_do():
@@ -55,7 +56,7 @@ def test_rows_play_different_tasks_as_single_environments_do():
     assert len({env.unwrapped.task for env in singles}) > 1
     for row, (own, info) in enumerate(begun):
         assert np.array_equal(observation[row], own)
-        assert info["task"] == {name: pytest.approx(values[row]) for name, values in infos["task"].items()}
+        assert info["task"] == {name: pytest.approx(infos["task"][name][row]) for name in CONTEXT}
     space = np.random.default_rng(0)
     for number in range(30):
         actions = space.uniform(-0.2, 0.2, (4, 1)).astype(np.float32)

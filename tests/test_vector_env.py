@@ -609,6 +609,7 @@ BOTH = {
     *("test_loss", "test_accuracy", "diverged", "early_stopped", "reward_divergence"),
 }
 INFO_KEYS = {name: BOTH | {f"reward_{name.replace('-', '_')}"} for name in ("log-loss", "inverse-loss", "accuracy")}
+INFO_KEYS["final-log-loss"] = BOTH | {"reward_final_log_loss", "task"}
 
 
 def check_end(env: VectorEnv, one: tuple) -> None:

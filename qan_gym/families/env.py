@@ -8,8 +8,8 @@ class LearningRateFamilyEnv(QanEnv):
 
     ## Description
     On one fixed task there is little to learn but a schedule. In `QanLR-Family-v0` every episode draws a task: a
-    network, images, an optimizer, a batch size, a budget. An agent that has played many of them must do well on one that
-    it has never seen.
+    network, images, an optimizer, a batch size, a budget. An agent that has played many of them must do well on one
+    that it has never seen.
 
     Networks: multilayer perceptrons of one to three layers of 4 to 64 (85 % of the tasks), small convolutional ones,
     `mnist-cnn`, `resnet-8`, small vision transformers. Images: the bundled digits at 7, 14 or 28 pixels a side, 2 to 10

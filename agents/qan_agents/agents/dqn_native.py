@@ -200,7 +200,7 @@ class RoundRecord:
         if some_ended:
             ends = in_round & transitions.ended
             for name, value in infos.items():
-                if not name.startswith("_"):
+                if not name.startswith("_") and not isinstance(value, dict):
                     self.types[name] = float if value.is_floating_point() else int
                     before = self.final.get(name, torch.zeros_like(value))
                     self.final[name] = torch.where(ends, value, before)

@@ -52,7 +52,7 @@ def play_episodes(env: QanVectorEnv, controller: Controller, seeds: Sequence[int
             observations, _ = env.reset(options={**(options or {}), "reset_mask": over})
         observations, _, terminated, truncated, infos = env.step(actions)
         for name, values in infos.items():
-            if not name.startswith("_"):
+            if not name.startswith("_") and not isinstance(values, dict):
                 before = final.get(name, np.zeros_like(values))
                 final[name] = np.where(over, before, values)
         over |= np.asarray(terminated) | np.asarray(truncated)

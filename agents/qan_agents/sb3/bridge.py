@@ -156,5 +156,5 @@ def _by_row(values: Any, num_envs: int) -> list[Any]:
     """The values of each row: of an array (N,), or of a dict of such arrays."""
     if not isinstance(values, dict):
         return list(values.tolist())
-    columns = {name: array.tolist() for name, array in values.items()}
+    columns = {name: array.tolist() for name, array in values.items() if not name.startswith("_")}
     return [{name: column[row] for name, column in columns.items()} for row in range(num_envs)]
