@@ -44,7 +44,7 @@ def test_gymnasium_accepts_it(arguments):
 @pytest.mark.parametrize("mode", list(AutoresetMode), ids=str)
 def test_gymnasium_accepts_the_vector_environment(mode):
     task = replace(SMALL, batches_per_action=Task().batches_per_action)
-    check_vector_env(gym.make_vec(ID, num_envs=3, autoreset_mode=mode, task=task))
+    check_vector_env(gym.make_vec(ID, num_envs=3, autoreset_mode=mode, task=task, validate_every=500))
 
 
 def test_rows_play_different_tasks_as_single_environments_do():
