@@ -115,11 +115,10 @@ def distances(weights: dict[str, torch.Tensor], shipped: dict[str, torch.Tensor]
 @pytest.mark.parametrize("engine", ["torch", "native"])
 @pytest.mark.parametrize("env_id", [LR, MINIBATCH])
 def test_shipped_reference_can_be_made_again(env_id, engine, cache, monkeypatch):
-    """2,000 (or 155) updates, done again; those of the package were made with PyTorch.
+    """2,000 (or 155) updates, done again; those of the package were made by the native engine: the same bits.
 
-    Another engine, processor or version of PyTorch rounds sums otherwise, and training enlarges a difference of 1e-7
-    with every update: with PyTorch the farthest array (conv2.weight) was .009 away, with the native engine .032. That
-    of another seed is more than .6 away in every array.
+    PyTorch rounds sums otherwise, and training enlarges a difference of 1e-7 with every update: the farthest array,
+    conv2.weight, ends .03 away. That of another seed is more than .6 away in every array.
     """
     monkeypatch.setenv("QAN_GYM_ENGINE", engine)
     if engine == "native" and not engine_here().startswith("native"):
@@ -128,12 +127,12 @@ def test_shipped_reference_can_be_made_again(env_id, engine, cache, monkeypatch)
         name: torch.from_numpy(value) for name, value in load_arrays(SHIPPED / reference_name(TASKS[env_id]))[0].items()
     }
     again = make_reference(TASKS[env_id])
-    bound = {"torch": 0.02, "native": 0.06}[engine]
-    assert max(distances(again, shipped).values()) < bound
+    bound = {"torch": 0.1, "native": 0.0}[engine]
+    assert max(distances(again, shipped).values()) <= bound
     ours, theirs = (scores(TASKS[env_id], weights, "validation") for weights in (again, shipped))
     assert ours == pytest.approx(theirs, abs=0.02)
     monkeypatch.setattr(references, "SEED", SEED + 1)
-    assert min(distances(make_reference(TASKS[env_id]), shipped).values()) > 5 * bound
+    assert min(distances(make_reference(TASKS[env_id]), shipped).values()) > 0.3
 
 
 # --- those that are trained -----------------------------------------------------------------------------------------
