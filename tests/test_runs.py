@@ -394,7 +394,7 @@ def test_list_and_data():
     [
         (["train", "QanLR-MNIST6k-v0"], "QanLR-MNIST6k"),
         (["train", "--preset", "fast"], "fast"),
-        (["train", "--agent", "ppo"], "ppo"),
+        (["train", "--agent", "trpo"], "trpo"),
         (["train", "--preset", "rainbow"], "dqn-native"),
         (["train", "--agent-set", "dueling"], "NAME=VALUE"),
         (["train", "--agent-set", "duelling=true"], "duelling"),
