@@ -295,6 +295,7 @@ def test_rows_that_diverge_wait_for_the_others():
 SLOW_ONES = ("schedule-free-adamw", "schedule-free-sgd", "qr-dqn", "sac", "td3")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW_ONES else name for name in controllers()]
 )
@@ -331,6 +332,7 @@ def test_training_an_agent_leaves_no_folder_of_logs(tmp_path, monkeypatch):
     assert list(tmp_path.glob("SB3*")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["linear", "dqn-native", "ppo"])
 def test_the_same_seed_prepares_the_same(name):
     task = TuningTask(LR, KWARGS, runs=2, seed=5, num_envs=2)

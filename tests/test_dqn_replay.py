@@ -103,6 +103,7 @@ class Rows:
             assert float(batch.discounts[number]) == pytest.approx(discount, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exponent", [0.0, 0.7])
 @pytest.mark.parametrize("n_step", [1, 3])
 @pytest.mark.parametrize("history", [1, 4])

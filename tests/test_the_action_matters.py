@@ -135,6 +135,7 @@ def held(rates: list[float], **kwargs: Any) -> tuple[list[float], dict[str, np.n
     return totals.tolist(), last
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reward", ["log-loss", "inverse-loss", "accuracy"])
 def test_a_good_schedule_has_the_highest_return(reward: str) -> None:
     """Higher than a learning rate near zero, than one that is too large, and than one that diverges."""
