@@ -32,6 +32,8 @@ static struct qan_training made_training(struct shape shape, int32_t optimizer, 
   for (int64_t i = 0; i < n * shape.batch; i++) indices[i] = (int64_t)draw((uint64_t)shape.images);
   float *strength = room((size_t)n, sizeof(float));
   for (int64_t i = 0; i < n; i++) strength[i] = (float)draw(3) / 64;
+  float *loss_scale = room((size_t)n, sizeof(float));
+  for (int64_t i = 0; i < n; i++) loss_scale[i] = 1;
   struct qan_training job = {
       .work = {.networks = n, .count = n, .seen = room((size_t)n, 1), .instruction_set = instruction_set},
       .data = made_images(shape),
@@ -49,6 +51,7 @@ static struct qan_training made_training(struct shape shape, int32_t optimizer, 
       .epsilon = 1e-8,
       .step = room((size_t)n, sizeof(int64_t)),
       .strength = strength,
+      .loss_scale = loss_scale,
       .loss = room((size_t)n, sizeof(float)),
       .finite = room((size_t)n, 1),
   };
@@ -75,6 +78,7 @@ static void release(struct qan_training *job, struct qan_evaluation *evaluation)
                           job->data.std,        job->indices,       job->weights.at,    job->gradients.at,
                           job->reference.at,    job->slots[0].at,   job->slots[1].at,   job->learning_rate,
                           job->momentum,        job->weight_decay,  job->step,          job->strength,
-                          job->loss,            job->finite,        evaluation->loss,   evaluation->accuracy};
+                          job->loss,            job->finite,        evaluation->loss,   evaluation->accuracy,
+                          job->loss_scale};
   for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free((void *)arrays[i]);
 }
