@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -85,6 +86,19 @@ def choose_engine(wanted: str, config: TaskConfig, device: torch.device, network
     Raises:
         ValueError: there is no such engine, or the kernels cannot train this task here.
     """
+    return decide(wanted, partial(native_obstacle, config, device, network))
+
+
+def decide(wanted: str, find_obstacle: Callable[[], str | None]) -> str:
+    """The engine, "native" or "torch".
+
+    Args:
+        wanted: see `choose_engine`.
+        find_obstacle: () -> the reason why the kernels cannot train what is to be trained; None where they can.
+
+    Raises:
+        ValueError: see `choose_engine`.
+    """
     if not isinstance(wanted, str) or wanted not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, not {shown(wanted)}")
     if wanted == "auto":
@@ -93,7 +107,7 @@ def choose_engine(wanted: str, config: TaskConfig, device: torch.device, network
         raise ValueError(f"{ENGINE_VARIABLE} must be one of {', '.join(ENGINES)}, not {wanted!r}")
     if wanted == "torch":
         return "torch"
-    obstacle = native_obstacle(config, device, network)
+    obstacle = find_obstacle()
     if obstacle is None:
         return "native"
     if wanted == "native":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from qan_gym.config import TaskConfig
 from qan_gym.core.components import RUNNING_MEAN_IMAGES, Components, build_components
-from qan_gym.core.engine import ENGINE_VARIABLE, ENGINES, namespace
+from qan_gym.core.engine import decide, namespace
 from qan_gym.core.observation import Observer
 from qan_gym.core.run_state import Flags, Layout, RunState, TensorSpec
 from qan_gym.core.training import Info, Training, check_clock
@@ -274,22 +273,12 @@ def family_parts(config: TaskConfig, source: TaskSource, device: str, engine: st
     parts = build_components(replace(config, **Task().settings()), device, "torch")  # of a typical task
     shapes: dict[str, tuple[int, ...]] = {"weights": (room(source.networks),)}
     network = Network(parts.network.image_shape, shapes, parts.network.forward, shown="weights")
-    found = family_engine(engine)
+    found = decide(engine, _kernels_obstacle)
     observer = Observer(parts.config, network)
     return replace(parts, network=network, observer=observer, engine=found, xp=namespace(found, parts.device))
 
 
-def family_engine(wanted: str) -> str:
-    """The engine of multilayer perceptrons, "native" or "torch".
-
-    Raises:
-        ValueError: there is no such engine, or no library for "native".
-    """
-    if wanted == "auto":
-        wanted = os.environ.get(ENGINE_VARIABLE) or wanted
-    if wanted not in ENGINES:
-        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, not {wanted!r}")
+def _kernels_obstacle() -> str | None:
+    """The reason why the kernels cannot train multilayer perceptrons here; None where they can."""
     found = library.find()
-    if wanted == "native" and isinstance(found, str):
-        raise ValueError(f"engine='native': {found}; engine='torch' trains everything")
-    return "torch" if wanted == "torch" or isinstance(found, str) else "native"
+    return found if isinstance(found, str) else None
