@@ -290,9 +290,8 @@ class Training:
         """Draw the initial weights of the runs of a mask, from their seeds."""
         run, rows = self.run, self._rows(mask)
         run.copy_clocks()
-        for name, value in self.network.initial_params(run.device_seed[rows]).items():
-            scaled = value.dim() > 2 and name in self.network.trained
-            run.params[name][rows] = value * self.config.initial_scale if scaled else value
+        for name, value in self.network.initial_params(run.device_seed[rows], self.config.initial_scale).items():
+            run.params[name][rows] = value
 
     # --- step -------------------------------------------------------------------------------------------------------
 

@@ -57,9 +57,16 @@ class Network:
         """The names of the tensors that meta-momentum acts on."""
         return list(self.pulled or (name for name in self.trained if len(self.shapes[name]) > 1))
 
-    def initial_params(self, seeds: Tensor) -> Params:
-        """Fresh networks, (N, *shape) each; the parameters of a network depend on its seed (N,) and nothing else."""
-        return _uniform(self.shapes, seeds) if self.initial is None else self.initial(seeds)
+    def initial_params(self, seeds: Tensor, scale: float = 1.0) -> Params:
+        """Fresh networks, (N, *shape) each; the parameters of a network depend on its seed (N,) and nothing else.
+
+        Args:
+            seeds: (N,) int64.
+            scale: multiplies what is trained and has more than one axis: weights, not biases.
+        """
+        params = _uniform(self.shapes, seeds) if self.initial is None else self.initial(seeds)
+        scaled = {name for name in self.trained if len(self.shapes[name]) > 1}
+        return {name: value * scale if name in scaled else value for name, value in params.items()}
 
     def size(self) -> int:
         """Numbers that the parameters of one network take in memory, the gaps between them counted in."""
