@@ -15,7 +15,7 @@ from qan_gym.core.meta_momentum import Pull
 from qan_gym.core.run_state import RunState
 from qan_gym.native.kernels import BatchSequence, Call, Images, Kernels, Measuring, Update
 from qan_gym.optimizee.network import Network, Params
-from qan_gym.optimizee.optimizers import SGD
+from qan_gym.optimizee.optimizers import SGD, Optimizer
 from qan_gym.utils.arrays import Array
 from qan_gym.utils.own_settings import users_threads
 
@@ -39,7 +39,7 @@ class NativeEngine:
         self.loss, self.accuracy = np.zeros(num_runs, np.float32), np.zeros(num_runs, np.float32)
         self.is_finite = np.ones(num_runs, np.bool_)
         update = Update(
-            optimizer=_kind(parts),
+            optimizer=kernel_optimizer(parts.optimizer),
             learning_rate=run.learning_rate.numpy(),
             momentum=run.momentum.numpy(),
             weight_decay=run.weight_decay.numpy(),
@@ -111,9 +111,8 @@ def native_obstacle(config: TaskConfig, device: torch.device, network: Network) 
     return Kernels.supports(network)
 
 
-def _kind(parts: Components) -> str:
-    """The name of the task's optimizer as the kernels have it."""
-    optimizer = parts.optimizer
+def kernel_optimizer(optimizer: Optimizer) -> str:
+    """The name of an optimizer, SGD or AdamW, as the kernels have it."""
     if not isinstance(optimizer, SGD):
         return "adamw"
     return "nesterov" if optimizer.nesterov else "momentum" if optimizer.has_momentum else "sgd"

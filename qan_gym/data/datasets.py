@@ -126,9 +126,15 @@ def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
         counts = torch.bincount(channel.to(torch.int32), minlength=256).tolist()
         total = sum(counts)
         first, second = (sum(count * value**power for value, count in enumerate(counts)) for power in (1, 2))
-        mean.append(first / total)
-        deviation.append(max(1.0, math.sqrt((second * total - first**2) / total**2)))  # a constant channel is centred
+        own = mean_and_deviation(total, first, second)
+        mean.append(own[0])
+        deviation.append(own[1])
     return torch.tensor(mean, dtype=torch.float64), torch.tensor(deviation, dtype=torch.float64)
+
+
+def mean_and_deviation(count: int, total: int, squares: int) -> tuple[float, float]:
+    """Of `count` integers, from their sum and that of their squares; constant ones, which are centred, have 1."""
+    return total / count, max(1.0, math.sqrt((squares * count - total**2) / count**2))
 
 
 def _pad(images: Tensor, image_shape: tuple[int, int, int]) -> Tensor:

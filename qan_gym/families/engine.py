@@ -17,11 +17,14 @@ from qan_gym.config import TaskConfig
 from qan_gym.core.components import Components, build_components, selection_of
 from qan_gym.core.engine import Engine, make_engine
 from qan_gym.core.meta_momentum import Pull
+from qan_gym.core.native_engine import kernel_optimizer
 from qan_gym.core.run_state import RunState, TensorSpec
-from qan_gym.data.datasets import Dataset, load_dataset
+from qan_gym.data.datasets import Dataset, load_dataset, mean_and_deviation
 from qan_gym.data.selection import Selection, at_resolution, choose
 from qan_gym.families.task import Task
+from qan_gym.games import game_of
 from qan_gym.native.mlp import Examples, MLPKernels, MLPState, MLPTask
+from qan_gym.optimizee.optimizers import build_optimizer
 from qan_gym.optimizee.zoo import mlp_sizes
 from qan_gym.utils import random_streams
 
@@ -49,14 +52,11 @@ class SingleRow:
 
     def train(self, rates: NDArray[np.float64], losses: Float32) -> None:
         """The mini-batches of an action, at the learning rates (m,); writes the losses (m,)."""
-        batch, run = self.parts.config.batch_size, self.run
-        per_epoch, clock = self.train_size // batch, int(run.clock[0])
+        run, clock = self.run, int(self.run.clock[0])
         for number, rate in enumerate(rates):
-            epoch, place = divmod(clock + number, per_epoch)
-            places = np.arange(place * batch, (place + 1) * batch)[None]
-            indices = random_streams.shuffled(run.seed, random_streams.SHUFFLED, epoch, places, self.train_size)
+            indices = mini_batch(int(run.seed[0]), clock + number, self.parts.config.batch_size, self.train_size)
             run.learning_rate[:] = rate
-            losses[number] = float(self.engine.train(indices, number)[0])
+            losses[number] = float(self.engine.train(indices[None], number)[0])
             run.clock += 1
 
 
@@ -107,10 +107,9 @@ class FamilyEngine:
             self.kernels.assign(row, kernel_task(config, seed))
             return
         single = self.singles[row] = single_row(self.run, row, config, self.engine)
-        network, run = single.parts.network, single.run
-        for name, value in network.initial_params(torch.tensor([seed])).items():
-            scaled = value.dim() > 2 and name in network.trained
-            run.params[name].copy_(value * task.initial_scale if scaled else value)
+        initial = single.parts.network.initial_params(torch.tensor([seed]), task.initial_scale)
+        for name, value in initial.items():
+            single.run.params[name].copy_(value)
 
     def restore(self, row: int, task: Task, seed: int) -> None:
         """Give a row a task, and leave its state as it is; seed: that the row has begun with."""
@@ -174,6 +173,14 @@ class FamilyEngine:
         return _held_out(load_dataset(self.base.dataset), task.resolution, task.classes, split)
 
 
+def mini_batch(seed: int, number: int, batch_size: int, train_size: int) -> Int64:
+    """Indices into the training images, (batch_size,), of a mini-batch, by its number in the episode of a seed."""
+    epoch, place = divmod(number, train_size // batch_size)
+    places = np.arange(place * batch_size, (place + 1) * batch_size)[None]
+    (indices,) = random_streams.shuffled(np.array([seed]), random_streams.SHUFFLED, epoch, places, train_size)
+    return np.asarray(indices, np.int64)
+
+
 def kernel_task(config: TaskConfig, seed: int) -> MLPTask:
     """The task of a configuration as the kernels take it; see `native_obstacle` for those that they cannot train."""
     dataset, selection = load_dataset(config.dataset), selection_of(config)
@@ -181,14 +188,13 @@ def kernel_task(config: TaskConfig, seed: int) -> MLPTask:
     mean, deviation = _mean_and_deviation(small, chosen.places)
     scale = config.input_scale / deviation
     widths, activation = mlp_sizes(config.network)
-    kinds = {"adamw": "adamw", "sgd": "nesterov" if config.nesterov else "momentum" if config.momentum > 0 else "sgd"}
     return MLPTask(
         train=Examples(small.train.images, chosen.places, chosen.labels),
         n_classes=len(selection.classes or range(dataset.n_classes)),
         widths=widths,
         activation=activation,
         batch_size=config.batch_size,
-        optimizer=kinds[config.optimizer],
+        optimizer=kernel_optimizer(build_optimizer(config, game_of(config).hyperparameters)),
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         scale=scale,
@@ -240,8 +246,7 @@ def _mean_and_deviation(dataset: Dataset, places: Int64) -> tuple[float, float]:
     """Of the pixels of some training images, as `on_device` has them: exact, from sums of integers."""
     sums, squares = _pixel_sums(dataset)
     count = dataset.train.images[0].size * len(places)
-    total, square = int(sums[places].sum()), int(squares[places].sum())
-    return total / count, max(1.0, float(np.sqrt((square * count - total**2) / count**2)))
+    return mean_and_deviation(count, int(sums[places].sum()), int(squares[places].sum()))
 
 
 @lru_cache(maxsize=16)

@@ -19,13 +19,12 @@ from qan_gym.core.observation import Observer
 from qan_gym.core.run_state import Flags, Layout, RunState, TensorSpec
 from qan_gym.core.training import Info, Training, check_clock
 from qan_gym.data.datasets import DeviceData
-from qan_gym.families.engine import SLOTS, FamilyEngine
+from qan_gym.families.engine import SLOTS, FamilyEngine, mini_batch
 from qan_gym.families.source import TaskSource
 from qan_gym.families.task import CONTEXT, DECISIONS, Task
 from qan_gym.native import library
 from qan_gym.optimizee.network import Network, Params
 from qan_gym.optimizee.zoo import build_network
-from qan_gym.utils import random_streams
 from qan_gym.utils.own_settings import users_threads
 
 START = {"sgd": 0.01, "adamw": 0.003}  # the learning rate of an episode's start
@@ -152,13 +151,8 @@ class FamilyTraining(Training):
         task, clock = self.tasks[row], int(self.run.batch[row])
         if task is None or clock == 0:
             return np.zeros((0, 0), np.int64)
-        per_epoch, size, seed = task.train_size // task.batch_size, task.batch_size, self.run.seed[row : row + 1]
-        indices = []
-        for batch in range(clock - task.batches_per_action, clock):
-            epoch, place = divmod(batch, per_epoch)
-            places = np.arange(place * size, (place + 1) * size)[None]
-            indices.append(random_streams.shuffled(seed, random_streams.SHUFFLED, epoch, places, task.train_size)[0])
-        return np.stack(indices)
+        seed, numbers = int(self.run.seed[row]), range(clock - task.batches_per_action, clock)
+        return np.stack([mini_batch(seed, number, task.batch_size, task.train_size) for number in numbers])
 
     def _parts_of(self, row: int) -> Components:
         """The components of a row's task.
