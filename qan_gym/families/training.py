@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from qan_gym.core.run_state import Flags, Layout, RunState, TensorSpec
 from qan_gym.core.training import Info, Training, check_clock
 from qan_gym.data.datasets import DeviceData
 from qan_gym.families.engine import SLOTS, FamilyEngine, mini_batch
+from qan_gym.families.learning_rate import BUDGET
 from qan_gym.families.source import TaskSource
 from qan_gym.families.task import CONTEXT, DECISIONS, Task
 from qan_gym.native import library
@@ -71,8 +73,8 @@ class FamilyTraining(Training):
     def _layout(self) -> Layout:
         layout = super()._layout()
         context = {CONTEXT_TENSOR: TensorSpec((len(CONTEXT),), at_reset=None, saved=False)}
-        sizes = {"train_size": 0, "batch_size": 0, "batches_per_action": most_batches(), "n_classes": 0}
-        sizes["budget"] = DECISIONS * most_batches()
+        sizes = {"train_size": 0, "batch_size": 0, "batches_per_action": MOST_BATCHES, "n_classes": 0}
+        sizes["budget"] = DECISIONS * MOST_BATCHES
         return replace(layout, slots=SLOTS, sizes={**layout.sizes, **sizes}, game={**layout.game, **context})
 
     def _make_engine(self) -> FamilyEngine:  # type: ignore[override]
@@ -233,21 +235,22 @@ class FamilyTraining(Training):
         return copied
 
 
-def most_batches() -> int:
-    """The most mini-batches of an action."""
-    return 4_000 // DECISIONS
+MOST_BATCHES = BUDGET[1] // DECISIONS  # mini-batches of an action
+
+LARGEST = {  # of each kind that the family draws, and the pixels a side that it sees
+    "mlp": ("mlp-64-64-64", 28),
+    "cnn": ("cnn-16-32", 28),
+    "mnist-cnn": ("mnist-cnn", 28),
+    "resnet-8": ("resnet-8", 28),
+    "vit": ("vit-48-3", 28),
+}
 
 
-def room(networks: Iterable[str]) -> int:
-    """Numbers of the largest network of some kinds."""
-    largest = {
-        "mlp": ("mlp-64-64-64", 28),
-        "cnn": ("cnn-16-32", 28),
-        "mnist-cnn": ("mnist-cnn", 28),
-        "resnet-8": ("resnet-8", 28),
-        "vit": ("vit-48-3", 28),
-    }
-    return max(build_network(name, (1, side, side), 10).size() for name, side in map(largest.__getitem__, networks))
+@cache
+def room(kind: str) -> int:
+    """Numbers of the largest network of a kind; building one takes up to a tenth of a second."""
+    name, side = LARGEST[kind]
+    return build_network(name, (1, side, side), 10).size()
 
 
 def family_parts(config: TaskConfig, source: TaskSource, device: str, engine: str) -> Components:
@@ -265,7 +268,7 @@ def family_parts(config: TaskConfig, source: TaskSource, device: str, engine: st
     if torch.device(device).type != "cpu":
         raise ValueError(f"the runs of a family are small and of different shapes: device must be cpu, not {device!r}")
     parts = build_components(replace(config, **Task().settings()), device, "torch")  # of a typical task
-    shapes: dict[str, tuple[int, ...]] = {"weights": (room(source.networks),)}
+    shapes: dict[str, tuple[int, ...]] = {"weights": (max(map(room, source.networks)),)}
     network = Network(parts.network.image_shape, shapes, parts.network.forward, shown="weights")
     found = decide(engine, _kernels_obstacle)
     observer = Observer(parts.config, network)
