@@ -96,6 +96,18 @@ def test_a_task_is_given_in_any_form(record):
     assert len(set(indices.ravel().tolist())) == 8
 
 
+def test_a_record_may_be_longer_than_any_drawn_task():
+    env = gym.make(ID, task=replace(SMALL, batches_per_action=401))
+    env.reset(seed=1)
+    for _ in range(25):
+        *_, truncated, info = env.step(np.zeros(1, np.float32))
+    assert truncated
+    assert info["batch"] == 25 * 401
+    many = gym.make_vec(ID, num_envs=2, **FEW).unwrapped.training
+    with pytest.raises(ValueError, match="401 mini-batches, more than the family's 160"):
+        many.reset(np.ones(2, np.bool_), np.arange(2), tasks=[SMALL, replace(SMALL, batches_per_action=401)])
+
+
 def test_levels_are_those_of_the_split():
     env = gym.make(ID, split="test", num_tasks=3, start_task=50, networks=["mlp"], optimizers=["sgd"])
     found = set()

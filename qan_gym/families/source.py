@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
-from qan_gym.families.learning_rate import NETWORKS, OPTIMIZERS, chosen, draw_task
-from qan_gym.families.task import NUMBER_LIMIT, Task
+from qan_gym.families.learning_rate import BUDGET, NETWORKS, OPTIMIZERS, chosen, draw_task
+from qan_gym.families.task import DECISIONS, NUMBER_LIMIT, Task
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,12 @@ class TaskSource:
             raise ValueError(f"split must be train or test, not {self.split!r}")
         for what, among in (("networks", NETWORKS), ("optimizers", OPTIMIZERS)):
             object.__setattr__(self, what, tuple(chosen(what, getattr(self, what), among)))
+
+    @property
+    def most_batches(self) -> int:
+        """The most mini-batches of an action; one for all drawn tasks, so that sums do not depend on the other rows."""
+        drawn = BUDGET[1] // DECISIONS
+        return drawn if self.task is None else max(drawn, self.task.batches_per_action)
 
     def draw(self, seed: int) -> Task:
         """The task of the episode with a seed."""

@@ -21,7 +21,6 @@ from qan_gym.core.run_state import Flags, Layout, RunState, TensorSpec
 from qan_gym.core.training import Info, Training, check_clock
 from qan_gym.data.datasets import DeviceData
 from qan_gym.families.engine import SLOTS, FamilyEngine, mini_batch
-from qan_gym.families.learning_rate import BUDGET
 from qan_gym.families.source import TaskSource
 from qan_gym.families.task import CONTEXT, DECISIONS, Task
 from qan_gym.native import library
@@ -73,8 +72,9 @@ class FamilyTraining(Training):
     def _layout(self) -> Layout:
         layout = super()._layout()
         context = {CONTEXT_TENSOR: TensorSpec((len(CONTEXT),), at_reset=None, saved=False)}
-        sizes = {"train_size": 0, "batch_size": 0, "batches_per_action": MOST_BATCHES, "n_classes": 0}
-        sizes["budget"] = DECISIONS * MOST_BATCHES
+        most = self.source.most_batches
+        sizes = {"train_size": 0, "batch_size": 0, "n_classes": 0}
+        sizes |= {"batches_per_action": most, "budget": DECISIONS * most}
         return replace(layout, slots=SLOTS, sizes={**layout.sizes, **sizes}, game={**layout.game, **context})
 
     def _make_engine(self) -> FamilyEngine:  # type: ignore[override]
@@ -86,7 +86,17 @@ class FamilyTraining(Training):
     def reset(
         self, mask: Flags, seeds: NDArray[np.int64], shuffled: bool = False, tasks: Sequence[Task] | None = None
     ) -> tuple[Tensor, Info]:
-        """See `Training.reset`; tasks: of the N rows, where they are not drawn."""
+        """See `Training.reset`; tasks: of the N rows, where they are not drawn.
+
+        Raises:
+            ValueError: an action of a task has more mini-batches than the runs have room for.
+        """
+        longest = max((task.batches_per_action for task in tasks or ()), default=0)
+        if longest > self.source.most_batches:
+            raise ValueError(
+                f"an action of a task has {longest} mini-batches, more than the family's {self.source.most_batches}; "
+                "play it alone: give it as `task`"
+            )
         self._next_tasks = tasks
         return super().reset(mask, seeds, shuffled)
 
@@ -234,8 +244,6 @@ class FamilyTraining(Training):
         memo[id(self)] = copied
         return copied
 
-
-MOST_BATCHES = BUDGET[1] // DECISIONS  # mini-batches of an action
 
 LARGEST = {  # of each kind that the family draws, and the pixels a side that it sees
     "mlp": ("mlp-64-64-64", 28),
