@@ -1,20 +1,18 @@
 """The bundled DQN solves known tasks, learns the same from the same seed, and can be saved."""
 
-import pickle
 from dataclasses import replace
-from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from damaged_files import cut, flip, foreign, pickled, replacing, without
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from helpers import small_data
 
 import qan_agents.dqn.agent
 from qan_agents.dqn import DQN, DQNConfig, EnvInterface, TensorVectorEnv, train
-from qan_gym.utils.files import load_arrays, save_arrays
 
 ALL = {
     **{"double": True, "dueling": True, "layer_norm": True, "quantiles": 5, "n_step": 3, "priority_exponent": 0.6},
@@ -181,51 +179,16 @@ def test_a_saved_agent_goes_on_as_it_would_have(switches, tmp_path):
     assert torch.equal(loaded.replay.priorities, agent.replay.priorities)
 
 
-def _cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def _flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-500] ^= 1
-    path.write_bytes(content)
-
-
-def _foreign(path: Path) -> None:
-    save_arrays(path, {"weights": np.zeros(3)}, {"format": "something else"})
-
-
-def _pickled(path: Path) -> None:
-    path.write_bytes(pickle.dumps({"config": {}}))
-
-
-def _without(name: str):
-    def change(path: Path) -> None:
-        arrays, about = load_arrays(path)
-        del arrays[name]
-        save_arrays(path, arrays, about)
-
-    return change
-
-
-def _with(name: str, value: object):
-    def change(path: Path) -> None:
-        arrays, about = load_arrays(path)
-        save_arrays(path, arrays, {**about, name: value})
-
-    return change
-
-
 @pytest.mark.parametrize(
     "damage",
     [
-        *(_cut, _flip, _foreign, _pickled, _without("generator"), _without("optimizer/exp_avg")),
-        *(_without("network/advantage.0.weight"), _with("config", {"gamma": 3}), _with("config", {"eyes": 2})),
+        *(cut, flip, foreign, pickled, without("generator"), without("optimizer/exp_avg")),
+        *(without("network/advantage.0.weight"), replacing("config", {"gamma": 3}), replacing("config", {"eyes": 2})),
         *(
-            _with("interface", {}),
-            _with("steps", None),
-            _with("config", {"hidden": [3]}),
-            _with("format", "qan_agents.dqn 1"),
+            replacing("interface", {}),
+            replacing("steps", None),
+            replacing("config", {"hidden": [3]}),
+            replacing("format", "qan_agents.dqn 1"),
         ),
     ],
 )

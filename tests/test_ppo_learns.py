@@ -1,18 +1,17 @@
 """The bundled PPO solves known tasks, learns the same from the same seed, and can be saved in the middle of a round."""
 
-import pickle
 from dataclasses import replace
-from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from damaged_files import cut, flip, foreign, pickled, replacing, without
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from qan_agents.ppo import PPO, PPOConfig, PPOInterface, train
-from qan_gym.utils.files import load_arrays, save_arrays
+from qan_gym.utils.files import load_arrays
 
 SMALL = PPOConfig(hidden=(32,), steps_per_round=10, epochs=8, minibatches=2, learning_rate=5e-3, gamma=0.9)
 RECURRENT = {"recurrent": 16, "minibatches": 2}
@@ -221,49 +220,19 @@ def test_a_saved_agent_goes_on_to_the_same_bits(switches, kind, steps, tmp_path)
     assert agent.rounds == loaded.rounds >= 1
 
 
-def _cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def _flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-500] ^= 1
-    path.write_bytes(content)
-
-
-def _foreign(path: Path) -> None:
-    save_arrays(path, {"weights": np.zeros(3)}, {"format": "something else"})
-
-
-def _pickled(path: Path) -> None:
-    path.write_bytes(pickle.dumps({"config": {}}))
-
-
-def _without(name: str):
-    def change(path: Path) -> None:
-        arrays, about = load_arrays(path)
-        del arrays[name]
-        save_arrays(path, arrays, about)
-
-    return change
-
-
-def _with(name: str, value: object):
-    def change(path: Path) -> None:
-        arrays, about = load_arrays(path)
-        save_arrays(path, arrays, {**about, name: value})
-
-    return change
-
-
 @pytest.mark.parametrize(
     "damage",
     [
-        *(_cut, _flip, _foreign, _pickled, _without("generator"), _without("optimizer/exp_avg")),
-        *(_without("network/policy.head.weight"), _without("rollout/rewards"), _without("memories")),
-        *(_with("config", {"gamma": 3}), _with("config", {"eyes": 2}), _with("config", {"hidden": [3]})),
-        *(_with("interface", {}), _with("interface", None), _with("steps", None), _with("length", None)),
-        *(_with("length", 99), _with("num_envs", 3), _with("format", "qan_agents.ppo 0")),
+        *(cut, flip, foreign, pickled, without("generator"), without("optimizer/exp_avg")),
+        *(without("network/policy.head.weight"), without("rollout/rewards"), without("memories")),
+        *(replacing("config", {"gamma": 3}), replacing("config", {"eyes": 2}), replacing("config", {"hidden": [3]})),
+        *(
+            replacing("interface", {}),
+            replacing("interface", None),
+            replacing("steps", None),
+            replacing("length", None),
+        ),
+        *(replacing("length", 99), replacing("num_envs", 3), replacing("format", "qan_agents.ppo 0")),
     ],
 )
 def test_damaged_and_foreign_files_are_refused(damage, tmp_path):

@@ -3,20 +3,9 @@
 // set. Prints how many were refused; ends with status 1 at the first wrong answer.
 #include "mlp_made.h"
 
+#include "fuzzing.h"
+
 enum { MOST_ROWS = 4, MOST_BATCHES = 3, CALLS = 40 };
-
-static void wrong(const char *what) {
-  printf("wrong: %s\n", what);
-  exit(1);
-}
-
-static float odd_float(void) {
-  static const uint32_t bits[] = {0x7fc00000, 0x7f800000, 0xff800000, 0x7f7fffff, 0xff7fffff, 0x00000001,
-                                  0x80000000, 0x7fffffff, 0xffc12345, 0x3f800000, 0x42b00000, 0x5f000000};
-  float value;
-  memcpy(&value, &bits[draw(sizeof bits / sizeof *bits)], sizeof value);
-  return value;
-}
 
 static int64_t outside(int64_t low, int64_t high) {
   const int64_t values[] = {low - 1, high + 1, INT64_MAX, INT64_MIN, high + 1 + (int64_t)draw(1000)};

@@ -22,18 +22,14 @@ class FinishedEpisode(NamedTuple):
     total_reward: float
 
 
-class VectorAgent(Protocol):
-    """The interface of the agents that `train` trains; see `DQN` and `Ensemble`."""
+class PlayingAgent(Protocol):
+    """The interface of the agents that `play_on` trains; see `DQN`, `Ensemble` and `qan_agents.ppo.PPO`."""
 
-    interface: EnvInterface
     device: torch.device
 
     @property
     def steps(self) -> int:
         """Steps of single environments, that it has learned from."""
-
-    def begin(self, frames: Tensor) -> None:
-        """Begin an episode in every row, with frames (N, D)."""
 
     def act(self) -> Tensor:
         """Actions (N,) in all rows."""
@@ -43,6 +39,15 @@ class VectorAgent(Protocol):
 
     def learn(self) -> None:
         """Count a step of every environment, and do the updates that are due."""
+
+
+class VectorAgent(PlayingAgent, Protocol):
+    """The interface of the agents that `train` trains; see `DQN` and `Ensemble`."""
+
+    interface: EnvInterface
+
+    def begin(self, frames: Tensor) -> None:
+        """Begin an episode in every row, with frames (N, D)."""
 
 
 @own_settings()
@@ -72,14 +77,22 @@ def train(
         raise ValueError(f"the agent was made for {agent.interface}, not for {EnvInterface.of(env)}")
     tensor_env = TensorVectorEnv(env, agent.device)
     agent.begin(tensor_env.reset(seed))
-    rounds = -(-steps // env.num_envs)
+    return play_on(agent, tensor_env, steps, show)
+
+
+def play_on(
+    agent: PlayingAgent, env: TensorVectorEnv, steps: int, show: Callable[[int], None] | None
+) -> list[FinishedEpisode]:
+    """Let an agent whose episodes have begun play and learn; the arguments and the result are those of `train`."""
+    num_envs = env.env.num_envs
+    rounds = -(-steps // num_envs)
     # Of each step, (rounds, N): kept on the device and read at the end.
-    ended = torch.zeros(rounds, env.num_envs, dtype=torch.bool, device=agent.device)
-    returns = torch.zeros(rounds, env.num_envs, device=agent.device)
-    total = torch.zeros(env.num_envs, device=agent.device)
+    ended = torch.zeros(rounds, num_envs, dtype=torch.bool, device=agent.device)
+    returns = torch.zeros(rounds, num_envs, device=agent.device)
+    total = torch.zeros(num_envs, device=agent.device)
     before, shown = agent.steps, 0.0
     for step in range(rounds):
-        transitions = tensor_env.step(agent.act())
+        transitions = env.step(agent.act())
         agent.remember(transitions)
         agent.learn()
         total += transitions.rewards * transitions.valid
@@ -88,10 +101,10 @@ def train(
         if show is not None and time.perf_counter() - shown > SHOW_EVERY:
             shown = time.perf_counter()
             show(agent.steps)
-    return finished_episodes(ended, returns, before)
+    return _finished_episodes(ended, returns, before)
 
 
-def finished_episodes(ended: Tensor, returns: Tensor, before: int) -> list[FinishedEpisode]:
+def _finished_episodes(ended: Tensor, returns: Tensor, before: int) -> list[FinishedEpisode]:
     """Those of the steps (rounds, N) at which an episode ended."""
     where = ended.cpu().numpy()
     rounds = np.nonzero(where)[0]

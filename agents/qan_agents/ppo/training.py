@@ -1,13 +1,11 @@
 """The training loop of the bundled PPO on any vector environment of Gymnasium."""
 
-import time
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from gymnasium.vector import VectorEnv
 
-from qan_agents.dqn.training import SHOW_EVERY, FinishedEpisode, finished_episodes
+from qan_agents.dqn.training import FinishedEpisode, play_on
 from qan_agents.dqn.vector_env import TensorVectorEnv
 from qan_agents.ppo.agent import PPO
 from qan_agents.ppo.interface import PPOInterface
@@ -42,20 +40,4 @@ def train(
     if interface != agent.interface:
         raise ValueError(f"the agent was made for {agent.interface}, not for {interface}")
     agent.begin(frames, tensor_env.infos)
-    rounds = -(-steps // env.num_envs)
-    # Of each step, (rounds, N): kept on the device and read at the end.
-    ended = torch.zeros(rounds, env.num_envs, dtype=torch.bool, device=agent.device)
-    returns = torch.zeros(rounds, env.num_envs, device=agent.device)
-    total = torch.zeros(env.num_envs, device=agent.device)
-    before, shown = agent.steps, 0.0
-    for step in range(rounds):
-        transitions = tensor_env.step(agent.act())
-        agent.remember(transitions)
-        agent.learn()
-        total += transitions.rewards * transitions.valid
-        returns[step], ended[step] = total, transitions.ended
-        total.masked_fill_(transitions.ended, 0.0)
-        if show is not None and time.perf_counter() - shown > SHOW_EVERY:
-            shown = time.perf_counter()
-            show(agent.steps)
-    return finished_episodes(ended, returns, before)
+    return play_on(agent, tensor_env, steps, show)

@@ -37,19 +37,7 @@ INLINE void transpose(floats r[LANES]) {
            (8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31))
 }
 
-enum blocking {
-  CONV1_VECTORS = 2,
-  CONV2_PLACES = 8,
-  CONV2_VECTORS = 2,
-  SPAN2_VECTORS = 10,
-  LINEAR_VECTORS = 4,
-  DOT_INPUTS = 4,
-  DOT_IMAGES = 5,
-  TAP_VECTORS = 3,
-  TAP_FILTERS = 2,
-  PRODUCT_VECTORS = 2,
-  PRODUCT_ROWS = 8,
-};
+#include "blocking512.h"
 
 #include "body.h"
 
