@@ -175,7 +175,9 @@ SPACES = {
 @pytest.mark.parametrize("recurrent", [0, 4])
 def test_the_rounds_of_a_ppo_stay_on_the_device(kind, recurrent, monkeypatch):
     """Acting, remembering, advantages, all updates of a round with their early stop; nothing of it asks the host."""
-    monkeypatch.setattr(torch, "Generator", NoGenerator)
+    real = torch.Generator
+    none = lambda device="cpu": NoGenerator(device) if device == META else real(device)  # noqa: E731
+    monkeypatch.setattr(torch, "Generator", none)
     settings = {"features": "scores", "privileged": "task", "target_kl": 0.01, "anneal_steps": 100}
     config = PPOConfig(steps_per_round=3, minibatches=2, recurrent=recurrent, **settings)
     interface = PPOInterface((33 * 25,), (33, 25), 7, SPACES[kind], "task", ("depth", "width"))

@@ -377,17 +377,25 @@ def test_overlapping_calls_put_back_what_the_first_found() -> None:
         torch.set_default_dtype(before)
 
 
-def test_agents_take_one_thread_and_leave_the_settings_as_they_are(two_threads: None) -> None:
-    """The bundled DQN: what it plays and learns under other settings is what it plays and learns without."""
+@pytest.mark.parametrize("kind", ["dqn", "ppo"])
+def test_agents_take_one_thread_and_leave_the_settings_as_they_are(kind: str, two_threads: None) -> None:
+    """The bundled ones: what they play and learn under other settings is what they play and learn without."""
     pytest.importorskip("qan_agents.dqn")
-    from qan_agents.dqn import DQN, DQNConfig, train
-    from qan_agents.dqn.vector_env import EnvInterface
+    from qan_agents import dqn, ppo
 
-    config = replace(DQNConfig(), buffer_size=64, learning_starts=2, batch_size=4, hidden=(8,))
+    small = replace(dqn.DQNConfig(), buffer_size=64, learning_starts=2, batch_size=4, hidden=(8,))
+    makers: dict[str, tuple[Callable, Callable]] = {
+        "dqn": (lambda env: dqn.DQN(small, dqn.EnvInterface.of(env), seed=3), dqn.train),
+        "ppo": (
+            lambda env: ppo.PPO(ppo.PPOConfig(steps_per_round=2, hidden=(8,)), ppo.PPOInterface.of(env), seed=3),
+            ppo.train,
+        ),
+    }
+    make, train = makers[kind]
 
     def weights() -> bytes:
         env = gym.make_vec(LR, num_envs=2, **SHORT)
-        agent = DQN(config, EnvInterface.of(env), seed=3)
+        agent = make(env)
         train(agent, env, 8, seed=5)
         assert agent.own_settings.threads == 1
         env.close()

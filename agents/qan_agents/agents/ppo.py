@@ -21,6 +21,7 @@ from qan_agents.ppo.agent import PPO
 from qan_agents.ppo.interface import PPOInterface
 from qan_agents.ppo.playing import Player
 from qan_agents.ppo.presets import PRESETS, make_ppo_config
+from qan_gym.utils.own_settings import in_own_settings
 from qan_gym.vector_env import QanVectorEnv
 
 
@@ -47,7 +48,7 @@ class BundledPPO(Agent):
             config.check_rows(spec.num_envs)
         self.device, self.interface = self.training.device, PPOInterface.of(env, config.privileged)
         self.agent, self.settings = PPO(config, self.interface, str(self.device), spec.seed), asdict(config)
-        self.tensor_env = TensorVectorEnv(env, self.device)
+        self.tensor_env, self.own_settings = TensorVectorEnv(env, self.device), self.agent.own_settings
 
     @classmethod
     def check(cls, preset: str, hyperparameters: dict[str, Any]) -> None:
@@ -61,6 +62,7 @@ class BundledPPO(Agent):
         """See `Agent.steps`."""
         return self.agent.steps
 
+    @in_own_settings
     def play_round(
         self, seeds: Sequence[int], exploration: float | None, show: Callable[[Progress], None]
     ) -> list[Episode]:

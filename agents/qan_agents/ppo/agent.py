@@ -22,6 +22,8 @@ from qan_agents.ppo.interface import PPOInterface
 from qan_agents.ppo.network import RunningNorm, Trunk, forgotten
 from qan_agents.ppo.rollout import Batch, Rollout, Steps, advantages_of, minibatches
 from qan_gym.utils.files import load_arrays, save_arrays
+from qan_gym.utils.own_settings import in_own_settings, own_settings, threads_for
+from qan_gym.utils.random_streams import drawing_from
 
 FORMAT = "qan_agents.ppo 1"  # of the file of a saved agent
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam, one of each weight
@@ -50,7 +52,7 @@ class ActorCritic(nn.Module):
     """The policy, the value network, and the scales of what they see: everything that is learned."""
 
     def __init__(self, config: PPOConfig, interface: PPOInterface) -> None:
-        """Build networks with initial weights from torch's global generator."""
+        """Build networks with initial weights from torch's default generator."""
         super().__init__()
         self.features = interface.features(config.features)  # has no weights
         observation, inputs = self.features.size, len(interface.inputs)
@@ -76,8 +78,10 @@ class PPO:
         network: see `ActorCritic`; `weights` are its parameters as a vector.
         actions: the last ones, as `TensorVectorEnv.step` takes them.
         facts: what was saved beside it.
+        own_settings: of the process, that its calls compute under.
     """
 
+    @own_settings()
     def __init__(self, config: PPOConfig, interface: PPOInterface, device: str = "cpu", seed: int = 0) -> None:
         """A fresh agent.
 
@@ -94,10 +98,10 @@ class PPO:
         self.config, self.interface, self.device = config, interface, torch.device(device)
         self.steps = self.rounds = 0
         self.facts: dict[str, Any] = {}
-        with torch.random.fork_rng(devices=[]):  # drawn on the host: the same on every device
-            torch.manual_seed(seed)
+        with drawing_from(seed):  # on the host: the same on every device
             self.network = ActorCritic(config, interface).to(self.device)
         self.weights = parameters_as_vector(self.network)
+        self.own_settings = own_settings(threads_for(self.weights.numel()))
         self.gradient = torch.zeros_like(self.weights)  # as one vector: an update is a few operations, not hundreds
         offset = 0
         for parameter in self.network.parameters():
@@ -122,6 +126,7 @@ class PPO:
 
     # --- acting -----------------------------------------------------------------------------------------------------
 
+    @in_own_settings
     def begin(self, frames: Tensor, infos: Mapping[str, Any] | None = None) -> None:
         """Begin an episode in every row. Episodes that were going on are cut, as by a truncation.
 
@@ -156,7 +161,8 @@ class PPO:
         number = torch.zeros(num_envs, device=device)
         observation = torch.zeros(num_envs, self.network.features.size, device=device)
         inputs = torch.zeros(num_envs, len(self.interface.inputs), device=device)
-        action = self.network.distribution.random(num_envs, None)
+        distribution = self.network.distribution
+        action = distribution.mode(torch.zeros(num_envs, distribution.outputs, device=device))  # for its shape
         step = Steps(observation, inputs, flag, action, number, number, observation, inputs, flag, flag, flag)
         self._rollout = Rollout(config.steps_per_round, step, torch.stack([self.memory, self.memory]))
 
@@ -187,6 +193,7 @@ class PPO:
             return observations, inputs
         return self.network.observation_norm(observations), self.network.input_norm(inputs)
 
+    @in_own_settings
     @torch.no_grad()
     def act(self, deterministic: bool = False) -> Tensor:
         """Actions in all rows, drawn from the policy or its likeliest, as `TensorVectorEnv.step` takes them."""
@@ -197,6 +204,7 @@ class PPO:
         self.actions = distribution.played(self.chosen)
         return self.actions
 
+    @in_own_settings
     @torch.no_grad()
     def choose(self, frames: Tensor, memory: Tensor | None = None, deterministic: bool = True) -> tuple[Tensor, Tensor]:
         """Actions of rows that are not learned from.
@@ -221,6 +229,7 @@ class PPO:
 
     # --- remembering ------------------------------------------------------------------------------------------------
 
+    @in_own_settings
     @torch.no_grad()
     def remember(self, transitions: Transitions) -> None:
         """Keep the step that the last actions made, and go on to the next frames."""
@@ -239,12 +248,14 @@ class PPO:
 
     # --- learning ---------------------------------------------------------------------------------------------------
 
+    @in_own_settings
     def learn(self) -> None:
         """Count a step of every environment, and do the updates that are due."""
         self.steps += len(self.starts)
         if self.rollout.is_full:
             self.update()
 
+    @in_own_settings
     def update(self) -> None:
         """Learn from the steps of the round, and begin the next one."""
         config, rollout = self.config, self.rollout
@@ -414,6 +425,7 @@ class PPO:
             raise ValueError(f"{path}: damaged, or of another version of qan_agents.ppo ({error})") from error
         return agent
 
+    @in_own_settings
     @torch.no_grad()
     def _restore(self, arrays: dict[str, NDArray[Any]], num_envs: int | None, length: int) -> None:
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}

@@ -9,8 +9,10 @@ from qan_agents.dqn.training import FinishedEpisode, play_on
 from qan_agents.dqn.vector_env import TensorVectorEnv
 from qan_agents.ppo.agent import PPO
 from qan_agents.ppo.interface import PPOInterface
+from qan_gym.utils.own_settings import own_settings
 
 
+@own_settings()
 def train(
     agent: PPO,
     env: VectorEnv[Any, Any, Any],
