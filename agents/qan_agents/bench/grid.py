@@ -28,12 +28,11 @@ from qan_agents.bench.controllers import Preparation
 from qan_agents.bench.preparation import check, controllers
 from qan_agents.bench.results import require_same_controller
 from qan_agents.bench.tuning_task import TuningTask, require_controllable
-from qan_agents.seeds import UNSEEN_BELOW
+from qan_agents.seeds import LARGEST_SEED, UNSEEN_BELOW
 from qan_gym.utils.files import reading
 from qan_gym.utils.names import did_you_mean, instead_of
 
 LARGEST_GRID = 100_000  # values
-LARGEST_SEED = 2**32 - 1  # that NumPy's generators take
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,11 @@ class Cell:
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     transfer: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def who(self) -> tuple[str, str, str]:
+        """Label, kind of controller, and settings as JSON, see `require_same_controller`."""
+        return self.label, self.controller, json.dumps(self.settings, sort_keys=True)
 
     @property
     def task(self) -> TuningTask:
@@ -296,7 +300,7 @@ def cells_of(grid: dict[str, Any]) -> list[Cell]:
                     check(cell.controller, replace(target, runs=cell.runs), cell.settings)
             except ValueError as error:
                 raise ValueError(f"controller {cell.label!r} in {cell.env}: {error}") from error
-            name = json.dumps([cell.env, cell.env_kwargs, cell.transfer, *_who(cell), cell.runs, cell.seed])
+            name = json.dumps([cell.env, cell.env_kwargs, cell.transfer, *cell.who, cell.runs, cell.seed])
             there = cells.get(name, cell)
             cells[name] = max(there, cell, key=lambda one: one.evaluation_seeds)
     found = sorted(cells.values(), key=lambda cell: cell.runs)
@@ -346,10 +350,6 @@ def _parse(block: dict[str, Any], inside: str) -> Block:
         raise ValueError(_explain(error.errors()[0], known, inside)) from error
 
 
-def _who(cell: Cell) -> tuple[str, str, str]:
-    return cell.label, cell.controller, json.dumps(cell.settings, sort_keys=True)
-
-
 def _require_one_controller_per_label(cells: list[Cell]) -> None:
     """Refuse that one name in the table of an environment stands for two controllers.
 
@@ -359,4 +359,4 @@ def _require_one_controller_per_label(cells: list[Cell]) -> None:
     first: dict[tuple[str, str, str], tuple[str, str, str]] = {}
     for cell in cells:
         where = (cell.env, json.dumps(cell.env_kwargs, sort_keys=True), cell.label)
-        require_same_controller(first.setdefault(where, _who(cell)), _who(cell))
+        require_same_controller(first.setdefault(where, cell.who), cell.who)

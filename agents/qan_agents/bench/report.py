@@ -134,12 +134,9 @@ def _missing(rows: list[Row], seeds: list[int]) -> list[Block]:
     every = {row["evaluation_seed"] for row in rows}
     if every == set(seeds):
         return []
-    cells: dict[tuple[str, int, int], set[int]] = {}
-    for row in rows:
-        cells.setdefault((row["label"], row["runs"], row["seed"]), set()).add(row["evaluation_seed"])
     lines = [
         f"{label} ({runs} runs, seed {seed}): {len(there)} of {len(every)} evaluation seeds"
-        for (label, runs, seed), there in cells.items()
+        for (label, runs, seed), there in statistics.seeds_of_cells(rows).items()
         if there != every
     ]
     return [

@@ -89,6 +89,7 @@ def transferred_env_kwargs(prepared: PreparedController, task: TuningTask, targe
 
 def _columns(cell: Cell, target: TuningTask) -> Row:
     """The columns that say which cell a row is of, and on which environment it was evaluated."""
+    label, controller, settings = cell.who
     versions = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
     return {
         "config_hash": cell.key,
@@ -96,9 +97,9 @@ def _columns(cell: Cell, target: TuningTask) -> Row:
         "environment_kwargs": json.dumps(target.env_kwargs, sort_keys=True),
         "prepared_on": cell.env,
         "prepared_on_kwargs": json.dumps(cell.env_kwargs, sort_keys=True),
-        "controller": cell.controller,
-        "label": cell.label,
-        "settings": json.dumps(cell.settings, sort_keys=True),
+        "controller": controller,
+        "label": label,
+        "settings": settings,
         "runs": cell.runs,
         "seed": cell.seed,
         "versions": json.dumps(versions, sort_keys=True),
@@ -171,10 +172,9 @@ def require_compatible(cells: Sequence[Cell], results: Results) -> None:
         for row in results.table().select(list(names)).to_pylist()
     }
     for cell in cells:
-        wanted = (cell.label, cell.controller, json.dumps(cell.settings, sort_keys=True))
         for identity in cell.identities:
             try:
-                require_same_controller(there.get((identity, cell.label), wanted), wanted)
+                require_same_controller(there.get((identity, cell.label), cell.who), cell.who)
             except ValueError as error:
                 raise ValueError(f"{results.path}: {error}, or write to another file") from error
 

@@ -69,12 +69,17 @@ class Estimate:
     high: float
 
 
-def common_seeds(rows: Sequence[Row]) -> list[int]:
-    """The evaluation seeds that all of some finished cells have."""
+def seeds_of_cells(rows: Sequence[Row]) -> dict[tuple[str, int, int], set[int]]:
+    """The evaluation seeds that each of some finished cells has, by its label, budget and seed."""
     cells: dict[tuple[str, int, int], set[int]] = {}
     for row in rows:
         cells.setdefault((row["label"], row["runs"], row["seed"]), set()).add(row["evaluation_seed"])
-    return sorted(set.intersection(*cells.values()))
+    return cells
+
+
+def common_seeds(rows: Sequence[Row]) -> list[int]:
+    """The evaluation seeds that all of some finished cells have."""
+    return sorted(set.intersection(*seeds_of_cells(rows).values()))
 
 
 def controller_scores(rows: Sequence[Row], evaluation_seeds: Collection[int]) -> list[ControllerScores]:

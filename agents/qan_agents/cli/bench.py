@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
-from qan_agents.cli.common import INTERRUPTED, console, errors_in_one_line, extra_required
+from qan_agents.cli.common import INTERRUPTED, console, expanded, extra_required, text_column
 
 DEFAULTS: dict[str, Any] = {
     "environments": ["QanLR-MNIST5k-v1"],
@@ -14,8 +14,6 @@ DEFAULTS: dict[str, Any] = {
     "seeds": [0],
     "evaluation_seeds": 10,
 }
-
-
 # What a grid holds, and the options that say it instead of one.
 OPTIONS = {
     "environments": "--env",
@@ -27,10 +25,12 @@ OPTIONS = {
 
 
 def bench(
-    grid: Annotated[Path | None, typer.Argument(metavar="GRID", help="A YAML file; see docs/protocol.md.")] = None,
-    out: Annotated[Path, typer.Option(help="The Parquet file; what is finished there is not done again.")] = Path(
-        "bench.parquet"
-    ),
+    grid: Annotated[
+        Path | None, typer.Argument(metavar="GRID", help="A YAML file; see docs/protocol.md.", callback=expanded)
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="The Parquet file; what is finished there is not done again.", callback=expanded)
+    ] = Path("bench.parquet"),
     env: Annotated[list[str] | None, typer.Option(help="Instead of a grid: an environment; may be repeated.")] = None,
     controller: Annotated[
         list[str] | None, typer.Option(help="Instead of a grid: a controller; may be repeated; see qan list.")
@@ -52,49 +52,48 @@ def bench(
     ] = None,
 ) -> None:
     """Compare controllers: each prepared on the same number of trainings, all judged on the same unseen seeds."""
-    with errors_in_one_line():
-        given = {
-            "environments": env,
-            "controllers": controller,
-            "runs": runs,
-            "seeds": seed,
-            "evaluation_seeds": evaluation_seeds,
-        }
-        flags = {name: value for name, value in given.items() if value is not None}
-        _check_options(grid, flags, workers, ray)
-        with extra_required("bench"):
-            from qan_agents.bench.grid import cells_of, read_grid
-            from qan_agents.bench.results import Results
-            from qan_agents.bench.runner import require_compatible, run_cells, unfinished
-        if ray is not None:
-            with extra_required("ray"):
-                import ray as _  # noqa: F401
-        cells = cells_of({**DEFAULTS, **flags} if grid is None else read_grid(grid.expanduser()))
-        results = Results(out.expanduser())
-        require_compatible(cells, results)
-        there = len(cells) - len(unfinished(cells, results))
-        console.print(f"{len(cells)} cells, {there} finished: {out}", highlight=False, markup=False, soft_wrap=True)
-        columns = (TextColumn("{task.completed}/{task.total} cells"), BarColumn(), TimeRemainingColumn())
-        failed = 0
-        with Progress(*columns, console=console) as bars:
-            bar = bars.add_task("", total=len(cells), completed=there)
+    given = {
+        "environments": env,
+        "controllers": controller,
+        "runs": runs,
+        "seeds": seed,
+        "evaluation_seeds": evaluation_seeds,
+    }
+    flags = {name: value for name, value in given.items() if value is not None}
+    _check_options(grid, flags, workers, ray)
+    with extra_required("bench"):
+        from qan_agents.bench.grid import cells_of, read_grid
+        from qan_agents.bench.results import Results
+        from qan_agents.bench.runner import require_compatible, run_cells, unfinished
+    if ray is not None:
+        with extra_required("ray"):
+            import ray as _  # noqa: F401
+    cells = cells_of({**DEFAULTS, **flags} if grid is None else read_grid(grid))
+    results = Results(out)
+    require_compatible(cells, results)
+    there = len(cells) - len(unfinished(cells, results))
+    console.print(f"{len(cells)} cells, {there} finished: {out}")
+    columns = (text_column("{task.completed}/{task.total} cells"), BarColumn(), TimeRemainingColumn())
+    failed = 0
+    with Progress(*columns, console=console) as bars:
+        bar = bars.add_task("", total=len(cells), completed=there)
 
-            def finished(cell: Any, status: str) -> None:
-                nonlocal failed
-                failed += status == "failed"
-                about = f"{cell.env}, {cell.label}, {cell.runs} runs, seed {cell.seed}"
-                bars.console.print(f"{status}: {about}", highlight=False, markup=False, soft_wrap=True)
-                bars.advance(bar)
+        def finished(cell: Any, status: str) -> None:
+            nonlocal failed
+            failed += status == "failed"
+            about = f"{cell.env}, {cell.label}, {cell.runs} runs, seed {cell.seed}"
+            bars.console.print(f"{status}: {about}")
+            bars.advance(bar)
 
-            try:
-                run_cells(cells, results, workers or 0, ray, finished)
-            except KeyboardInterrupt:
-                bars.stop()
-                console.print("interrupted; the same command goes on", highlight=False)
-                raise typer.Exit(INTERRUPTED) from None
-        if failed:
-            console.print(f"{failed} cells failed: qan report says why; the same command tries them again")
-            raise typer.Exit(1)
+        try:
+            run_cells(cells, results, workers or 0, ray, finished)
+        except KeyboardInterrupt:
+            bars.stop()
+            console.print("interrupted; the same command goes on")
+            raise typer.Exit(INTERRUPTED) from None
+    if failed:
+        console.print(f"{failed} cells failed: qan report says why; the same command tries them again")
+        raise typer.Exit(1)
 
 
 def _check_options(grid: Path | None, flags: dict[str, Any], workers: int | None, ray: str | None) -> None:
@@ -115,14 +114,14 @@ def _check_options(grid: Path | None, flags: dict[str, Any], workers: int | None
 
 
 def report(
-    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="The Parquet file of a bench.")],
-    out: Annotated[Path | None, typer.Option(help="The folder to write to; default: beside the results.")] = None,
+    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="The Parquet file of a bench.", callback=expanded)],
+    out: Annotated[
+        Path | None, typer.Option(help="The folder to write to; default: beside the results.", callback=expanded)
+    ] = None,
 ) -> None:
     """Tables and pictures of a bench's results, as Markdown and as one HTML page."""
-    with errors_in_one_line():
-        with extra_required("bench"):
-            from qan_agents.bench.report import report as write_report
-        results = results.expanduser()
-        beside = results.with_name(f"{results.stem}-report") if results.suffix == "" else results.with_suffix("")
-        for path in write_report(results, beside if out is None else out.expanduser()):
-            console.print(f"written: {path}", highlight=False, markup=False, soft_wrap=True)
+    with extra_required("bench"):
+        from qan_agents.bench.report import report as write_report
+    beside = results.with_name(f"{results.stem}-report") if results.suffix == "" else results.with_suffix("")
+    for path in write_report(results, out or beside):
+        console.print(f"written: {path}")

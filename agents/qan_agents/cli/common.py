@@ -17,6 +17,8 @@ from rich.progress import TextColumn
 from rich.table import Column, Table
 from rich.text import Text
 
+from qan_agents.seeds import LARGEST_SEED
+
 # --- the console ----------------------------------------------------------------------------------------------------
 
 
@@ -151,7 +153,6 @@ def extra_required(extra: str) -> Iterator[None]:
 # --- options --------------------------------------------------------------------------------------------------------
 
 MOST = 1_000_000  # of what a user may count: episodes, environments, seeds
-LARGEST_SEED = 2**32 - 1
 
 
 def expanded(path: Path | None) -> Path | None:

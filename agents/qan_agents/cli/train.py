@@ -10,7 +10,6 @@ from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
 from qan_agents.cli.common import (
     INTERRUPTED,
-    LARGEST_SEED,
     MOST,
     SPINNER,
     EnvArgument,
@@ -28,6 +27,7 @@ from qan_agents.cli.common import (
     table_of,
     text_column,
 )
+from qan_agents.seeds import LARGEST_SEED
 
 if TYPE_CHECKING:
     from qan_agents.agents import Progress as TrainingProgress
