@@ -25,9 +25,10 @@ from test_native_kernels import (
     wrong_arrays,
 )
 
+from qan_gym.core import statistics
 from qan_gym.native import build, library
 from qan_gym.native.kernels import Kernels
-from qan_gym.native.mlp import ACTIVATIONS, MEASUREMENTS, OPTIMIZERS, Examples, MLPKernels, MLPState, MLPTask
+from qan_gym.native.mlp import ACTIVATIONS, OPTIMIZERS, Examples, MLPKernels, MLPState, MLPTask
 from qan_gym.optimizee import zoo
 from qan_gym.optimizee.network import Network, leaves, loss_and_gradients
 from qan_gym.optimizee.optimizers import AdamW
@@ -357,7 +358,7 @@ def check_measurements(tasks: list[MLPTask], counts: list[int]) -> None:
         assert np.array_equal(at_once.state.weights, one_by_one.state.weights)
         for row, task in enumerate(tasks):
             expected = expected_measurements(task, states[: counts[row] + 1], row, before[row])
-            for place, name in enumerate(MEASUREMENTS):
+            for place, name in enumerate(statistics.MEASURED):
                 found = float(trained.measured[row, place])
                 assert found == pytest.approx(expected[name], rel=1e-4, abs=2e-6), (row, name)
             displacement = flat(task, states[counts[row]].weights[row]) - flat(task, states[0].weights[row])

@@ -29,7 +29,6 @@ MAX_CHANNELS, MAX_CLASSES = 3, 128  # as in src/layout.h
 PARAMETERS = tuple(
     f"{layer}.{part}" for layer in ("conv1", "conv2", "linear1", "linear2") for part in ("weight", "bias")
 )
-MEASUREMENTS = 7  # enum measurement
 SLOTS = {"gradients": 0, "sgd": 0, "momentum": 1, "nesterov": 1, "adamw": 2}  # buffers that each optimizer has
 
 Float32 = NDArray[np.float32]
@@ -313,7 +312,9 @@ class Kernels:
     ) -> None:
         declared = job.measuring
         _, declared.batches = shape_of("losses", measuring.losses, 2)
-        declared.measured = addresses.of("measured", measuring.measured, np.float32, (number, MEASUREMENTS), True)
+        declared.measured = addresses.of(
+            "measured", measuring.measured, np.float32, (number, library.MEASUREMENTS), True
+        )
         shape = (number, declared.batches)
         declared.losses = addresses.of("losses", measuring.losses, np.float32, shape, written=True)
         for name in ("previous_gradient", "start", "previous_displacement"):

@@ -1,6 +1,6 @@
 """The compiled library: found, checked against its sources, its functions and structures declared for ctypes.
 
-The structures are those of `src/kernels.h`.
+The structures are those of `src/kernels.h` and `src/mlp.h`.
 """
 
 import ctypes
@@ -13,6 +13,7 @@ from qan_gym.native import build
 
 INSTRUCTION_SETS = {"avx512": 2, "avx2": 1, "neon": 4}  # the fastest first; enum instruction_set
 OPTIMIZERS = ("gradients", "sgd", "momentum", "nesterov", "adamw")  # enum optimizer
+MEASUREMENTS = 7  # enum measurement: the numbers `qan_gym.core.statistics.MEASURED`
 ERRORS = (  # enum qan_error
     *("", "no engine", "wrong row", "repeated row"),
     *("wrong index", "wrong label", "wrong step", "wrong clock", "wrong task", "wrong count"),

@@ -18,16 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qan_gym.native import library
-from qan_gym.native.arrays import Addresses
+from qan_gym.native.arrays import Addresses, shape_of
 from qan_gym.native.workers import Workers
 from qan_gym.optimizee.optimizers import AdamW
 
 ACTIVATIONS = ("relu", "tanh", "gelu")  # enum mlp_activation
 OPTIMIZERS = library.OPTIMIZERS[1:]
-MEASUREMENTS = (  # enum mlp_measurement
-    *("gradient_norm", "gradient_cosine", "update_norm", "predicted_decrease"),
-    *("displacement", "displacement_cosine", "weight_norm"),
-)
 INPUTS, WIDTHS, CLASSES, BATCHES = (16, 1024), (2, 256), (2, 128), (1, 512)  # as in src/mlp.h
 MOST_HIDDEN = 3
 
@@ -256,8 +252,8 @@ class Trained:
     Attributes:
         losses: (N, M) float32, the loss, times the loss scale, of each mini-batch before its update; NaN once the row
             is not finite; 0 from the row's count on.
-        measured: (N, 7) float32, `MEASUREMENTS` of the mini-batches of this call; NaN where the row is not finite; 0
-            where it had no mini-batches. None: nothing is measured.
+        measured: (N, 7) float32, `qan_gym.core.statistics.MEASURED` of the mini-batches of this call; NaN where the row
+            is not finite; 0 where it had no mini-batches. None: nothing is measured.
     """
 
     losses: Float32
@@ -290,7 +286,7 @@ class MLPKernels:
         self._library, self.state = found, state
         self.instruction_set = library.chosen_instruction_set(found, instruction_set)
         self._workers = Workers(threads, found.qan_mlp_workspace_size())
-        self._number, self._size = _shape(state.weights)
+        self._number, self._size = shape_of("weights", state.weights, 2)
         self.tasks: list[MLPTask | None] = [None] * self._number
         self._examples: list[Examples | None] = [None] * self._number  # of the last evaluation
         self._addresses = Addresses()
@@ -377,7 +373,7 @@ class MLPKernels:
             raise ValueError(f"counts: they must be ({number},) integers")
         most = rates.shape[1]
         losses = np.empty((number, most), np.float32)
-        measured = np.empty((number, len(MEASUREMENTS)), np.float32) if self.measures else None
+        measured = np.empty((number, library.MEASUREMENTS), np.float32) if self.measures else None
         at = Addresses().of("rates", rates, np.float64, (number, most))
         job = self._training
         with self._workers.lock:
@@ -445,12 +441,6 @@ class MLPKernels:
             "wrong clock": "clock: it must count from 0",
             "wrong task": f"row {without[0] if without else '?'} has no task",
         }.get(error, error)
-
-
-def _shape(weights: Any) -> tuple[int, int]:
-    if not isinstance(weights, np.ndarray) or weights.ndim != 2 or 0 in weights.shape:
-        raise ValueError("weights: they must be an array (N, size), not empty")
-    return weights.shape[0], weights.shape[1]
 
 
 def _integers(name: str, values: Any, below: int, dtype: Any) -> NDArray[Any]:
