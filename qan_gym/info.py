@@ -1,8 +1,10 @@
 """The info of the single environment: plain numbers by name."""
 
+from collections import defaultdict
 from typing import Any
 
 import numpy as np
+import torch
 
 from qan_gym.core.training import Info
 
@@ -40,7 +42,23 @@ def scalars(info: Info) -> dict[str, Any]:
     Floats are NumPy's, which are Python's too, because TorchRL reads only what has a dtype. Integers and flags are
     Python's: Gymnasium's vector environments and its conversions to tensors do not take NumPy's bool.
     """
-    return {name: _scalar(name, value.tolist()[0]) for name, value in info.items()}
+    elsewhere = {name: value for name, value in info.items() if _is_on_another_device(value)}
+    values = first_values(elsewhere)
+    return {name: _scalar(name, values[name] if name in values else info[name].tolist()[0]) for name in info}
+
+
+def first_values(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """The first value of each, by name; they come from the device in one transfer for each dtype."""
+    names_of, values = defaultdict(list), {}
+    for name, tensor in tensors.items():
+        names_of[tensor.dtype].append(name)
+    for names in names_of.values():
+        values |= zip(names, torch.stack([tensors[name][0] for name in names]).tolist(), strict=True)
+    return values
+
+
+def _is_on_another_device(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.device.type != "cpu"
 
 
 def _scalar(name: str, value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import pickle
 
 import gymnasium as gym
@@ -13,7 +14,7 @@ from gymnasium.wrappers import NumpyToTorch, TimeAwareObservation
 from gymnasium.wrappers.vector import NumpyToTorch as VectorNumpyToTorch
 from helpers import small_data
 
-from qan_gym.info import Score
+from qan_gym.info import Score, first_values
 
 SHORT = {"dataset": small_data(), "epochs": 1, "batches_per_action": 2, "meta_momentum": None, "reference": None}
 LR = "QanLR-MNIST5k-v1"
@@ -76,6 +77,19 @@ def test_numbers_are_those_of_json_and_have_dtypes():
     assert all(value.dtype == np.float64 for value in info.values() if isinstance(value, float))
     assert type(info["epoch"]) is type(info["batch"]) is int
     assert type(info["diverged"]) is type(info["early_stopped"]) is bool
+
+
+def test_values_of_a_device_come_together():
+    """With their numbers and kinds, whatever the dtypes."""
+    dtypes = (torch.float64, torch.float32, torch.int64, torch.bool)
+    tensors = {f"{dtype} {number}": torch.tensor([number, 5], dtype=dtype) for number in (0, 1) for dtype in dtypes}
+    tensors |= {"loss": torch.tensor([0.1]), "steps": torch.tensor([2**53 + 1]), "test_loss": torch.tensor([math.nan])}
+    expected = {name: tensor.tolist()[0] for name, tensor in tensors.items()}
+    found = first_values(tensors)
+    assert math.isnan(found.pop("test_loss"))
+    assert math.isnan(expected.pop("test_loss"))
+    assert found == expected
+    assert [type(found[name]) for name in expected] == [type(value) for value in expected.values()]
 
 
 def test_gymnasiums_vector_environment_makes_arrays_of_numbers():

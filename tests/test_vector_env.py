@@ -212,6 +212,11 @@ def play(env: VectorEnv, actions: list, after: Any = None, **reset: Any) -> list
     return played
 
 
+def with_rewards_of_tensors(returned: list[tuple]) -> list[tuple]:
+    """What resets and steps returned as arrays, with rewards in float32, which those among tensors have."""
+    return [one if len(one) == 2 else (one[0], one[1].astype(np.float32), *one[2:]) for one in returned]
+
+
 def play_steps(env: VectorEnv, actions: list, before: Any = None) -> list[tuple]:
     """As `play`, without the resets; `before` is called with the number of each step before it."""
     played = []
@@ -1031,10 +1036,8 @@ def test_tensors(env_id, mode, small):
     played = play(tensors, as_tensors, after=returned.append, seed=7)
     expected = play(arrays, actions, seed=7)
     assert any(ended(one).any() and not ended(one).all() for one in expected if len(one) == 5)
-    for one in (one for one in expected if len(one) == 5):
-        assert one[1].dtype == np.float64
-    expected = [one if len(one) == 2 else (one[0], one[1].astype(np.float32), *one[2:]) for one in expected]
-    assert_same(on_host(played), expected)
+    assert all(one[1].dtype == np.float64 for one in expected if len(one) == 5)
+    assert_same(on_host(played), with_rewards_of_tensors(expected))
     assert_same(returned, played, "later steps changed what had been returned:")
     assert_same(
         play(tensors, as_tensors, after=overwrite, seed=7), played, "what was returned was not the caller's own:"
@@ -1292,7 +1295,8 @@ def test_tensors_on_cuda(mode, on_cuda):
     assert_same(returned, played, "later steps changed what had been returned:")
     for one in played:
         assert all(part.is_cuda for part in (*one[:-1], one[-1]["loss"], one[-1]["_loss"]))
-    assert_same(on_host(played), play(arrays, actions, seed=7), rtol=1e-3, atol=1e-3)
+    expected = with_rewards_of_tensors(play(arrays, actions, seed=7))
+    assert_same(on_host(played), expected, rtol=1e-3, atol=1e-3)
     assert all(value.is_cuda for value in tensors.weights().values())
 
 

@@ -1,6 +1,7 @@
 """CUDA graphs: a function of tensors that stay in place becomes one launch instead of hundreds."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -35,6 +36,7 @@ class CapturedGraph(Generic[Result]):
         self._calls += 1
         if self._stream is None:
             self._stream = torch.cuda.Stream()
+            _begin_autograd(self._stream.device)
         if self._calls <= WARM_UP:
             return self._on_own_stream(self._stream)
         if self._graph is None:
@@ -61,3 +63,10 @@ class CapturedGraph(Generic[Result]):
             result = self.function()
         torch.cuda.current_stream().wait_stream(stream)
         return result
+
+
+@cache
+def _begin_autograd(device: torch.device) -> None:
+    """Launch a first kernel from autograd's thread of the device: PyTorch warns if that is one of cuBLAS."""
+    with torch.enable_grad():
+        torch.ones((), device=device, requires_grad=True).sin().backward()
