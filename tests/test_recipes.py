@@ -26,7 +26,7 @@ def test_at_full_scale_a_recipe_is_the_game_as_registered(recipe):
     baselines = ("uniform" if recipe == "mnist-minibatch" else "constant",)
     config = recipe_config(recipe, 1.0, 3, {"device": "cpu"})
     wanted = RunConfig(
-        RECIPES[recipe], {"device": "cpu"}, "dqn", "paper", 20, 3, 1, TEST_EXPLORATION, (0, 1, 2), baselines
+        RECIPES[recipe], {"device": "cpu"}, "dqn-native", "paper", 20, 3, 1, TEST_EXPLORATION, (0, 1, 2), baselines
     )
     assert config == wanted
     assert config.env in TASKS
@@ -93,7 +93,7 @@ def test_a_recipe_from_beginning_to_end(recipe, settings, tiny_npz, tmp_path, mo
     )
     with (folder / "evaluation.csv").open() as file:
         policies = [row["policy"] for row in csv.DictReader(file)]
-    assert policies == ["dqn", "uniform" if recipe == "mnist-minibatch" else "constant"]
+    assert policies == ["dqn-native", "uniform" if recipe == "mnist-minibatch" else "constant"]
     before = (folder / "evaluation.csv").read_bytes()
     evaluate(Run(folder), lambda name, seed: None)
     assert (folder / "evaluation.csv").read_bytes() == before, "judged otherwise than the recipe says"

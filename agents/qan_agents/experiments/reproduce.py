@@ -50,7 +50,7 @@ def recipe_config(recipe: str, scale: float, seed: int, settings: dict[str, Any]
     return RunConfig(
         env=RECIPES[recipe],
         env_kwargs=arguments,
-        agent="dqn",
+        agent="dqn-native",
         preset="paper",
         episodes=2 * max(1, round(EPISODES * scale / 2)),
         seed=seed,
