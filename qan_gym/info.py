@@ -49,7 +49,8 @@ def scalars(info: Info) -> dict[str, Any]:
 
 def first_values(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
     """The first value of each, by name; they come from the device in one transfer for each dtype."""
-    names_of, values = defaultdict(list), {}
+    names_of = defaultdict(list)
+    values: dict[str, Any] = {}
     for name, tensor in tensors.items():
         names_of[tensor.dtype].append(name)
     for names in names_of.values():
