@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from qan_agents.controllers.schedules import Plan, play_schedules
+from qan_agents.controllers.trainings import Plan, play_schedules
 from qan_gym.families.learning_rate import NETWORKS, OPTIMIZERS, draw_task
 from qan_gym.families.task import Task
 from qan_gym.utils.files import write_aside

@@ -1,0 +1,278 @@
+"""Meta-training: an agent learns on the tasks of a family, and becomes a controller.
+
+    run = MetaRun(folder)
+    run.create(MetaConfig(rounds=100))
+    controller = run.train(show=print)
+
+A folder has `config.json`, the settings; `state.safetensors`, the agent after the last round with the record of all
+rounds, in one file, so that a kill leaves a whole one; `progress.csv`, the record; and in the end
+`controller.safetensors`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from gymnasium.vector import AutoresetMode
+
+import qan_gym
+from qan_agents.controllers.controller import Controller, ControllerSettings
+from qan_agents.controllers.meta_config import MetaConfig
+from qan_agents.controllers.trainings import Outcomes, play_controller
+from qan_agents.dqn.vector_env import TensorVectorEnv
+from qan_agents.ppo.agent import PPO
+from qan_agents.ppo.interface import PPOInterface
+from qan_agents.seeds import training_seed
+from qan_gym.families.learning_rate import draw_task
+from qan_gym.families.task import DECISIONS, NUMBER_LIMIT, Task
+from qan_gym.utils.files import reading, require_writable, write_bytes
+from qan_gym.vector_env import QanVectorEnv
+
+CONFIG, STATE, PROGRESS, CONTROLLER, LOCK = (
+    "config.json",
+    "state.safetensors",
+    "progress.csv",
+    "controller.safetensors",
+    ".lock",
+)
+EVALUATIONS = 12  # of a whole meta-training
+EVALUATION_TASKS = 64
+
+Row = dict[str, float]
+
+
+class MetaRun:
+    """The folder of a meta-training.
+
+    Attributes:
+        folder: it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """folder: of a meta-training that is there, or of a new one."""
+        self.folder = folder
+
+    def create(self, config: MetaConfig) -> None:
+        """Write the settings; nothing is written before they have been checked.
+
+        Raises:
+            ValueError: a setting is wrong, or the folder is taken or cannot be written to.
+        """
+        require_writable(self.folder)
+        if (self.folder / CONFIG).exists():
+            raise ValueError(f"{self.folder} is there already: go on with --resume {self.folder}, or give --out")
+        environment(config).close()
+        write_bytes(self.folder / CONFIG, (json.dumps(asdict(config), indent=2) + "\n").encode())
+
+    def config(self) -> MetaConfig:
+        """The settings.
+
+        Raises:
+            FileNotFoundError: there is no meta-training in the folder.
+            ValueError: the file is damaged.
+        """
+        path = self.folder / CONFIG
+        with reading(path, "the settings of a meta-training"):
+            return MetaConfig(**json.loads(path.read_text()))
+
+    @property
+    def controller(self) -> Path:
+        """The file of the controller, which is there once the meta-training is over."""
+        return self.folder / CONTROLLER
+
+    def train(self, show: Callable[[int, Row], None] = lambda done, row: None) -> Controller:
+        """Train from the last finished round to the last one.
+
+        Args:
+            show: called after every round, with the number of rounds done and what is recorded of the last.
+
+        Raises:
+            ValueError: another process trains in the folder, or a file of it is damaged.
+        """
+        with self._locked():
+            config = self.config()
+            training = MetaTraining(config)
+            state = self.folder / STATE
+            if state.exists():
+                training.restore(state)
+            while training.done < config.rounds:
+                row = training.round()
+                training.agent.save(state, rows=training.rows)
+                show(training.done, row)
+            write_bytes(self.folder / PROGRESS, table(training.rows).encode())
+            controller = training.controller()
+            controller.save(self.controller)
+            training.close()
+        return controller
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        require_writable(self.folder)
+        try:
+            with FileLock(self.folder / LOCK, timeout=0):
+                yield
+        except Timeout as error:
+            raise ValueError(f"{self.folder} is in use by another process: wait until that has ended") from error
+
+
+class MetaTraining:
+    """An agent that learns on a family.
+
+    Attributes:
+        config: the settings.
+        agent: that learns.
+        rows: what is recorded of the rounds so far.
+    """
+
+    def __init__(self, config: MetaConfig) -> None:
+        """A fresh agent.
+
+        Raises:
+            ValueError: a setting is wrong.
+        """
+        self.config, self.rows = config, []  # type: ignore[var-annotated]
+        self.env = environment(config)
+        hyperparameters = config.hyperparameters()
+        interface = PPOInterface.of(self.env, hyperparameters.privileged)
+        self.agent = PPO(hyperparameters, interface, seed=config.seed)
+        self.tensor_env = TensorVectorEnv(self.env, self.agent.device)
+
+    @property
+    def done(self) -> int:
+        """Rounds so far."""
+        return self.agent.rounds
+
+    def restore(self, state: Path) -> None:
+        """Go on from a file that `PPO.save` wrote after a round.
+
+        Raises:
+            ValueError: it is damaged, or of other settings.
+        """
+        agent = PPO.load(state)
+        if agent.interface != self.agent.interface or agent.config != self.agent.config:
+            raise ValueError(f"{state}: is of an agent with other settings than those in {CONFIG} beside it")
+        self.agent, self.rows = agent, agent.facts["rows"]
+
+    def round(self) -> Row:
+        """A training of a task in every row, and the updates after it; what is recorded of it."""
+        agent, tensor_env, first = self.agent, self.tensor_env, self.done * self.config.rows
+        seeds = [training_seed(self.config.seed, first + row) for row in range(self.config.rows)]
+        agent.begin(tensor_env.reset(seeds), tensor_env.infos)
+        total, over = torch.zeros(self.config.rows), torch.zeros(self.config.rows, dtype=torch.bool)
+        for _ in range(DECISIONS):
+            transitions = tensor_env.step(agent.act())
+            total += torch.where(over, 0, transitions.rewards)
+            # The end of the budget is the end of the game: nothing comes after it. What rows play that are over before
+            # the others is not learned from.
+            agent.remember(transitions._replace(terminated=transitions.ended, valid=~over))
+            over |= transitions.ended
+            agent.learn()
+        row = {"round": self.done, "trainings": self.done * self.config.rows, "return": float(total.mean())}
+        row |= agent.metrics() | {"deviation": float(self._log_std().detach().exp().mean())}
+        if self._is_due():
+            outcomes = self.evaluate(self.controller())
+            row |= {"log_loss": float(log_losses(outcomes).mean()), "diverged": float(outcomes.diverged.mean())}
+        self.rows.append(row)
+        return row
+
+    def _log_std(self) -> torch.Tensor:
+        log_std: torch.Tensor = self.agent.network.distribution.log_std  # type: ignore[assignment]
+        return log_std
+
+    def _is_due(self) -> bool:
+        """Whether the controller is evaluated after this round: EVALUATIONS times, evenly, the last one among them."""
+        share = EVALUATIONS / self.config.rounds
+        return math.floor(self.done * share) > math.floor((self.done - 1) * share)
+
+    def evaluate(self, controller: Controller) -> Outcomes:
+        """Trainings of other tasks of the training split, the same every time."""
+        tasks = evaluation_tasks(self.config)
+        return play_controller(controller, tasks, range(len(tasks)))
+
+    def controller(self) -> Controller:
+        """The policy so far, without its noise."""
+        agent, training = self.agent, self.env.training
+        policy, norm = agent.network.policy, agent.network.observation_norm
+        weights = {"mean": norm.mean, "deviation": (norm.square / norm.count.clamp(min=1) + 1e-8).sqrt()}
+        layers = [layer for layer in policy.layers if isinstance(layer, torch.nn.Linear)] + [policy.head]
+        for number, layer in enumerate(layers):
+            weights |= {f"weight{number}": layer.weight, f"bias{number}": layer.bias}
+        if policy.gru is not None:
+            gru = policy.gru
+            weights |= {"gru_input": gru.weight_ih, "gru_input_bias": gru.bias_ih}
+            weights |= {"gru_memory": gru.weight_hh, "gru_memory_bias": gru.bias_hh}
+        settings = ControllerSettings(
+            features=tuple(training.parts.observer.features),
+            optimizers=self.optimizers,
+            factor=float(training.config.learning_rate_factor or 0),
+            schedule=training.config.schedule,
+            activation=agent.config.activation,
+            clip=agent.config.observation_clip,
+        )
+        arrays = {name: value.detach().numpy() for name, value in weights.items()}
+        return Controller(settings, arrays, self.provenance())
+
+    @property
+    def optimizers(self) -> tuple[str, ...]:
+        """Of the tasks."""
+        source: Any = self.env.training
+        return tuple(source.source.optimizers)
+
+    def provenance(self) -> dict[str, Any]:
+        """How the controller was made."""
+        versions = {"qan_gym": qan_gym.__version__, "torch": torch.__version__, "numpy": np.__version__}
+        return {"config": asdict(self.config), "trainings": self.done * self.config.rows, "versions": versions}
+
+    def close(self) -> None:
+        """Close the environments."""
+        self.env.close()
+
+
+def environment(config: MetaConfig) -> QanVectorEnv:
+    """The rows that the agent plays.
+
+    Raises:
+        ValueError: a keyword argument of the environment is wrong.
+    """
+    env = gym.make_vec(
+        config.family,
+        num_envs=config.rows,
+        output="torch",
+        autoreset_mode=AutoresetMode.NEXT_STEP,
+        **config.env_kwargs,
+    )
+    assert isinstance(env.unwrapped, QanVectorEnv)
+    return env.unwrapped
+
+
+def evaluation_tasks(config: MetaConfig) -> list[Task]:
+    """The last tasks of the training split, which hardly any meta-training meets."""
+    chosen = {name: config.env_kwargs[name] for name in ("networks", "optimizers") if name in config.env_kwargs}
+    return [draw_task("train", NUMBER_LIMIT - 1 - number, **chosen) for number in range(EVALUATION_TASKS)]
+
+
+def log_losses(outcomes: Outcomes) -> Any:
+    """ln(validation loss), (n,)."""
+    return np.log(outcomes.validation_loss)
+
+
+def table(rows: list[Row]) -> str:
+    """CSV of all columns that some row has."""
+    text = io.StringIO()
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

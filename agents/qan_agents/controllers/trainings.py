@@ -1,0 +1,177 @@
+"""Trainings of a family's tasks, many at once: under schedules, and under a controller."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from qan_agents.controllers.controller import FAMILY, Controller
+from qan_gym.config import TaskConfig
+from qan_gym.core.reward import CHANCES
+from qan_gym.families.source import TaskSource
+from qan_gym.families.task import DECISIONS, Task
+from qan_gym.families.training import FamilyTraining, family_parts
+from qan_gym.schedules import SCHEDULES, Schedule
+from qan_gym.tasks import TASKS
+
+ROWS = 128  # trainings at once
+
+Float64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """How some trainings went, (n,) each; losses are at most four times that of guessing.
+
+    Attributes:
+        validation_loss, test_loss: at the end, in nats; the test loss is NaN where it was not measured.
+        test_accuracy: from 0 to 1; NaN where it was not measured.
+        diverged: whether a loss or a weight was not finite.
+        training_loss: (n, 25) the running mean of the training loss after each action, nats; the largest once diverged.
+        learning_rate: (n, 25) after each action, without the base schedule under a controller.
+    """
+
+    validation_loss: Float64
+    test_loss: Float64
+    test_accuracy: Float64
+    diverged: NDArray[np.bool_]
+    training_loss: Float64
+    learning_rate: Float64
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """Some one after another."""
+        return cls(*(np.concatenate([getattr(part, one.name) for part in parts]) for one in fields(cls)))
+
+    def take(self, places: NDArray[np.int64]) -> Self:
+        """Those at some places."""
+        return type(self)(*(getattr(self, one.name)[places] for one in fields(self)))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A schedule for each of some trainings.
+
+    Attributes:
+        name: of the schedule, in `SCHEDULES`.
+        rates: (n,) the highest learning rates.
+        settings: of the schedule, a number for all or (n,) each; the others are its defaults.
+    """
+
+    name: str
+    rates: Float64
+    settings: dict[str, Any]
+
+
+def play_schedules(
+    tasks: Sequence[Task], seeds: Sequence[int], plan: Plan, *, tests: bool = False, show: str | None = None
+) -> Outcomes:
+    """Train on tasks under schedules.
+
+    Args:
+        tasks: n of them.
+        seeds: (n,), of initial weights and order.
+        plan: for the n trainings.
+        tests: whether the test loss is measured too.
+        show: the name of a progress bar; None: none.
+
+    Raises:
+        ValueError: there are not as many seeds and rates as tasks.
+    """
+    if len(plan.rates) != len(tasks):
+        raise ValueError(f"as many tasks as rates, not {len(tasks)} and {len(plan.rates)}")
+    config = replace(TASKS[FAMILY], observation=("budget_used",), schedule="constant")
+
+    def begin(training: FamilyTraining, places: NDArray[np.int64]) -> Act:
+        settings = {name: np.broadcast_to(value, len(tasks))[places] for name, value in plan.settings.items()}
+        training.schedule = with_settings(SCHEDULES[plan.name], settings)
+        training.run.chosen_learning_rate.copy_(torch.from_numpy(plan.rates[places]))
+        return lambda _: np.zeros((len(places), 1), np.float32)
+
+    return _play(tasks, seeds, config, begin, tests, show)
+
+
+def play_controller(
+    controller: Controller, tasks: Sequence[Task], seeds: Sequence[int], *, tests: bool = False, show: str | None = None
+) -> Outcomes:
+    """Train on tasks under a controller; for the arguments see `play_schedules`.
+
+    Raises:
+        ValueError: there are not as many seeds as tasks.
+    """
+
+    def begin(training: FamilyTraining, places: NDArray[np.int64]) -> Act:
+        return controller.player(len(places))
+
+    return _play(tasks, seeds, controller.config(), begin, tests, show)
+
+
+Act = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # observations (B, D) -> actions (B, 1)
+Begin = Callable[[FamilyTraining, NDArray[np.int64]], Act]
+
+
+def _play(
+    tasks: Sequence[Task],
+    seeds: Sequence[int],
+    config: TaskConfig,
+    begin: Begin,
+    tests: bool,
+    show: str | None,
+) -> Outcomes:
+    """Trainings in pieces of ROWS, the longest together.
+
+    Args:
+        tasks, seeds, tests, show: see `play_schedules`.
+        config: of the family.
+        begin: called after the reset of a piece, with the places of its tasks; gives what acts in it.
+    """
+    if len(tasks) != len(seeds):
+        raise ValueError(f"as many tasks as seeds, not {len(tasks)} and {len(seeds)}")
+    order = np.argsort([-task.batches_per_action for task in tasks], kind="stable")
+    pieces = [order[start : start + ROWS] for start in range(0, len(order), ROWS)]
+    parts = []
+    for places in tqdm(pieces, desc=show, disable=show is None, leave=False):
+        chosen = [tasks[place] for place in places]
+        source = TaskSource(networks=tuple({task.kind for task in chosen}))
+        training = FamilyTraining(family_parts(config, source, "cpu", "auto"), source, len(chosen), tests=tests)
+        observation, _ = training.reset(np.ones(len(chosen), np.bool_), np.asarray(seeds)[places], tasks=chosen)
+        parts.append(_play_piece(training, np.asarray(observation), begin(training, places), chosen))
+        training.close()
+    return Outcomes.join(parts).take(np.argsort(order))
+
+
+def _play_piece(training: FamilyTraining, observation: NDArray[Any], act: Act, tasks: list[Task]) -> Outcomes:
+    run, diverged = training.run, np.zeros(len(tasks), np.bool_)
+    most = CHANCES * np.log([len(task.classes) for task in tasks])
+    scales = np.array([task.loss_scale for task in tasks])
+    training_loss, learning_rate = np.empty((2, len(tasks), DECISIONS))
+    for decision in range(DECISIONS):
+        playing = ~run.over
+        done = training.step(act(observation))
+        observation = np.asarray(done.observation)
+        diverged |= done.terminated & playing
+        training_loss[:, decision] = bounded(run.smoothed_loss.numpy() / scales, diverged, most)
+        learning_rate[:, decision] = run.chosen_learning_rate.numpy()
+    validation, test = (bounded(getattr(run, f"{split}_loss").numpy(), diverged, most) for split in SPLITS)
+    accuracy = run.test_accuracy.numpy().astype(np.float64)
+    return Outcomes(validation, test, accuracy, diverged, training_loss, learning_rate)
+
+
+SPLITS = ("validation", "test")
+
+
+def bounded(losses: NDArray[Any], diverged: NDArray[np.bool_], most: Float64) -> Float64:
+    """Losses (n,) at most as large as `most` (n,), which stands where a run has diverged; NaN stays."""
+    return np.where(np.isnan(losses) & ~diverged, np.nan, np.where(diverged, most, np.fmin(losses, most)))
+
+
+def with_settings(schedule: Schedule, settings: dict[str, Float64]) -> Schedule:
+    """A schedule with settings of each training; its highest learning rate is the one that is set."""
+    return Schedule(partial(schedule.shape, **{**schedule.settings, **settings}))
