@@ -4,6 +4,8 @@ import errno
 import fcntl
 import os
 import random
+import subprocess
+import sys
 import tokenize
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 from helpers import made_arrays
 from safetensors.numpy import save_file
 
@@ -67,6 +70,22 @@ def test_arrays_and_metadata_come_back(tmp_path):
     save_arrays(tmp_path / "a.safetensors", ARRAYS, ABOUT)
     assert same(load_arrays(tmp_path / "a.safetensors"), (ARRAYS, ABOUT))
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_the_same_arrays_give_the_same_bytes(tmp_path):
+    """Also in another process, where sets and maps have other orders; PyTorch's own safetensors reads them."""
+    code = (
+        "import sys, numpy as np; from qan_gym.utils.files import save_arrays\n"
+        "save_arrays(sys.argv[1], {'ä': np.arange(3.0), 'b': np.ones((2, 2), np.int8)}, {'key': 'ü \"quoted\"'})"
+    )
+    paths = [tmp_path / str(number) for number in range(4)]
+    for path in paths:
+        subprocess.run([sys.executable, "-c", code, str(path)], check=True)
+    assert len({path.read_bytes() for path in paths}) == 1
+    arrays, metadata = load_arrays(paths[0])
+    assert arrays["ä"].tolist() == [0, 1, 2]
+    assert metadata == {"key": 'ü "quoted"'}
+    assert safetensors.torch.load_file(paths[0])["b"].tolist() == [[1, 1], [1, 1]]
 
 
 def test_flipped_bits_of_a_file_of_arrays_is_refused(tmp_path):

@@ -162,11 +162,13 @@ def _read_npy(member: zipfile.ZipInfo, content: bytes) -> NDArray[Any]:
 def save_arrays(path: str | os.PathLike[str], arrays: Arrays, metadata: dict[str, Any]) -> None:
     """Write named arrays and JSON-able metadata to one safetensors file with a checksum, atomically.
 
+    The same arrays and metadata give the same bytes.
+
     Raises:
         OSError: see `write_aside`.
     """
     contiguous = {name: np.require(array, requirements="C") for name, array in arrays.items()}
-    blank = save(contiguous, {_METADATA: json.dumps(metadata), _CHECKSUM: _NO_CHECKSUM})
+    blank = _in_order(save(contiguous, {_METADATA: json.dumps(metadata), _CHECKSUM: _NO_CHECKSUM}))
     write_bytes(path, _with_checksum(blank, _NO_CHECKSUM, _digest(blank)))
 
 
@@ -198,6 +200,16 @@ def _verify(content: bytes, header: dict[str, str]) -> None:
         _with_checksum(content, checksum, _NO_CHECKSUM)
     ):
         raise ValueError("its checksum is wrong")
+
+
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file with the entries of its metadata in order, where safetensors has them in any."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
 
 
 def _with_checksum(content: bytes, before: str, after: str) -> bytes:

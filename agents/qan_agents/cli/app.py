@@ -6,7 +6,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from qan_agents.cli import bench, environments, train
+from qan_agents.cli import bench, controllers, environments, train
 from qan_agents.cli.common import INTERRUPTED, WRONG_INPUT, errors_in_one_line, print_error
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -15,6 +15,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": train.evaluate,
     "plot": train.plot,
     "watch": train.watch,
+    "meta-train": controllers.meta_train,
     "bench": bench.bench,
     "report": bench.report,
     "list": environments.list_environments,

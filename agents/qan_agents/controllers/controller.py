@@ -89,7 +89,7 @@ class Controller:
             ValueError: the weights do not go together.
         """
         self.settings, self.provenance = settings, provenance
-        self.weights = {name: np.asarray(value, np.float64) for name, value in weights.items()}
+        self.weights = {name: np.asarray(value, np.float32).astype(np.float64) for name, value in weights.items()}
         self.layers = next(number for number in count() if f"weight{number}" not in self.weights)
         self.units = self.weights["gru_memory"].shape[1] if "gru_memory" in self.weights else 0
         self._check()
@@ -124,13 +124,12 @@ class Controller:
         return np.clip(outputs, -1, 1).astype(np.float32), memory
 
     def _linear(self, layer: int, inputs: Float64) -> Float64:
-        outputs: Float64 = inputs @ self.weights[f"weight{layer}"].T + self.weights[f"bias{layer}"]
-        return outputs
+        return linear(inputs, self.weights[f"weight{layer}"], self.weights[f"bias{layer}"])
 
     def _gru(self, inputs: Float64, memory: Float64) -> Float64:
         weights = self.weights
-        seen = inputs @ weights["gru_input"].T + weights["gru_input_bias"]
-        kept = memory @ weights["gru_memory"].T + weights["gru_memory_bias"]
+        seen = linear(inputs, weights["gru_input"], weights["gru_input_bias"])
+        kept = linear(memory, weights["gru_memory"], weights["gru_memory_bias"])
         (reset, update, new), (reset_, update_, new_) = np.split(seen, 3, axis=1), np.split(kept, 3, axis=1)
         gate = 1 / (1 + np.exp(-(update + update_)))
         candidate = np.tanh(new + new_ / (1 + np.exp(-(reset + reset_))))
@@ -193,3 +192,9 @@ class Controller:
             return cls(settings, arrays, about["provenance"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: damaged, or not a controller of this version ({error})") from error
+
+
+def linear(inputs: Float64, weight: Float64, bias: Float64) -> Float64:
+    """(B, I), (O, I), (O,) -> (B, O); a row is the same to the bit however many there are, as a BLAS product is not."""
+    outputs: Float64 = (inputs[:, None] * weight).sum(axis=2) + bias
+    return outputs

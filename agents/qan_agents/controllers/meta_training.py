@@ -15,6 +15,7 @@ import csv
 import io
 import json
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -86,6 +87,16 @@ class MetaRun:
         path = self.folder / CONFIG
         with reading(path, "the settings of a meta-training"):
             return MetaConfig(**json.loads(path.read_text()))
+
+    def rows(self) -> list[Row]:
+        """What is recorded of the rounds so far.
+
+        Raises:
+            FileNotFoundError: no round is over.
+            ValueError: the file is damaged.
+        """
+        rows: list[Row] = PPO.load(self.folder / STATE).facts["rows"]
+        return rows
 
     @property
     def controller(self) -> Path:
@@ -240,6 +251,23 @@ class MetaTraining:
         self.env.close()
 
 
+def rounds_within(config: MetaConfig, seconds: float) -> int:
+    """How many rounds a meta-training of these settings does in some seconds, by the time of a few; at least 1.
+
+    Raises:
+        ValueError: a setting is wrong.
+    """
+    training = MetaTraining(config)
+    training.round()  # the first one also loads data and kernels
+    started = time.perf_counter()
+    training.evaluate(training.controller())
+    evaluated = time.perf_counter()
+    training.round()  # rounds beyond the last one are not evaluated
+    finished = time.perf_counter()
+    training.close()
+    return max(1, round((seconds - EVALUATIONS * (evaluated - started)) / (finished - evaluated)))
+
+
 def environment(config: MetaConfig) -> QanVectorEnv:
     """The rows that the agent plays.
 
@@ -259,8 +287,12 @@ def environment(config: MetaConfig) -> QanVectorEnv:
 
 def evaluation_tasks(config: MetaConfig) -> list[Task]:
     """The last tasks of the training split, which hardly any meta-training meets."""
-    chosen = {name: config.env_kwargs[name] for name in ("networks", "optimizers") if name in config.env_kwargs}
-    return [draw_task("train", NUMBER_LIMIT - 1 - number, **chosen) for number in range(EVALUATION_TASKS)]
+    return [draw_task("train", NUMBER_LIMIT - 1 - number, **chosen_kinds(config)) for number in range(EVALUATION_TASKS)]
+
+
+def chosen_kinds(config: MetaConfig) -> dict[str, Any]:
+    """The kinds of network and the optimizers of the tasks, where the settings name them, for `draw_task`."""
+    return {name: config.env_kwargs[name] for name in ("networks", "optimizers") if name in config.env_kwargs}
 
 
 def log_losses(outcomes: Outcomes) -> Any:

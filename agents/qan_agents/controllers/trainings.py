@@ -77,7 +77,7 @@ def play_schedules(
 
     Args:
         tasks: n of them.
-        seeds: (n,), of initial weights and order.
+        seeds: (n,), of initial weights and order: those of the episodes, which an environment draws from its own.
         plan: for the n trainings.
         tests: whether the test loss is measured too.
         show: the name of a progress bar; None: none.

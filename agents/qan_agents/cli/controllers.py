@@ -1,0 +1,122 @@
+"""`qan meta-train`: controllers of the learning rate, made on the tasks of a family."""
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import BarColumn, Progress, TimeRemainingColumn
+
+from qan_agents.cli.common import (
+    INTERRUPTED,
+    MOST,
+    SeedOption,
+    SetOption,
+    console,
+    expanded,
+    parse_settings,
+    print_wrapped,
+    refuse_beside,
+    text_column,
+)
+
+if TYPE_CHECKING:
+    from qan_agents.controllers.meta_config import MetaConfig
+    from qan_agents.controllers.meta_training import MetaRun
+
+FAMILY = "QanLR-Family-v0"
+MINUTES = 10.0
+
+
+def meta_train(
+    context: typer.Context,
+    family: Annotated[str, typer.Option(help="The id whose tasks are trained on.")] = FAMILY,
+    agent: Annotated[str, typer.Option(help="That learns: ppo.")] = "ppo",
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1, help=f"How long, about; measured beforehand, then a number of rounds. Default: {MINUTES:g}."
+        ),
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, max=MOST, help="How long, in rounds, which is the same on every machine.")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, max=MOST, help="Trainings of a round.")] = 192,
+    seed: SeedOption = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder; default: a new one in runs/.", callback=expanded)
+    ] = None,
+    settings: SetOption = None,
+    agent_settings: Annotated[
+        list[str] | None, typer.Option("--agent-set", metavar="NAME=VALUE", help="A hyperparameter of the agent.")
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Go on with a meta-training, which keeps its settings.", callback=expanded),
+    ] = None,
+) -> None:
+    """Train an agent on the tasks of a family; the result is a controller, one small file."""
+    from qan_agents.controllers.meta_config import MetaConfig
+    from qan_agents.controllers.meta_training import MetaRun
+    from qan_agents.experiments.run_folder import new_folder
+
+    if resume is not None:
+        refuse_beside(context, "--resume", allowed=("resume",))
+        _train(MetaRun(resume))
+        return
+    if minutes is not None and rounds is not None:
+        raise ValueError("give --minutes or --rounds, not both")
+    env_kwargs = {"networks": ["mlp"], **parse_settings(settings)}
+    config = MetaConfig(family, agent, rounds or 1, rows, seed, env_kwargs, parse_settings(agent_settings))
+    if rounds is None:
+        config = replace(config, rounds=_measured(config, minutes or MINUTES))
+    run = MetaRun(out or new_folder(Path("runs") / f"{family}-{agent}-seed{seed}"))
+    run.create(config)
+    _train(run)
+
+
+def _measured(config: "MetaConfig", minutes: float) -> int:
+    from qan_agents.controllers.meta_training import rounds_within
+
+    with console.status("measuring how long a round takes", spinner="line"):
+        return rounds_within(config, 60 * minutes)
+
+
+def _train(run: "MetaRun") -> None:
+    """Train behind a progress bar, with a line for every evaluation."""
+    from qan_agents.controllers.pictures import draw
+
+    config = run.config()
+    console.print(f"{config.agent} learns on {config.family}, {config.trainings:,} trainings: {run.folder}")
+    columns = (
+        text_column("round {task.completed}/{task.total}"),
+        BarColumn(bar_width=10),
+        text_column("return {task.fields[mean]}"),
+        text_column("ETA"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bars:
+        bar = bars.add_task("", total=config.rounds, mean="-")
+
+        def show(done: int, row: dict[str, float]) -> None:
+            bars.update(bar, completed=done, mean=f"{row['return']:.3f}")
+            if "log_loss" in row:
+                bars.console.print(_line(row))
+
+        try:
+            run.train(show)
+        except KeyboardInterrupt:
+            bars.stop()
+            console.print(f"interrupted; go on with: {shlex.join(['qan', 'meta-train', '--resume', str(run.folder)])}")
+            raise typer.Exit(INTERRUPTED) from None
+    for path in draw(run):
+        print_wrapped(f"{path}")
+    print_wrapped(f"the controller: {run.controller}")
+
+
+def _line(row: dict[str, float]) -> str:
+    return (
+        f"{row['trainings']:9,.0f} trainings  return {row['return']:6.3f}  other tasks: ln(validation loss) "
+        f"{row['log_loss']:6.3f}" + (f", {row['diverged']:.1%} diverged" if row["diverged"] else "")
+    )
