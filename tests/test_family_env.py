@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
+from test_rendering import content_of, require_legible
 from test_vector_env import check_vector_env
 from typer.testing import CliRunner
 
@@ -189,6 +190,57 @@ def test_pictures(tmp_path):
     rows.reset(seed=2)
     rows.step(np.zeros((2, 1), np.float32))
     assert len(rows.render()) == 2
+
+
+LONG = Task(  # whose lines are about as long as they can be
+    network="mlp-64-64-64-tanh",
+    initial_scale=0.5123,
+    classes=(9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
+    resolution=28,
+    train_size=3_999,
+    label_noise=0.399,
+    input_scale=0.3123,
+    input_centre=0.9876,
+    optimizer="adamw",
+    momentum=0.9468,
+    weight_decay=1.234e-05,
+    loss_scale=0.3123,
+    batch_size=128,
+    batches_per_action=160,
+    number=2**31 - 1,
+)
+
+
+def test_the_record_is_legible():
+    """In frames, beside Q-values too, and in tiles: every part of it, and no text lies on another."""
+    assert max(map(len, LONG.lines())) <= 42
+    for part in (
+        "mlp-64-64-64-tanh",
+        "28 x 28",
+        "9 8 7 6 5 4 3 2 1 0",
+        "3,999 images",
+        "40%",
+        "4,000 mini-batches of 128",
+    ):
+        assert part in " ".join(LONG.lines())
+    discrete = {"continuous": False, "learning_rate_factors": [0.25, 0.5, 1.0, 2.0, 4.0]}
+    env = gym.make(ID, task=LONG, render_mode="rgb_array", **discrete).unwrapped
+    env.reset(seed=0)
+    for values in (None, -1234.5 - np.arange(5)):
+        content = content_of(env, title="a title", task=env.training.task_lines(0), values=values)
+        require_legible(env, content)
+    require_legible(env, content_of(env, title="a title", task=env.training.task_lines(0)), small=True)
+    other = gym.make(ID, task=replace(LONG, label_noise=0.1), render_mode="rgb_array", **discrete)
+    other.reset(seed=0)
+    assert (env.render()[60:200, :475] != other.render()[60:200, :475]).any()
+
+
+def test_text_has_the_record():
+    env = gym.make(ID, task=SMALL, render_mode="ansi")
+    env.reset(seed=0)
+    record, now = env.render().splitlines()
+    assert all(line in record for line in SMALL.lines())
+    assert "learning rate 0.0100" in now
 
 
 def test_stable_baselines_plays_it():
