@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from qan_agents.cli.app import app
 from qan_agents.sb3 import vec_env
+from qan_gym.core.factory import arguments_of
 from qan_gym.core.statistics import STATISTICS
 from qan_gym.families import CONTEXT, Task, draw_task
 from qan_gym.families.factory import CONTEXT_FEATURES
@@ -158,6 +159,9 @@ def test_a_state_is_of_its_task(tmp_path):
         ({"momentum": 0.5}, "momentum: every task of the family has its own"),
         ({"optimizer": "adamw"}, "optimizer: every task"),
         ({"network": "mlp-3"}, "network: every task"),
+        ({"epochs": 3}, "epochs: no setting of a family"),
+        ({"learning_rate": 0.5, "augment": "zero"}, "learning_rate, augment: no setting"),
+        ({"networks": []}, "networks must be some of mlp, cnn"),
         ({"task": SMALL, "split": "test"}, "leave out split"),
         ({"task": 5}, "a task must be"),
         ({"split": "validation"}, "split"),
@@ -251,4 +255,15 @@ def test_stable_baselines_plays_it():
 
 
 def test_the_command_line_lists_it():
-    assert ID in CliRunner().invoke(app, ["list"]).output
+    """And its arguments, each of which it takes at the value that is shown; not those that its tasks say."""
+    (line,) = [line for line in CliRunner().invoke(app, ["list"]).output.splitlines() if ID in line]
+    assert line.count("drawn") == 3
+    listing = CliRunner().invoke(app, ["list", ID]).output
+    named = {line.split()[0].lstrip("│") for line in listing.splitlines() if line.startswith("│")}
+    assert named == arguments_of(ID).keys()
+    assert {"split", "num_tasks", "start_task", "networks", "optimizers", "context", "task", "schedule"} < named
+    assert not named & {"network", "momentum", "epochs", "augment", "reference"}
+    values = {name: argument.value for name, argument in arguments_of(ID).items()}
+    default, same_one = gym.make(ID), gym.make(ID, **values)
+    assert same_one.unwrapped.config == default.unwrapped.config
+    assert same_one.unwrapped.training.source == default.unwrapped.training.source

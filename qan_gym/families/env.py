@@ -1,6 +1,7 @@
 """The environment of a family of tasks."""
 
 from qan_gym.env import QanEnv
+from qan_gym.families.task import Task
 
 
 class LearningRateFamilyEnv(QanEnv):
@@ -54,7 +55,7 @@ class LearningRateFamilyEnv(QanEnv):
     """
 
     @property
-    def task(self) -> object:
+    def task(self) -> Task | None:
         """The `Task` of the episode; None before the first reset."""
-        tasks: list[object] = self.training.tasks  # type: ignore[attr-defined]
+        tasks: list[Task | None] = self.training.tasks  # type: ignore[attr-defined]
         return tasks[0]
