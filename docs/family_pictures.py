@@ -1,7 +1,7 @@
 """The pictures of the page about the family of tasks: python docs/family_pictures.py
 
-docs/pictures/family-distribution.png: the parameters of 10,000 tasks; docs/pictures/family-tasks.webp: twelve tasks, each
-played with random actions and with none.
+docs/pictures/family-distribution.png: the parameters of 10,000 tasks; docs/pictures/family-tasks.webp: twelve tasks,
+each played with random actions and with none.
 """
 
 from collections import Counter
@@ -15,8 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, PercentFormatter
 from numpy.typing import NDArray
-from PIL import Image
 from pictures import PICTURES, SEED, write
+from PIL import Image
 
 import qan_gym  # noqa: F401 (registers the environments)
 from qan_gym.families import DECISIONS, Task, draw_task
@@ -210,7 +210,7 @@ def mosaic(tasks: list[Task]) -> list[Image.Image]:
     curves = []
     for axes, task in zip(figure.subplots(3, 4, sharex=True, sharey=True).flat, tasks, strict=True):
         axes.set_title(record(task), fontsize=7.5, loc="left")
-        axes.set(xlim=(0, 1), yscale="log", ylim=(1e-3, 20))
+        axes.set(xlim=(0, 1), yscale="log", ylim=(0.03, 10))
         axes.axhline(1, color=CHANCE, linewidth=0.8)
         axes.tick_params(labelsize=7)
         rates = axes.twinx()

@@ -47,7 +47,10 @@ class EnvInterface:
         """
         frames, actions = box_of_observations(env), env.single_action_space
         if not isinstance(actions, gym.spaces.Discrete):
-            raise ValueError(f"DQN needs Discrete actions, not {actions}")
+            raise ValueError(
+                f"DQN needs Discrete actions, not {actions}; where the learning rate is controlled: continuous=False, "
+                "with learning_rate_factors=[0.25, 0.5, 1, 2, 4] one action per factor"
+            )
         return cls(tuple(frames.shape), str(frames.dtype), int(actions.n), *screen_of_any(env))
 
     def check(self, config: DQNConfig) -> None:
