@@ -5,7 +5,7 @@ each played with random actions and with none.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +51,7 @@ def shares(axes: Artist, values: Iterable[float]) -> None:
 
 
 def per_doubling(
-    axes: Artist, values: Iterable[float], ticks: list[float], step: float = 0, color: str = "", of: int = 0
+    axes: Artist, values: Iterable[float], ticks: Sequence[float], step: float = 0, color: str = "", of: int = 0
 ) -> None:
     """A histogram over a logarithmic axis: the share of the tasks in a bin over the logarithm of its width, to base 2.
 

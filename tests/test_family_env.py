@@ -267,3 +267,21 @@ def test_the_command_line_lists_it():
     default, same_one = gym.make(ID), gym.make(ID, **values)
     assert same_one.unwrapped.config == default.unwrapped.config
     assert same_one.unwrapped.training.source == default.unwrapped.training.source
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("agent", ["dqn", "dqn-native", "ppo"])
+def test_the_command_line_trains_evaluates_and_watches(agent, tmp_path):
+    """With the presets as they are; DQN says which arguments it needs."""
+    discrete = ["--set", "continuous=false", "--set", "learning_rate_factors=[0.25, 0.5, 1, 2, 4]"]
+    run, video = str(tmp_path / "run"), str(tmp_path / "video.mp4")
+    command = ["train", ID, "--agent", agent, "--episodes", "2", "--set", "networks=mlp", "--out", run]
+    if agent != "ppo":
+        refused = CliRunner().invoke(app, command)
+        assert refused.exit_code == 2
+        assert "learning_rate_factors" in refused.stderr
+        command += discrete
+    for arguments in (command, ["evaluate", run], ["watch", run, "--video", video]):
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 0, (done.output, done.stderr, done.exception)
+    assert (tmp_path / "video.mp4").stat().st_size > 1_000

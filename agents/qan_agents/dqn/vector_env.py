@@ -11,6 +11,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from qan_agents.dqn.config import DQNConfig
+from qan_agents.dqn.features import READ_THE_SCORE_LINE
 from qan_gym.core.observation import SCORE_LINE
 from qan_gym.vector_env import QanVectorEnv
 
@@ -59,7 +60,7 @@ class EnvInterface:
         Raises:
             ValueError: which, and why.
         """
-        if config.features in ("score-line", "scores") and not self.score_line:
+        if config.features in READ_THE_SCORE_LINE and not self.score_line:
             raise ValueError(
                 f"the features {config.features} read the score line: use observation='screen', or other features"
             )
