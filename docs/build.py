@@ -23,7 +23,7 @@ from pictures import ACTIONS, KWARGS, SEED
 
 from qan_agents.dqn import DQNConfig
 from qan_agents.ppo import PPOConfig
-from qan_gym.config import TaskConfig
+from qan_gym.core.factory import arguments_of
 from qan_gym.core.features import FEATURES
 from qan_gym.core.observation import ALWAYS_MEASURED, SCORE_LINE
 from qan_gym.env import LearningRateEnv, QanEnv
@@ -82,7 +82,7 @@ def generated_data(folder: Path, env_id: str) -> dict[str, Any]:
 
 def env_page(env_id: str, folder: Path) -> str:
     """The page of an id, in the form of Gymnasium's own."""
-    kind, config = env_class(env_id), TASKS[env_id]
+    kind = env_class(env_id)
     env = gym.make(env_id, **generated_data(folder, env_id))
     parts = whole_sections(kind)
     arguments = "".join(f", {name}={value!r}" for name, value in KWARGS.get(env_id, {}).items())
@@ -106,9 +106,8 @@ def env_page(env_id: str, folder: Path) -> str:
     for heading, text in parts.items():
         lines += [f"## {heading}", "", text, ""]
         if heading == "Arguments":
-            defaults = {field.name: getattr(config, field.name) for field in fields(config)}
             lines += ["## Settings", "", "Every one is a keyword argument of `gymnasium.make`.", ""]
-            lines += [*settings_table(TaskConfig, defaults, "here"), ""]
+            lines += [*arguments_table(env_id), ""]
     return "\n".join(lines)
 
 
@@ -135,6 +134,15 @@ def settings_table(kind: type, defaults: Mapping[str, Any], heading: str) -> lis
         for name, (accepted, meaning) in describe_settings(kind).items()
     ]
     return table(["name", heading, "accepted", "meaning"], rows)
+
+
+def arguments_table(env_id: str) -> list[str]:
+    """The arguments of an id: name, value, what is accepted, meaning."""
+    rows = [
+        [f"`{name}`", f"`{argument.value!r}`", escaped(argument.accepted), escaped(argument.meaning)]
+        for name, argument in arguments_of(env_id).items()
+    ]
+    return table(["name", "here", "accepted", "meaning"], rows)
 
 
 def escaped(text: str) -> str:

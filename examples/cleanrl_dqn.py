@@ -1,6 +1,7 @@
 """DQN in one file, in the manner of CleanRL: plain PyTorch and `gym.make`.
 
 python examples/cleanrl_dqn.py --steps 1600
+python examples/cleanrl_dqn.py --env QanLR-Family-v0
 """
 
 import argparse
@@ -14,8 +15,12 @@ from torch.nn import functional as F
 
 import qan_gym  # noqa: F401 (registers the environments)
 
-# Trainings of 40 actions, without the pull towards reference weights; {} is the game as registered, of 200.
-GAME = {"epochs": 1, "meta_momentum": None}
+# Of the game of the default: trainings of 40 actions, without the pull towards reference weights. Of the family, whose
+# episodes draw their tasks: an action per factor. {} is a game as registered.
+GAMES = {
+    "QanLR-MNIST5k-v1": {"epochs": 1, "meta_momentum": None},
+    "QanLR-Family-v0": {"continuous": False, "learning_rate_factors": [0.25, 0.5, 1.0, 2.0, 4.0]},
+}
 SEED = 1
 LEARNING_RATE, GAMMA, BATCH_SIZE = 5e-4, 0.99, 64
 LEARNING_STARTS, TARGET_EVERY = 80, 200  # steps
@@ -76,12 +81,14 @@ def update(online: QNetwork, target: QNetwork, optimizer: torch.optim.Optimizer,
 def main() -> None:
     """Train, and print every episode."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--env", default="QanLR-MNIST5k-v1", help="an id with Discrete actions, or one of GAMES")
     parser.add_argument("--steps", type=int, default=1600)
-    steps = parser.parse_args().steps
+    arguments = parser.parse_args()
+    steps = arguments.steps
 
     random.seed(SEED)
     torch.manual_seed(SEED)
-    env = gym.wrappers.RecordEpisodeStatistics(gym.make("QanLR-MNIST5k-v1", **GAME))
+    env = gym.wrappers.RecordEpisodeStatistics(gym.make(arguments.env, **GAMES.get(arguments.env, {})))
     env.action_space.seed(SEED)
     online, target = QNetwork(env), QNetwork(env)
     target.load_state_dict(online.state_dict())

@@ -1,6 +1,7 @@
 """PPO in one file, in the manner of CleanRL: plain PyTorch and `gym.make_vec`, 8 CNNs trained in lock-step.
 
 python examples/cleanrl_ppo.py --steps 3200
+python examples/cleanrl_ppo.py --env QanLR-Family-v0
 
 Gymnasium's vector environments reset themselves in the step *after* the end of an episode (NEXT_STEP): that step
 ignores the action, pays nothing and leads from the last screen of one episode to the first of the next. It is no
@@ -18,8 +19,12 @@ from torch.distributions import Categorical
 
 import qan_gym  # noqa: F401 (registers the environments)
 
-# Trainings of 40 actions, without the pull towards reference weights; {} is the game as registered, of 200.
-GAME = {"epochs": 1, "meta_momentum": None}
+# Of the game of the default: trainings of 40 actions, without the pull towards reference weights. Of the family, whose
+# episodes draw their tasks: an action per factor. {} is a game as registered.
+GAMES = {
+    "QanLR-MNIST5k-v1": {"epochs": 1, "meta_momentum": None},
+    "QanLR-Family-v0": {"continuous": False, "learning_rate_factors": [0.25, 0.5, 1.0, 2.0, 4.0]},
+}
 SEED = 1
 ROLLOUT = 40  # steps of every row between updates
 PASSES, MINIBATCHES = 4, 4
@@ -82,6 +87,7 @@ def update(agent: Agent, optimizer: torch.optim.Optimizer, batch: tuple[torch.Te
 def main() -> None:
     """Train, and print the mean of the episodes that ended between two updates."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--env", default="QanLR-MNIST5k-v1", help="an id with Discrete actions, or one of GAMES")
     parser.add_argument("--steps", type=int, default=3200, help="of all rows together")
     parser.add_argument("--num-envs", type=int, default=8, help="rows")
     arguments = parser.parse_args()
@@ -89,7 +95,7 @@ def main() -> None:
     batch_size = num_envs * ROLLOUT
 
     torch.manual_seed(SEED)
-    envs = gym.make_vec("QanLR-MNIST5k-v1", num_envs=num_envs, **GAME)
+    envs = gym.make_vec(arguments.env, num_envs=num_envs, **GAMES.get(arguments.env, {}))
     assert envs.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP
     envs = gym.wrappers.vector.RecordEpisodeStatistics(envs)
     agent = Agent(envs)

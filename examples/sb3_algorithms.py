@@ -3,6 +3,7 @@
 So do those of sb3-contrib, where it is installed: QRDQN, and RecurrentPPO, which remembers what it saw.
 
 python examples/sb3_algorithms.py PPO --env QanLR-MNIST5k-v1 --episodes 5
+python examples/sb3_algorithms.py DQN --env QanLR-Family-v0 --episodes 20
 """
 
 import argparse
@@ -24,7 +25,14 @@ ALGORITHMS = {
     "QRDQN": {"learning_starts": 50, "buffer_size": 10_000, "learning_rate": 5e-4, "exploration_fraction": 0.5},
     "RecurrentPPO": {"n_steps": 50, "batch_size": 50},
 }
-CONTINUOUS = ("SAC", "TD3")
+CONTINUOUS, DISCRETE = ("SAC", "TD3"), ("DQN", "QRDQN")  # the others play both kinds of actions
+FACTORS = [
+    0.25,
+    0.5,
+    1.0,
+    2.0,
+    4.0,
+]  # by which an action multiplies the learning rate, where a game has a Box of actions
 # What the score line of the screen says. A replay of SB3's default size, a million transitions, holds it in 20 MB; the
 # screen of `QanLR-CIFAR10-v0`, 193 rows of 192, wants 138 GiB for the observations, and as much for the next ones.
 SCORES = ["log_learning_rate", "budget_used", "log_loss", "log_loss_change", "last_action"]
@@ -38,6 +46,8 @@ def make(name: str, env_id: str, **kwargs: object) -> BaseAlgorithm:
     policy = "MlpLstmPolicy" if name == "RecurrentPPO" else "MlpPolicy"
     kwargs |= {"continuous": True} if name in CONTINUOUS else {}
     env = gym.make(env_id, **kwargs)
+    if name in DISCRETE and isinstance(env.action_space, gym.spaces.Box):
+        env = gym.make(env_id, **{"continuous": False, "learning_rate_factors": FACTORS, **kwargs})
     if env.observation_space.shape[0] > LARGEST_SCREEN:
         env = gym.make(env_id, **{"observation": SCORES, **kwargs})
     return getattr(library, name)(policy, env, seed=0, device="cpu", **ALGORITHMS[name])

@@ -172,7 +172,7 @@ class QanEnv(Inspection, gym.Env[NDArray[np.float32], Any]):
         if self._phase == "new":
             raise ResetNeeded("there is nothing to render before reset()")
         if self.render_mode == "ansi":
-            return self._history.line()
+            return "\n".join(filter(None, ("; ".join(self.training.task_lines(0)), self._history.line())))
         if self._window is not None:
             if self._window.has_display:
                 self._window.show(self._frame())
@@ -225,6 +225,7 @@ class QanEnv(Inspection, gym.Env[NDArray[np.float32], Any]):
                 values=self._values,
                 title=title + f"validation accuracy {accuracy:.1%}",
                 budget=budget,
+                task=self.training.task_lines(0),
             )
         )
 

@@ -318,7 +318,8 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
         title = f"{row}: {name and name + ', '}mini-batch {history.curve('batch')[-1]:,.0f}, "
         title += f"{'' if name else 'validation '}accuracy {accuracy:.1%}"
         filters = filter_pictures(*self.training.network_of(row))
-        return FrameContent(filters, history, title=title, budget=self.training.budget_of(row))
+        budget, task = self.training.budget_of(row), self.training.task_lines(row)
+        return FrameContent(filters, history, title=title, budget=budget, task=task)
 
     def _write_down(self, info: Info, mask: Flags, actions: Tensor | None = None) -> None:
         """Where the rows of a mask stand, for the pictures; without actions, at the beginning of an episode."""

@@ -262,6 +262,49 @@ def test_other_environments() -> None:
     assert not found.identical
 
 
+FAMILY = "QanLR-Family-v0"
+
+
+def test_where_tasks_are_drawn_each_is_compared_with_itself(monkeypatch) -> None:
+    """Each on four seeds or more, in lock-step as alone; cut episodes are measured after their last step."""
+    mlps = {"networks": ["mlp"], "split": "test", "num_tasks": 50}
+    found = ask(FAMILY, mlps, seeds=9)
+    assert found.outcomes.shape == (4, 9)
+    assert found.task_starts == (5,)
+    assert found.seeds == "9 seeds of 2 tasks"
+    assert found.certified, found
+    games = examine(FAMILY, mlps, 3).games(2)
+    tasks = [game["task"] for game in games]
+    assert len(set(tasks)) == 2
+    assert all(task.split == "test" and task.number < 50 for task in tasks)
+    assert games == [{"task": task, "validate_every": 3 * task.batches_per_action} for task in tasks]
+    assert examine(FAMILY, {"task": tasks[0].to_json()}, None).games(4) == [{"task": tasks[0]}]
+    cut = ask(FAMILY, mlps, steps=3)
+    checked = examine(FAMILY, mlps, 3)
+    monkeypatch.setattr(check, "examine", lambda *_: replace(checked, lockstep=False))
+    np.testing.assert_array_equal(cut.outcomes, ask(FAMILY, mlps, steps=3).outcomes)
+
+
+def test_the_spread_within_tasks() -> None:
+    """Of two tasks whose losses lie far apart: neither spread has the distance between them in it."""
+    one = np.array([[0.0, 1.0], [10.0, 11.0], [40.0, 41.0]])
+    sequences = ("0", "1", "2")
+    alone = Certificate("Some-v0", "return", "0", sequences, one)
+    both = Certificate("Some-v0", "return", "0", sequences, np.hstack([one, one + 1000]), (2,))
+    assert both.between_seeds == pytest.approx(alone.between_seeds)
+    assert both.between_sequences == pytest.approx(alone.between_sequences)
+    assert both.deviations == pytest.approx(alone.deviations)
+
+
+def test_what_is_best_may_depend_on_the_task() -> None:
+    """Of two tasks with opposite orders: chi-square 8 on 2 degrees of freedom each; p = exp(-8) (1 + 8)."""
+    seeds = np.arange(4.0)
+    one = np.array([seeds, seeds + 10, seeds + 40])
+    both = Certificate("Some-v0", "return", "0", ("0", "1", "2"), np.hstack([one, one[::-1]]), (4,))
+    assert both.p_value == pytest.approx(math.exp(-8) * 9)
+    assert both.certified
+
+
 # --- the verdict -----------------------------------------------------------------------------------------------------
 
 

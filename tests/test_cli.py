@@ -326,3 +326,5 @@ def test_list() -> None:
     for words in ("learning", "classes of", "dqn, dqn-native", "uniform", "best-constant"):
         assert words in listing
     assert invoke("list", "dqn-native").strip().startswith("presets of dqn-native: paper, quick, rainbow, control")
+    assert "batches_per_action" in invoke("list", LR)
+    assert "did you mean 'QanLR-MNIST5k-v1'" in " ".join(invoke("list", "QanLR-MNIST5k-v0", status=2).split())

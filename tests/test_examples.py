@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from helpers import EXAMPLES, TINY, load_example
@@ -27,9 +28,23 @@ def test_every_algorithm_learns_from_the_game(name, env_id, small_data):
     assert model.get_env().action_space.contains(action[0])
 
 
+@pytest.mark.parametrize("name", ["DQN", "PPO", "SAC"])
+def test_algorithms_play_the_family_of_tasks(name):
+    """Past the end of an episode, of 25 actions, and of the random actions at first."""
+    example = load_example("sb3_algorithms")
+    model = example.make(name, "QanLR-Family-v0", networks=["mlp"], num_tasks=5)
+    before = {key: value.clone() for key, value in model.policy.state_dict().items()}
+    model.learn(60)
+    after = model.policy.state_dict()
+    assert any(not torch.equal(before[key], after[key]) for key in before)
+    assert np.isfinite(example.play(model)["test_loss"])
+
+
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
+        ("cleanrl_dqn", ("--env", "QanLR-Family-v0", "--steps", "110")),
+        ("cleanrl_ppo", ("--env", "QanLR-Family-v0", "--steps", "160", "--num-envs", "2")),
         pytest.param("first_episode", (), marks=pytest.mark.slow),
         ("save_and_fork", ()),
         pytest.param("custom_task", (), marks=pytest.mark.slow),

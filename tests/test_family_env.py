@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
+from test_rendering import content_of, require_legible
 from test_vector_env import check_vector_env
 from typer.testing import CliRunner
 
 from qan_agents.cli.app import app
 from qan_agents.sb3 import vec_env
+from qan_gym.core.factory import arguments_of
 from qan_gym.core.statistics import STATISTICS
 from qan_gym.families import CONTEXT, Task, draw_task
 from qan_gym.families.factory import CONTEXT_FEATURES
@@ -157,6 +159,9 @@ def test_a_state_is_of_its_task(tmp_path):
         ({"momentum": 0.5}, "momentum: every task of the family has its own"),
         ({"optimizer": "adamw"}, "optimizer: every task"),
         ({"network": "mlp-3"}, "network: every task"),
+        ({"epochs": 3}, "epochs: no setting of a family"),
+        ({"learning_rate": 0.5, "augment": "zero"}, "learning_rate, augment: no setting"),
+        ({"networks": []}, "networks must be some of mlp, cnn"),
         ({"task": SMALL, "split": "test"}, "leave out split"),
         ({"task": 5}, "a task must be"),
         ({"split": "validation"}, "split"),
@@ -191,6 +196,57 @@ def test_pictures(tmp_path):
     assert len(rows.render()) == 2
 
 
+LONG = Task(  # whose lines are about as long as they can be
+    network="mlp-64-64-64-tanh",
+    initial_scale=0.5123,
+    classes=(9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
+    resolution=28,
+    train_size=3_999,
+    label_noise=0.399,
+    input_scale=0.3123,
+    input_centre=0.9876,
+    optimizer="adamw",
+    momentum=0.9468,
+    weight_decay=1.234e-05,
+    loss_scale=0.3123,
+    batch_size=128,
+    batches_per_action=160,
+    number=2**31 - 1,
+)
+
+
+def test_the_record_is_legible():
+    """In frames, beside Q-values too, and in tiles: every part of it, and no text lies on another."""
+    assert max(map(len, LONG.lines())) <= 42
+    for part in (
+        "mlp-64-64-64-tanh",
+        "28 x 28",
+        "9 8 7 6 5 4 3 2 1 0",
+        "3,999 images",
+        "40%",
+        "4,000 mini-batches of 128",
+    ):
+        assert part in " ".join(LONG.lines())
+    discrete = {"continuous": False, "learning_rate_factors": [0.25, 0.5, 1.0, 2.0, 4.0]}
+    env = gym.make(ID, task=LONG, render_mode="rgb_array", **discrete).unwrapped
+    env.reset(seed=0)
+    for values in (None, -1234.5 - np.arange(5)):
+        content = content_of(env, title="a title", task=env.training.task_lines(0), values=values)
+        require_legible(env, content)
+    require_legible(env, content_of(env, title="a title", task=env.training.task_lines(0)), small=True)
+    other = gym.make(ID, task=replace(LONG, label_noise=0.1), render_mode="rgb_array", **discrete)
+    other.reset(seed=0)
+    assert (env.render()[60:200, :475] != other.render()[60:200, :475]).any()
+
+
+def test_text_has_the_record():
+    env = gym.make(ID, task=SMALL, render_mode="ansi")
+    env.reset(seed=0)
+    record, now = env.render().splitlines()
+    assert all(line in record for line in SMALL.lines())
+    assert "learning rate 0.0100" in now
+
+
 def test_stable_baselines_plays_it():
     from stable_baselines3 import PPO
 
@@ -199,4 +255,33 @@ def test_stable_baselines_plays_it():
 
 
 def test_the_command_line_lists_it():
-    assert ID in CliRunner().invoke(app, ["list"]).output
+    """And its arguments, each of which it takes at the value that is shown; not those that its tasks say."""
+    (line,) = [line for line in CliRunner().invoke(app, ["list"]).output.splitlines() if ID in line]
+    assert line.count("drawn") == 3
+    listing = CliRunner().invoke(app, ["list", ID]).output
+    named = {line.split()[0].lstrip("│") for line in listing.splitlines() if line.startswith("│")}
+    assert named == arguments_of(ID).keys()
+    assert {"split", "num_tasks", "start_task", "networks", "optimizers", "context", "task", "schedule"} < named
+    assert not named & {"network", "momentum", "epochs", "augment", "reference"}
+    values = {name: argument.value for name, argument in arguments_of(ID).items()}
+    default, same_one = gym.make(ID), gym.make(ID, **values)
+    assert same_one.unwrapped.config == default.unwrapped.config
+    assert same_one.unwrapped.training.source == default.unwrapped.training.source
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("agent", ["dqn", "dqn-native", "ppo"])
+def test_the_command_line_trains_evaluates_and_watches(agent, tmp_path):
+    """With the presets as they are; DQN says which arguments it needs."""
+    discrete = ["--set", "continuous=false", "--set", "learning_rate_factors=[0.25, 0.5, 1, 2, 4]"]
+    run, video = str(tmp_path / "run"), str(tmp_path / "video.mp4")
+    command = ["train", ID, "--agent", agent, "--episodes", "2", "--set", "networks=mlp", "--out", run]
+    if agent != "ppo":
+        refused = CliRunner().invoke(app, command)
+        assert refused.exit_code == 2
+        assert "learning_rate_factors" in refused.stderr
+        command += discrete
+    for arguments in (command, ["evaluate", run], ["watch", run, "--video", video]):
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 0, (done.output, done.stderr, done.exception)
+    assert (tmp_path / "video.mp4").stat().st_size > 1_000

@@ -1,12 +1,14 @@
 """A training from the id and the keyword arguments of an environment, or from its configuration."""
 
-from typing import Any
+from dataclasses import fields
+from typing import Any, NamedTuple
 
 from qan_gym.config import TaskConfig
 from qan_gym.core.components import build_components
 from qan_gym.core.references import resolve_reference
 from qan_gym.core.training import Training
-from qan_gym.tasks import FAMILIES, make_task_config
+from qan_gym.tasks import FAMILIES, TASKS, make_task_config
+from qan_gym.utils.validation import describe_settings
 
 
 def training_of(env_id: str, arguments: dict[str, Any], num_runs: int, device: str, engine: str) -> Training:
@@ -40,6 +42,30 @@ def config_of(env_id: str, arguments: dict[str, Any]) -> TaskConfig:
 
         return family_config(env_id, arguments)[0]
     return make_task_config(env_id, arguments)
+
+
+class Argument(NamedTuple):
+    """A keyword argument of an environment: its value there, and in words what is accepted and what it means."""
+
+    value: Any
+    accepted: str
+    meaning: str
+
+
+def arguments_of(env_id: str) -> dict[str, Argument]:
+    """The keyword arguments that make another game of a registered id, by name."""
+    kinds: dict[str, Any] = {one.name: TaskConfig for one in fields(TaskConfig)}
+    if env_id in FAMILIES:
+        from qan_gym.families.factory import family_arguments
+
+        kinds = family_arguments()
+    defaults = {kind: TASKS[env_id] if kind is TaskConfig else kind() for kind in kinds.values()}
+    described = {kind: describe_settings(kind) for kind in defaults}
+    return {
+        name: Argument(getattr(defaults[kind], name), *described[kind][name])
+        for name, kind in kinds.items()
+        if name in described[kind]
+    }
 
 
 def make_training(config: TaskConfig, num_runs: int = 1, device: str = "cpu", engine: str = "auto") -> Training:

@@ -244,6 +244,10 @@ class Training:
         """A few words on the task of a row; empty where all rows have the same one."""
         return ""
 
+    def task_lines(self, row: int) -> tuple[str, ...]:
+        """The record of the task of a row, in words; empty where all rows have the same one."""
+        return ()
+
     def network_of(self, row: int) -> tuple[Network, Params]:
         """The kind of network of a row, and its parameters, name -> (*shape), views."""
         return self.network, {name: value[row] for name, value in self.run.params.items()}

@@ -1,6 +1,7 @@
 """The environment of a family of tasks."""
 
 from qan_gym.env import QanEnv
+from qan_gym.families.task import Task
 
 
 class LearningRateFamilyEnv(QanEnv):
@@ -47,14 +48,14 @@ class LearningRateFamilyEnv(QanEnv):
     `split` ("train" or "test"), `num_tasks` (how many different ones; None: 2^31) and `start_task` (the number of the
     first), as Procgen's levels; `networks` and `optimizers` (the kinds to draw from), `context` ("hidden" or
     "observed"), `task` (the only one: a `Task`, a dict of its fields, or its JSON), and the fields of `TaskConfig` that
-    tasks do not say. `env.unwrapped.task` is the `Task` of the episode. CPU only.
+    tasks do not say. `env.unwrapped.task` is the `Task` of the episode; pictures and text show it. CPU only.
 
     ## Version History
     v0: version 1 of the tasks.
     """
 
     @property
-    def task(self) -> object:
+    def task(self) -> Task | None:
         """The `Task` of the episode; None before the first reset."""
-        tasks: list[object] = self.training.tasks  # type: ignore[attr-defined]
+        tasks: list[Task | None] = self.training.tasks  # type: ignore[attr-defined]
         return tasks[0]

@@ -16,6 +16,18 @@ from qan_gym.utils.arrays import Array
 
 CONTEXT_FEATURES = tuple(f"task_{name}" for name in CONTEXT)  # of `Task.context`
 
+IDLE = (  # settings of single tasks that those of a family do not have
+    *("epochs", "learning_rate", "nesterov", "preprocess", "augment"),
+    *("meta_momentum", "pull_epochs", "reference", "distillation"),
+)
+
+
+def family_arguments() -> dict[str, type]:
+    """The names of the keyword arguments of a family, and the class that describes each."""
+    taken = {*Task().settings(), *IDLE}
+    rest = {one.name: TaskConfig for one in fields(TaskConfig) if one.name not in taken}
+    return {**{one.name: TaskSource for one in fields(TaskSource)}, **rest}
+
 
 def make_family_training(
     env_id: str, arguments: dict[str, Any], num_runs: int, device: str, engine: str
@@ -36,7 +48,7 @@ def family_config(env_id: str, arguments: dict[str, Any]) -> tuple[TaskConfig, T
         ValueError: an argument is unknown, out of its range, or for the task to say.
     """
     source = TaskSource.from_arguments(arguments)
-    own = {one.name for one in fields(TaskSource)} | {"context"}
+    own = {one.name for one in fields(TaskSource)}
     others = {name: value for name, value in arguments.items() if name not in own}
     typical = Task().settings()
     if drawn := others.keys() & typical.keys():
@@ -45,12 +57,12 @@ def family_config(env_id: str, arguments: dict[str, Any]) -> tuple[TaskConfig, T
             "among the kinds, and `task` plays one task"
         )
     config = make_task_config(env_id, others)
-    context = arguments.get("context", "hidden")
-    if context not in ("hidden", "observed"):
-        raise ValueError(f"context must be hidden or observed, not {context!r}")
+    base = make_task_config(env_id, {})
+    if idle := [name for name in others if name in IDLE and getattr(config, name) != getattr(base, name)]:
+        raise ValueError(f"{', '.join(idle)}: no setting of a family, whose tasks say how they are trained")
     if config.observation in ("screen", "filters"):
         raise ValueError(f"observation={config.observation!r} shows weights, and those of the tasks differ in shape")
-    if context == "observed":
+    if source.context == "observed":
         names = statistics_of(config) if config.observation == "statistics" else config.observation
         config = replace(config, observation=(*names, *CONTEXT_FEATURES))
     return replace(config, **typical), source

@@ -106,6 +106,20 @@ class Task:
             "log_classes": math.log(len(self.classes) / 5),
         }
 
+    def lines(self) -> tuple[str, ...]:
+        """The record in words, for pictures: lines of at most 40 characters."""
+        momentum = "beta1" if self.optimizer == "adamw" else "momentum"
+        return (
+            f"{self.network}, initial scale {self.initial_scale:.3g}",
+            f"{self.resolution} x {self.resolution} pixels, digits {' '.join(map(str, self.classes))}",
+            f"{self.train_size:,} images, label noise {self.label_noise:.0%}",
+            f"inputs: scale {self.input_scale:.3g}, centre {self.input_centre:.2g}",
+            f"{self.optimizer}, {momentum} {self.momentum:.3g}, loss scale {self.loss_scale:.3g}",
+            f"weight decay {self.weight_decay:.2g}",
+            f"{self.budget:,} mini-batches of {self.batch_size}",
+            f"task {self.number} of the {self.split} split",
+        )
+
     def to_json(self) -> str:
         """One line of JSON."""
         return json.dumps(asdict(self))

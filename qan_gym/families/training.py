@@ -146,6 +146,11 @@ class FamilyTraining(Training):
         task = self.tasks[row]
         return "" if task is None else f"{task.network}, {task.optimizer}"
 
+    def task_lines(self, row: int) -> tuple[str, ...]:
+        """See `Training.task_lines`."""
+        task = self.tasks[row]
+        return () if task is None else task.lines()
+
     def network_of(self, row: int) -> tuple[Network, Params]:
         """See `Training.network_of`."""
         parts = self._parts_of(row)

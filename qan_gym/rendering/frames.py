@@ -18,6 +18,7 @@ from qan_gym.rendering.history import History
 DPI, FPS = 100, 10
 FRAME, TILE = (1080, 720), (480, 320)  # pixels: of a frame, and of one of a vector environment's
 FILTER_LIMIT = 0.4  # of the colour scale, fixed so that frames can be compared
+TASK_LINE = 0.028  # of a frame's height
 LAST_ACTIONS = 50  # that the strip shows
 MOST_NUMBERS = 10  # of Q-values beside their bars
 CANVASES = 8  # kept for reuse; an episode needs a few, and the next one the same
@@ -46,6 +47,7 @@ class FrameContent:
         values: (A,) the Q-values of an agent, or None.
         title: of the frame.
         budget: mini-batches of the episode; None: of the renderer's task.
+        task: what the episode trains, in lines above the filters; empty where the title says it.
     """
 
     filters: NDArray[np.float32]
@@ -54,6 +56,7 @@ class FrameContent:
     values: NDArray[np.float64] | None = None
     title: str = ""
     budget: int | None = None
+    task: tuple[str, ...] = ()
 
 
 class AxesLayout(NamedTuple):
@@ -64,6 +67,7 @@ class AxesLayout(NamedTuple):
     loss: Limits
     baseline: bool
     values: int
+    task: int
 
 
 def tiles(filters: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -144,6 +148,7 @@ class FrameRenderer:
             loss=self._loss_limits(content),
             baseline=content.baseline is not None,
             values=0 if content.values is None or self.small else len(content.values),
+            task=len(content.task),
         )
 
     def _width(self, content: FrameContent) -> int:
@@ -213,14 +218,17 @@ class Canvas:
             self._canvas = FigureCanvasAgg(figure)
             self._artists: list[Artist] = []
             self._title = self._add(figure.text(0.02, 0.955, "", fontsize=8 if self.small else 12))
+            above = TASK_LINE * layout.task  # the filters, where there are lines
+            self._task = self._add(figure.text(0.02, 0.92, "", verticalalignment="top", linespacing=1.3))
             if self.small:
-                self._add_filters(figure, (0.02, 0.08, 0.36, 0.82), content, scale=False)
+                self._add_filters(figure, (0.02, 0.08, 0.36, 0.82 - above), content, scale=False)
                 control = figure.add_axes((0.49, 0.55, 0.46, 0.31))
                 self._add_control(control, layout)
                 self._add_loss(figure.add_axes((0.49, 0.12, 0.46, 0.31), sharex=control), layout)
             else:
                 beside = layout.values > 0
-                self._add_filters(figure, (0.02, 0.42 if beside else 0.16, 0.38, 0.5 if beside else 0.75), content)
+                low = 0.42 if beside else 0.16
+                self._add_filters(figure, (0.02, low, 0.38, (0.92 if beside else 0.91) - above - low), content)
                 if beside:
                     self._add_values(figure.add_axes((0.075, 0.045, 0.25, 0.19)), layout.values)
                 control = figure.add_axes((0.49, 0.66, 0.48, 0.235))
@@ -351,6 +359,7 @@ class Canvas:
         history = content.history
         batch = history.curve("batch")
         self._title.set_text(content.title)
+        self._task.set_text("\n".join(content.task))
         self._filters.set_data(tiles(content.filters))
         if self.game.curve is not None:
             self._control.set_data(*_thinned(batch, history.curve(self.game.curve)))

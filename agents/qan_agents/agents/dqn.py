@@ -75,9 +75,11 @@ class SB3DQN(Agent):
         assert isinstance(bridge, GymnasiumVecEnv)
         self.training = training_of(bridge.env)
         self.total = spec.episodes * self.facts.episode_length  # over which SB3 spreads the exploration
-        self.config = make_dqn_config(spec.preset, self.total, spec.hyperparameters)
+        interface = EnvInterface.of(bridge.env)
+        score_line = interface.score_line > 0
+        self.config = make_dqn_config(spec.preset, self.total, spec.hyperparameters, score_line)
         self.settings, self.history = asdict(self.config), self.config.history
-        EnvInterface.of(bridge.env).check(self.config)
+        interface.check(self.config)
         self.bridge, self.recorder = bridge, RoundRecorder(bridge)
         self.env = StackHistory(self.recorder, self.history)
         arguments = sb3_arguments(self.config, self.total)

@@ -48,8 +48,9 @@ class NativeDQN(Agent):
         assert isinstance(env.unwrapped, QanVectorEnv)
         self.env = env.unwrapped
         self.training = self.env.training
-        config = make_dqn_config(spec.preset, spec.episodes * self.facts.episode_length, spec.hyperparameters)
         self.device, self.interface = self.training.device, EnvInterface.of(env)
+        steps, score_line = spec.episodes * self.facts.episode_length, self.interface.score_line > 0
+        config = make_dqn_config(spec.preset, steps, spec.hyperparameters, score_line)
         self._adopt(DQN(config, self.interface, str(self.device), spec.seed))
         self.tensor_env = TensorVectorEnv(env, self.device)
         self._epsilon: float | None = None  # of the last round, where it was only played

@@ -43,7 +43,8 @@ class BundledPPO(Agent):
         assert isinstance(env.unwrapped, QanVectorEnv)
         self.env = env.unwrapped
         self.training = self.env.training
-        config = make_ppo_config(spec.preset, spec.episodes * self.facts.episode_length, spec.hyperparameters)
+        steps, score_line = spec.episodes * self.facts.episode_length, self.env.config.observation == "screen"
+        config = make_ppo_config(spec.preset, steps, spec.hyperparameters, score_line)
         if spec.learns:
             config.check_rows(spec.num_envs)
         self.device, self.interface = self.training.device, PPOInterface.of(env, config.privileged)

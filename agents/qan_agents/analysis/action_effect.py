@@ -10,11 +10,15 @@ original, the sequences do not differ. The environment is certified if both of t
   within a sequence (pooled). A difference may be certain and yet too small for an agent to find among the seeds.
 
 The outcome is ln(validation loss) in the environments of qan-gym, elsewhere the undiscounted return.
+
+Where every episode draws a task, one seed's loss differs from another's by the tasks, which is no noise, and what is
+best in one task is not in another. There each task is played on four seeds or more: Friedman's statistics of the tasks
+are added, as are their degrees of freedom, and both spreads are those within a task, pooled over the tasks.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import gymnasium as gym
@@ -22,10 +26,13 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
-from scipy.stats import friedmanchisquare
+from scipy.stats import chi2, friedmanchisquare
 
 from qan_gym.core.reward import safe_log
 from qan_gym.env import QanEnv
+from qan_gym.families import Task
+from qan_gym.families.env import LearningRateFamilyEnv
+from qan_gym.families.source import TaskSource
 from qan_gym.registration import VECTOR_ENTRY_POINT
 from qan_gym.utils.arrays import NUMPY
 from qan_gym.vector_env import QanVectorEnv
@@ -34,6 +41,7 @@ SIGNIFICANCE = 0.01  # certified: p is below this,
 LEAST_RATIO = 1.0  # and the spread of the sequences over that of the seeds is above this
 MOST_ACTIONS = 10  # of a Discrete space that are tried
 LEAST_SEEDS = 5  # with three sequences p = 0.0067 at best; with four seeds, 0.018
+LEAST_SEEDS_OF_A_TASK = 4  # where every episode draws a task
 LONGEST = 100_000  # steps after which an episode without a known length is given up
 
 
@@ -47,6 +55,7 @@ class Certificate:
         first: the name of the action that every sequence begins with.
         sequences: the names of the sequences, S.
         outcomes: (S, seeds).
+        task_starts: the places among the seeds at which those of the next task begin; empty: there is one task.
     """
 
     env: str
@@ -54,6 +63,24 @@ class Certificate:
     first: str
     sequences: tuple[str, ...]
     outcomes: NDArray[np.float64]
+    task_starts: tuple[int, ...] = ()
+
+    @property
+    def by_task(self) -> list[NDArray[np.float64]]:
+        """The outcomes of each task, (S, its seeds)."""
+        return np.split(self.outcomes, self.task_starts, axis=1)
+
+    @property
+    def seeds(self) -> str:
+        """How many there are, in words."""
+        tasks = f" of {len(self.by_task)} tasks" if self.task_starts else ""
+        return f"{self.outcomes.shape[1]} seeds{tasks}"
+
+    @property
+    def deviations(self) -> NDArray[np.float64]:
+        """(S,), the standard deviation of the seeds of each sequence, within a task."""
+        deviations: NDArray[np.float64] = np.sqrt(np.mean([own.var(axis=1, ddof=1) for own in self.by_task], axis=0))
+        return deviations
 
     @property
     def identical(self) -> bool:
@@ -62,13 +89,13 @@ class Certificate:
 
     @property
     def between_sequences(self) -> float:
-        """The standard deviation of the sequences' means over the seeds."""
-        return float(self.outcomes.mean(axis=1).std(ddof=1))
+        """The standard deviation of the sequences' means over the seeds, within a task."""
+        return math.sqrt(np.mean([own.mean(axis=1).var(ddof=1) for own in self.by_task]))
 
     @property
     def between_seeds(self) -> float:
-        """The standard deviation of the seeds within a sequence, pooled over the sequences."""
-        return math.sqrt(self.outcomes.var(axis=1, ddof=1).mean())
+        """The standard deviation of the seeds within a sequence and a task, pooled over both."""
+        return math.sqrt((self.deviations**2).mean())
 
     @property
     def ratio(self) -> float:
@@ -80,7 +107,10 @@ class Certificate:
     @property
     def p_value(self) -> float:
         """Of Friedman's test, whose null hypothesis is that the sequences are interchangeable on every seed."""
-        return 1.0 if self.identical else float(friedmanchisquare(*self.outcomes).pvalue)
+        if self.identical:
+            return 1.0
+        statistics = [friedmanchisquare(*own).statistic for own in self.by_task]  # nan: all the same on every seed
+        return float(chi2.sf(np.nansum(statistics), len(statistics) * (len(self.outcomes) - 1)))
 
     @property
     def certified(self) -> bool:
@@ -131,6 +161,24 @@ class CheckedEnv:
         throughout = {f"{name} throughout": [action] for name, action in self.actions.items()}
         return {**throughout, f"in turn: {', '.join(self.actions)}": list(self.actions.values())}
 
+    def games(self, most: int) -> list[dict[str, Any]]:
+        """The keyword arguments of every game that is played: of an environment that draws tasks, `most` of them."""
+        env = gym.make(self.env_id, **self.kwargs)
+        inner = env.unwrapped
+        games, batches = [self.kwargs], []
+        if isinstance(inner, LearningRateFamilyEnv):
+            tasks = dict.fromkeys(_task_of(env, seed) for seed in range(most))
+            drawing = {one.name for one in fields(TaskSource)}
+            kept = {name: value for name, value in self.kwargs.items() if name not in drawing}
+            games, batches = [{**kept, "task": one} for one in tasks], [one.batches_per_action for one in tasks]
+        elif isinstance(inner, QanEnv):
+            batches = [inner.config.batches_per_action]
+        env.close()
+        if not isinstance(inner, QanEnv) or self.limit >= inner.episode_length:
+            return games
+        # So that the validation loss is measured after the last step that is played; training is the same.
+        return [{**game, "validate_every": self.limit * count} for game, count in zip(games, batches, strict=True)]
+
     def action(self, cycle: list[Any], step: int) -> Any:
         """The action of a sequence at a step, from 0."""
         return list(self.actions.values())[-1] if step == 0 else cycle[step % len(cycle)]
@@ -158,14 +206,19 @@ def certify(
     if steps is not None and steps < 2:
         raise ValueError(f"steps must be at least 2, not {steps}: the first action is the same in every sequence")
     checked = examine(env_id, kwargs, steps)
+    play = _in_lockstep if checked.lockstep else _one_by_one
+    games = checked.games(seeds // LEAST_SEEDS_OF_A_TASK)
+    parts = [range(part[0], part[-1] + 1) for part in np.array_split(np.arange(seeds), len(games))]
     outcomes = []
     for name, cycle in checked.sequences().items():
         before_sequence(name)
-        outcomes.append((_in_lockstep if checked.lockstep else _one_by_one)(checked, cycle, seeds))
+        outcomes.append(np.concatenate([play(checked, *one, cycle) for one in zip(games, parts, strict=True)]))
         if not np.isfinite(outcomes[-1]).all():
             raise ValueError(f"{env_id}: an outcome of {name!r} is not finite: {outcomes[-1].tolist()}")
     outcome = "ln(validation loss)" if checked.is_qan else "return"
-    return Certificate(env_id, outcome, list(checked.actions)[-1], tuple(checked.sequences()), np.array(outcomes))
+    starts = tuple(part[0] for part in parts[1:])
+    first, sequences = list(checked.actions)[-1], tuple(checked.sequences())
+    return Certificate(env_id, outcome, first, sequences, np.array(outcomes), starts)
 
 
 def examine(env_id: str, kwargs: dict[str, Any], steps: int | None) -> CheckedEnv:
@@ -185,9 +238,6 @@ def examine(env_id: str, kwargs: dict[str, Any], steps: int | None) -> CheckedEn
     bounds = [bound for bound in (steps, spec.max_episode_steps) if bound is not None]
     if isinstance(inner, QanEnv):
         bounds.append(inner.episode_length)
-        if min(bounds) < inner.episode_length:
-            # So that the validation loss is measured after the last step that is played; training is the same.
-            kwargs = {**kwargs, "validate_every": min(bounds) * inner.config.batches_per_action}
     return CheckedEnv(
         env_id=env_id,
         kwargs=kwargs,
@@ -197,6 +247,13 @@ def examine(env_id: str, kwargs: dict[str, Any], steps: int | None) -> CheckedEn
         lockstep=_has_lockstep(inner, spec),
         actions=extremes(env.action_space),
     )
+
+
+def _task_of(env: gym.Env[Any, Any], seed: int) -> Task:
+    """What an environment that draws tasks plays with a seed."""
+    env.reset(seed=seed)
+    task: Task = env.get_wrapper_attr("task")
+    return task
 
 
 def _has_lockstep(env: gym.Env[Any, Any], spec: EnvSpec) -> bool:
@@ -240,11 +297,11 @@ def _corners(low: NDArray[Any], high: NDArray[Any]) -> dict[str, NDArray[Any]]:
     return found
 
 
-def _one_by_one(checked: CheckedEnv, cycle: list[Any], seeds: int) -> NDArray[np.float64]:
+def _one_by_one(checked: CheckedEnv, kwargs: dict[str, Any], seeds: range, cycle: list[Any]) -> NDArray[np.float64]:
     """The outcomes of a sequence, (seeds,), each of a new environment, so that nothing is left from another episode."""
     outcomes = []
-    for seed in range(seeds):
-        env = gym.make(checked.env_id, **checked.kwargs)
+    for seed in seeds:
+        env = gym.make(checked.env_id, **kwargs)
         env.reset(seed=seed)
         total, step, over = 0.0, 0, False
         while not over and step < checked.limit:
@@ -257,13 +314,13 @@ def _one_by_one(checked: CheckedEnv, cycle: list[Any], seeds: int) -> NDArray[np
     return np.array(outcomes)
 
 
-def _in_lockstep(checked: CheckedEnv, cycle: list[Any], seeds: int) -> NDArray[np.float64]:
+def _in_lockstep(checked: CheckedEnv, kwargs: dict[str, Any], seeds: range, cycle: list[Any]) -> NDArray[np.float64]:
     """The same, of an environment of qan-gym, all seeds at once."""
-    envs = gym.make_vec(checked.env_id, num_envs=seeds, **checked.kwargs)
-    envs.reset(seed=0)  # row i has seed i
-    losses, playing = np.zeros(seeds), np.ones(seeds, np.bool_)
+    envs = gym.make_vec(checked.env_id, num_envs=len(seeds), **kwargs)
+    envs.reset(seed=seeds[0])  # row i has the i-th seed
+    losses, playing = np.zeros(len(seeds)), np.ones(len(seeds), np.bool_)
     for step in range(checked.limit):
-        actions = np.stack([np.asarray(checked.action(cycle, step))] * seeds)
+        actions = np.stack([np.asarray(checked.action(cycle, step))] * len(seeds))
         _, _, terminated, truncated, infos = envs.step(actions)
         losses = np.where(playing, infos["validation_loss"], losses)
         playing &= ~(terminated | truncated)

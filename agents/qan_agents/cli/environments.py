@@ -19,34 +19,62 @@ from qan_agents.cli.common import (
     print_wrapped,
     table_of,
 )
+from qan_gym.utils.names import unknown_name
 
 
 def list_environments(
-    agent: Annotated[str | None, typer.Argument(metavar="AGENT", help="List the presets of an agent instead.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="Of an environment, to list its arguments; of an agent, its presets."),
+    ] = None,
     modules: ImportOption = None,
 ) -> None:
-    """The environments, the agents, the fixed policies and the controllers; or the presets of an agent."""
-    if agent is not None:
-        from qan_agents.agents import agent_class
+    """The environments, the agents, the fixed policies and the controllers; or what one of them has."""
+    from qan_agents.agents import agent_class, agent_names
+    from qan_gym.registration import ENTRY_POINTS
 
-        console.print(f"presets of {agent}: {', '.join(agent_class(agent).presets)}")
-        return
+    if name is None:
+        _list_all()
+    elif name in ENTRY_POINTS:
+        _list_arguments(name)
+    elif name in agent_names():
+        console.print(f"presets of {name}: {', '.join(agent_class(name).presets)}")
+    else:
+        raise ValueError(unknown_name("environment or agent", name, (*ENTRY_POINTS, *agent_names())))
+
+
+def _list_arguments(env_id: str) -> None:
+    """What `gym.make` takes for an id, and `--set`."""
+    from qan_gym.core.factory import arguments_of
+
+    columns = ("name", "here", "accepted", "meaning")
+    caption = "keyword arguments of gym.make, and --set NAME=VALUE"
+    table = table_of(*columns, title=f"arguments of {env_id}", caption=caption, pad_edge=False)
+    for name, argument in arguments_of(env_id).items():
+        here = ", ".join(map(str, argument.value)) if isinstance(argument.value, tuple) else str(argument.value)
+        table.add_row(name, here, argument.accepted, argument.meaning)
+    print_wrapped(table)
+
+
+def _list_all() -> None:
     from qan_agents.agents import agent_names
     from qan_agents.bench.preparation import controllers
     from qan_agents.policies.fixed import fixed_policies
     from qan_gym.core.engine import engine_here
     from qan_gym.games import game_of
     from qan_gym.registration import ENTRY_POINTS
-    from qan_gym.tasks import TASKS
+    from qan_gym.tasks import FAMILIES, TASKS
 
     caption = "batch: images of a mini-batch; per action: mini-batches"
     columns = ("id", "controls", "data", "batch", "epochs", "per action")
     table = table_of(*columns, title="environments", caption=caption, pad_edge=False)
     for env_id in ENTRY_POINTS:
         task = TASKS[env_id]
-        numbers = (str(value) for value in (task.batch_size, task.epochs, task.batches_per_action))
+        values = (task.batch_size, task.epochs, task.batches_per_action)
+        numbers = ("drawn" if env_id in FAMILIES else str(value) for value in values)
         table.add_row(env_id, game_of(task).controlled, task.dataset, *numbers)
     print_wrapped(table)
+    print_wrapped("arguments of an environment: qan list ID")
     print_wrapped(f"agents: {', '.join(agent_names())}; their presets: qan list AGENT")
     print_wrapped(f"fixed policies: {', '.join(fixed_policies())}")
     print_wrapped(f"controllers of qan bench: {', '.join(controllers())}")
@@ -73,11 +101,11 @@ def check(
         found = action_effect.certify(
             env, env_kwargs, seeds, steps, lambda name: status.update(plain(f"playing {name}"))
         )
-    console.print(f"{found.outcome} on {seeds} seeds; every sequence begins with {found.first}")
+    console.print(f"{found.outcome} on {found.seeds}; every sequence begins with {found.first}")
     numbers_of = ("mean", "standard deviation", "lowest", "highest")
     table = table_of("actions", *numbers_of, right=numbers_of)
-    for name, values in zip(found.sequences, found.outcomes, strict=True):
-        numbers = (values.mean(), values.std(ddof=1), values.min(), values.max())
+    for name, values, deviation in zip(found.sequences, found.outcomes, found.deviations, strict=True):
+        numbers = (values.mean(), deviation, values.min(), values.max())
         table.add_row(name, *(f"{value:.4g}" for value in numbers))
     print_wrapped(table)
     console.print(

@@ -94,6 +94,8 @@ class Scores(Features):
         return observations[:, :, start : start + self.score_line].flatten(1)
 
 
+READ_THE_SCORE_LINE = ("score-line", "scores")
+
 FEATURES: dict[str, type[Features]] = {
     "flat": Flat,
     "filters": Filters,

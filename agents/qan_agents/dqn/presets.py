@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from qan_agents.dqn.config import DQNConfig
+from qan_agents.dqn.features import READ_THE_SCORE_LINE
 from qan_gym.utils.names import unknown_name
 
 
@@ -91,13 +92,14 @@ PRESETS: dict[str, Callable[[int], DQNConfig]] = {
 }
 
 
-def make_dqn_config(preset: str, steps: int, overrides: dict[str, Any]) -> DQNConfig:
+def make_dqn_config(preset: str, steps: int, overrides: dict[str, Any], score_line: bool = True) -> DQNConfig:
     """The hyperparameters of a training.
 
     Args:
         preset: one of PRESETS.
         steps: of the whole training, over which the exploration is spread.
         overrides: hyperparameters that differ from the preset's.
+        score_line: whether the frames have one; where not, a preset that reads it takes the frames as they are.
 
     Raises:
         ValueError: the preset or a hyperparameter is unknown, or a value out of its range.
@@ -105,6 +107,8 @@ def make_dqn_config(preset: str, steps: int, overrides: dict[str, Any]) -> DQNCo
     if preset not in PRESETS:
         raise ValueError(unknown_name("preset", preset, PRESETS))
     settings = asdict(PRESETS[preset](max(steps, 1)))
+    if not score_line and settings["features"] in READ_THE_SCORE_LINE:
+        settings["features"] = "flat"
     for name in overrides:
         if name not in settings:
             raise ValueError(unknown_name("hyperparameter", name, settings))

@@ -11,6 +11,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from qan_agents.dqn.config import DQNConfig
+from qan_agents.dqn.features import READ_THE_SCORE_LINE
 from qan_gym.core.observation import SCORE_LINE
 from qan_gym.vector_env import QanVectorEnv
 
@@ -47,7 +48,10 @@ class EnvInterface:
         """
         frames, actions = box_of_observations(env), env.single_action_space
         if not isinstance(actions, gym.spaces.Discrete):
-            raise ValueError(f"DQN needs Discrete actions, not {actions}")
+            raise ValueError(
+                f"DQN needs Discrete actions, not {actions}; where the learning rate is controlled: continuous=False, "
+                "with learning_rate_factors=[0.25, 0.5, 1, 2, 4] one action per factor"
+            )
         return cls(tuple(frames.shape), str(frames.dtype), int(actions.n), *screen_of_any(env))
 
     def check(self, config: DQNConfig) -> None:
@@ -56,7 +60,7 @@ class EnvInterface:
         Raises:
             ValueError: which, and why.
         """
-        if config.features in ("score-line", "scores") and not self.score_line:
+        if config.features in READ_THE_SCORE_LINE and not self.score_line:
             raise ValueError(
                 f"the features {config.features} read the score line: use observation='screen', or other features"
             )

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from qan_agents.dqn.features import READ_THE_SCORE_LINE
 from qan_agents.ppo.config import PPOConfig
 
 
@@ -37,13 +38,14 @@ def _recurrent(steps: int) -> PPOConfig:
 PRESETS: dict[str, Callable[[int], PPOConfig]] = {"quick": _quick, "recurrent": _recurrent}
 
 
-def make_ppo_config(preset: str, steps: int, overrides: dict[str, Any]) -> PPOConfig:
+def make_ppo_config(preset: str, steps: int, overrides: dict[str, Any], score_line: bool = True) -> PPOConfig:
     """The hyperparameters of a training.
 
     Args:
         preset: one of PRESETS.
         steps: of the whole training, over which the learning rate falls.
         overrides: hyperparameters that differ from the preset's.
+        score_line: whether the frames have one; where not, a preset that reads it takes the frames as they are.
 
     Raises:
         ValueError: the preset or a hyperparameter is unknown, or a value out of its range.
@@ -51,6 +53,8 @@ def make_ppo_config(preset: str, steps: int, overrides: dict[str, Any]) -> PPOCo
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; there are {', '.join(PRESETS)}")
     settings = asdict(PRESETS[preset](steps))
+    if not score_line and settings["features"] in READ_THE_SCORE_LINE:
+        settings["features"] = "flat"
     unknown = overrides.keys() - settings.keys()
     if unknown:
         raise ValueError(f"unknown hyperparameters: {', '.join(sorted(unknown))}; there are {', '.join(settings)}")
