@@ -251,9 +251,34 @@ def test_the_policy_that_played_is_the_one_that_learns():
             assert agent.metrics()["clip_fraction"] == 0
 
 
+def test_the_standard_deviation_goes_linearly_to_its_last_value(tmp_path):
+    """Over `anneal_steps`, and stays there; a file goes on with it."""
+    settings = {"learn_std": False, "initial_log_std": -1.0, "final_log_std": -3.0, "anneal_steps": 4 * LENGTH * ROWS}
+    config = replace(BASE, **settings)
+    agent, deviations = PPO(config, interface_of("box", config)), []
+    for number in range(6):
+        play(agent, LENGTH, seed=number)
+        agent.update()
+        deviations += agent.network.distribution.log_std.tolist()
+        agent.save(tmp_path / "agent")
+        agent = PPO.load(tmp_path / "agent")
+    width = len(deviations) // 6
+    assert deviations[::width] == pytest.approx([-1.5, -2.0, -2.5, -3.0, -3.0, -3.0])
+    assert deviations[::width] == deviations[width - 1 :: width]
+    for wrong in ({"learn_std": True}, {"anneal_steps": None}):
+        with pytest.raises(ValueError, match="final_log_std needs"):
+            replace(config, **wrong)
+
+
 WRONG = {
     **{"features": "filters", "hidden": (0,), "activation": "sine", "recurrent": -1, "privileged": 3},
-    **{"initial_log_std": 3, "learn_std": 1, "normalise_observations": "yes", "observation_clip": 0},
+    **{
+        "initial_log_std": 3,
+        "learn_std": 1,
+        "final_log_std": 3,
+        "normalise_observations": "yes",
+        "observation_clip": 0,
+    },
     **{"steps_per_round": 0, "gamma": 1.5, "gae_lambda": -0.1, "epochs": 0, "minibatches": 0.5},
     **{"normalise_advantages": None, "clip": 0, "value_coefficient": -1, "entropy_coefficient": math.nan},
     **{"target_kl": 0, "learning_rate": math.inf, "anneal_steps": 0, "optimizer_epsilon": 0, "max_grad_norm": 0},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,7 +13,9 @@ from qan_gym.utils.validation import check_settings, exactly, integer, setting
 
 HYPERPARAMETERS = {  # of the bundled PPO, where meta-training has its own
     "hidden": (32, 32),
-    "initial_log_std": -1.0,
+    "initial_log_std": math.log(0.2),
+    "learn_std": False,
+    "final_log_std": math.log(0.05),
     "gamma": 1.0,
     "gae_lambda": 0.97,
     "epochs": 5,

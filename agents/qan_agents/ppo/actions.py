@@ -85,6 +85,9 @@ class Distribution(nn.Module, ABC):
     def random(self, rows: int, generator: torch.Generator | None) -> Tensor:
         """Actions (rows, k) of no policy."""
 
+    def set_log_std(self, value: float) -> None:
+        """Give all Gaussians a standard deviation, by its logarithm; of choices there is none."""
+
     @abstractmethod
     def played(self, actions: Tensor) -> Tensor:
         """The environment's actions (rows, *) of the agent's (rows, k), as `TensorVectorEnv.step` takes them."""
@@ -162,6 +165,10 @@ class Gaussian(Distribution):
         self.register_buffer("high", high, persistent=False)
         self.register_buffer("centre", torch.where(bounded, (low + high) / 2, 0.0), persistent=False)
         self.register_buffer("scale", torch.where(bounded, (high - low) / 2, 1.0), persistent=False)
+
+    def set_log_std(self, value: float) -> None:
+        """See `Distribution.set_log_std`."""
+        self.log_std.fill_(value)
 
     def sample(self, outputs: Tensor, generator: torch.Generator | None) -> Tensor:
         """See `Distribution.sample`."""

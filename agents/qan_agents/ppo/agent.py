@@ -268,6 +268,8 @@ class PPO:
         means = [torch.stack(values).mean() for values in zip(*results, strict=True)]
         self.last_round = dict(zip((*UpdateResult._fields, EXPLAINED), (*means, explained), strict=True))
         self.rounds += 1
+        if config.final_log_std is not None:
+            self.network.distribution.set_log_std(config.log_std(self.steps))
         rollout.length = 0
         rollout.memories = torch.stack([self.memory, critic_memory])
 

@@ -45,6 +45,11 @@ class PPOConfig:
         0.0, number(at_least=-20, at_most=2), "ln of the first standard deviation of Box actions, the box being [-1, 1]"
     )
     learn_std: bool = setting(True, flag(), "whether the standard deviation is learned; it depends on no observation")
+    final_log_std: float | None = setting(
+        None,
+        optional(number(at_least=-20, at_most=2)),
+        "where it is not learned: ln of the standard deviation after `anneal_steps`, reached linearly; None: it stays",
+    )
     normalise_observations: bool = setting(
         True, flag(), "whether observations and privileged inputs are scaled to mean 0 and variance 1 of all so far"
     )
@@ -81,9 +86,18 @@ class PPOConfig:
     )
 
     def __post_init__(self) -> None:
-        """Check every field; the list of hidden layers becomes a tuple."""
+        """Check every field and what goes together; the list of hidden layers becomes a tuple."""
         check_settings(self)
         object.__setattr__(self, "hidden", tuple(self.hidden))
+        if self.final_log_std is not None and (self.learn_std or self.anneal_steps is None):
+            raise ValueError("final_log_std needs learn_std=False and anneal_steps")
+
+    def log_std(self, steps: int) -> float:
+        """ln of the standard deviation after some steps, where it is not learned."""
+        if self.final_log_std is None or self.anneal_steps is None:
+            return self.initial_log_std
+        share = min(1.0, steps / self.anneal_steps)
+        return self.initial_log_std + share * (self.final_log_std - self.initial_log_std)
 
     def check_rows(self, num_envs: int) -> None:
         """Refuse numbers of rows that a round cannot be learned from.
