@@ -4,10 +4,10 @@
     python -m studies.family_learning_curves.learn draw [--out FOLDER]
 
 An agent plays 64 rows of the split "train" and learns, in one thread. The clock is the CPU time of the process, without
-that of the evaluations: before the training and every minute the agent plays 128 fixed tasks of the split "test" greedily,
-with the same initial weights each time. Written are `AGENT-train.csv`, the mean return of the training episodes of each
-quarter of a minute, and `AGENT-held-out.csv`, the return of every held-out task at every evaluation; `draw` makes the
-picture and prints the table. Needs the extras sb3 and plots.
+that of the evaluations: before the training and every minute the agent plays 128 fixed tasks of the split "test"
+greedily, with the same initial weights each time. Written are `AGENT-train.csv`, the mean return of the training
+episodes of each quarter of a minute, and `AGENT-held-out.csv`, the return of every held-out task at every evaluation;
+`draw` makes the picture and prints the table.
 """
 
 import argparse
@@ -42,7 +42,7 @@ Act = Callable[[Array], Array]  # observations (N, D) -> greedy actions, as the 
 
 def make_env(split: str, rows: int, discrete: bool) -> VectorEnv[Any, Any, Any]:
     """The family's perceptrons; the end of the budget is a termination, after which no value is expected."""
-    actions = {"continuous": False, "learning_rate_factors": FACTORS} if discrete else {}
+    actions: dict[str, Any] = {"continuous": False, "learning_rate_factors": FACTORS} if discrete else {}
     mode = AutoresetMode.SAME_STEP
     return BudgetEndTerminates(
         gym.make_vec("QanLR-Family-v0", num_envs=rows, networks=["mlp"], split=split, autoreset_mode=mode, **actions)
@@ -135,24 +135,19 @@ def train_sb3(name: str, minutes: float, folder: Path) -> None:
 
     discrete, forever = name == "sb3-dqn", 100_000_000
     env = VecMonitor(GymnasiumVecEnv(make_env("train", ROWS, discrete)))
-    model: BaseAlgorithm
     if discrete:
-        model = SB3DQN(
-            "MlpPolicy",
-            env,
+        settings: dict[str, Any] = {
             **{"learning_rate": 5e-4, "batch_size": 256, "gamma": 1.0, "n_steps": 6, "buffer_size": 200_000},
-            **{"learning_starts": 5_000, "train_freq": 1, "gradient_steps": 16},
-            **{"target_update_interval": 1, "tau": 0.1, "exploration_fraction": EXPLORATION / forever},
-            **{"exploration_final_eps": 0.05, "seed": 0, "device": "cpu"},
-        )
+            **{"learning_starts": 5_000, "train_freq": 1, "gradient_steps": 16, "target_update_interval": 1},
+            **{"tau": 0.1, "exploration_fraction": EXPLORATION / forever, "exploration_final_eps": 0.05},
+        }
     else:
-        model = SB3PPO(
-            "MlpPolicy",
-            env,
+        settings = {
             **{"learning_rate": 1e-3, "n_steps": DECISIONS, "batch_size": ROWS * DECISIONS // 4, "n_epochs": 5},
-            **{"gamma": 1.0, "gae_lambda": 0.97, "target_kl": 0.03},
-            **{"policy_kwargs": {"log_std_init": -1.0}, "seed": 0, "device": "cpu"},
-        )
+            **{"gamma": 1.0, "gae_lambda": 0.97, "target_kl": 0.03, "policy_kwargs": {"log_std_init": -1.0}},
+        }
+    algorithm: type[BaseAlgorithm] = SB3DQN if discrete else SB3PPO
+    model = algorithm("MlpPolicy", env, seed=0, device="cpu", **settings)
     curves = Curves(name, minutes, folder, lambda seen: model.predict(seen, deterministic=True)[0], discrete)
 
     class Clock(BaseCallback):

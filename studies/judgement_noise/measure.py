@@ -2,12 +2,13 @@
 
     python -m studies.judgement_noise.measure [--seeds 20]
 
-Trains `QanLR-MNIST5k-v1` under four schedules, each with the same seeds, and computes the loss of every image on the trained
-networks. `results/scores.csv` has the scores of each training, `results/noise.json` the standard errors; the tables are
-printed. Some four minutes of a core.
+Trains `QanLR-MNIST5k-v1` under four schedules, each with the same seeds, and computes the loss of every test image on
+the trained networks. `results/scores.csv` has the scores of each training, `results/noise.json` their standard errors,
+which are printed too. Some six minutes of a core.
 
-The images of v0 are those of v1: its 4,000 training images are the same, so are the trainings, and its 500 test images are
-the last 500 of v1's 1,000 validation images.
+The 500 test images of v0 are the last 500 of the 1,000 validation images of v1. The 4,000 training images are the same,
+and no schedule here looks at a validation image, so the networks that v1 trains can be judged as v0 would have judged
+them.
 """
 
 import argparse
@@ -93,9 +94,9 @@ def noise_of(scores: Float64) -> dict[str, float]:
 
     Returns:
         mean; images: standard error over test images of one network, in the mean over the networks; seeds: standard
-        deviation of the networks' means; judgement_seeds and judgement_images: standard errors over seeds and over images
-        of the mean over JUDGED seeds; least: what such a mean must differ from 0 by for a 95 % interval that allows for
-        both to exclude it.
+        deviation of the networks' means; judgement_seeds and judgement_images: standard errors over seeds and over
+        images of the mean over JUDGED seeds; least: by what such a mean must differ from 0 for a 95 % interval that
+        allows for both to exclude it.
     """
     n, images = scores.shape
     by_seed, by_image = scores.mean(axis=1), scores.mean(axis=0)
