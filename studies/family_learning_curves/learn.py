@@ -138,7 +138,7 @@ def train_sb3(name: str, minutes: float, folder: Path) -> None:
     if discrete:
         settings: dict[str, Any] = {
             **{"learning_rate": 5e-4, "batch_size": 256, "gamma": 1.0, "n_steps": 6, "buffer_size": 200_000},
-            **{"learning_starts": 5_000, "train_freq": 1, "gradient_steps": 16, "target_update_interval": 1},
+            **{"learning_starts": 5_000, "train_freq": 1, "gradient_steps": 16, "target_update_interval": ROWS},
             **{"tau": 0.1, "exploration_fraction": EXPLORATION / forever, "exploration_final_eps": 0.05},
         }
     else:
