@@ -141,8 +141,8 @@ def main() -> None:
             rows.append({"controller": controller, "seed": seed, **means})
     arguments.out.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows).to_csv(arguments.out / "scores.csv", index=False)
-    (arguments.out / "noise.json").write_text(json.dumps(noise, indent=1) + "\n")
     table = pd.DataFrame(noise).T
+    (arguments.out / "noise.json").write_text(json.dumps(table.T.round(6).to_dict(), indent=1) + "\n")
     print(table.to_string(float_format="{:.5f}".format))
 
 
