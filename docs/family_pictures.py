@@ -35,7 +35,7 @@ Artist = Any  # matplotlib's, which has no types
 # --- the distribution -----------------------------------------------------------------------------------------------
 
 
-def names(axes: Artist, values: Iterable[object]) -> None:
+def names(axes: Artist, values: Iterable[Any]) -> None:
     """Bars of how many tasks have a value; numbers in their order, names by their share."""
     counts = Counter(values)
     ordered = sorted(counts) if not any(isinstance(value, str) for value in counts) else [*dict(counts.most_common())]
@@ -223,6 +223,8 @@ def mosaic(tasks: list[Task]) -> list[Image.Image]:
     figure.supxlabel("share of the budget", fontsize=9)
     figure.supylabel("training loss / chance level", fontsize=9)
     figure.legend(handles=curves[0], loc="outside upper center", ncols=3, frameon=False, fontsize=9)
+    canvas.draw()
+    figure.set_layout_engine("none")  # all frames have the layout of the first
     frames = []
     for step in range(DECISIONS + 1):
         for (still, loss, rate), one, other in zip(curves, acted, idle, strict=True):
