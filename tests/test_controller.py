@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from qan_agents.controllers.controller import FAMILY, LARGEST_FILE, Controller, ControllerSettings
+from qan_agents.controllers.learners import FACTORS
 from qan_agents.controllers.meta_config import MetaConfig
 from qan_agents.controllers.meta_training import MetaTraining
 from qan_agents.controllers.trainings import Plan, play_controller, play_schedules
@@ -18,12 +19,14 @@ from qan_gym.schedules import SCHEDULES
 SMALL = {"networks": ["mlp"], "optimizers": ["sgd"]}
 
 
-def trained(**agent_kwargs) -> MetaTraining:
+def trained(agent: str = "ppo", **agent_kwargs) -> MetaTraining:
     """After one round, in which the weights have left their beginning."""
-    training = MetaTraining(MetaConfig(rounds=1, rows=4, env_kwargs=SMALL, agent_kwargs=agent_kwargs))
+    config = MetaConfig(agent=agent, rounds=1, rows=4, env_kwargs=SMALL, agent_kwargs=agent_kwargs)
+    training = MetaTraining(config)
     training.round()
-    with torch.no_grad():  # the head begins near 0
-        training.agent.network.policy.head.weight.mul_(20)
+    if agent == "ppo":
+        with torch.no_grad():  # the head begins near 0
+            training.learner.agent.network.policy.head.weight.mul_(20)
     return training
 
 
@@ -39,7 +42,7 @@ def short_tasks(count: int, optimizer: str = "sgd") -> list:
 def test_it_acts_like_the_agent_that_it_was_made_of(agent_kwargs):
     """Over the steps of an episode, with the memory where there is one."""
     training = trained(**agent_kwargs)
-    agent, controller = training.agent, training.controller()
+    agent, controller = training.learner.agent, training.controller()
     assert controller.units == agent.config.recurrent
     act, memory, rng, played = controller.player(7), None, np.random.default_rng(0), set()
     for _ in range(4):
@@ -51,6 +54,19 @@ def test_it_acts_like_the_agent_that_it_was_made_of(agent_kwargs):
         np.testing.assert_allclose(actions, expected.numpy(), atol=1e-5)
         played.update(actions[:, 0].tolist())
     assert len(played) > 2
+
+
+def test_it_acts_like_the_greedy_dqn_that_it_was_made_of():
+    """Its actions are the logarithms of the factors, over that of the largest."""
+    training = trained("dqn-native")
+    agent, controller = training.learner.agent, training.controller()
+    choices = np.log(FACTORS) / np.log(12)
+    assert controller.settings.factor == pytest.approx(12)
+    observations = np.random.default_rng(0).normal(0, 1, (50, len(controller.settings.features))).astype(np.float32)
+    expected = agent.values(torch.from_numpy(observations)[:, None]).argmax(dim=1)
+    actions, _ = controller.act(observations, controller.memory(50))
+    np.testing.assert_allclose(actions[:, 0], choices[expected.numpy()], rtol=1e-6)
+    assert len(set(actions[:, 0].tolist())) > 1
 
 
 def test_choices_are_taken_where_the_output_is_largest():
@@ -87,7 +103,7 @@ def test_a_damaged_file_is_refused(tmp_path):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
         with pytest.raises(ValueError, match=r"controller\.safetensors"):
             Controller.load(path)
-    training.agent.save(path)
+    training.learner.agent.save(path)
     with pytest.raises(ValueError, match="not a controller"):
         Controller.load(path)
     with pytest.raises(FileNotFoundError, match="nowhere"):

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from qan_agents.cli.app import app
 from qan_agents.controllers.controller import Controller
+from qan_agents.controllers.learners import LEARNERS
 from qan_agents.controllers.meta_config import MetaConfig
 from qan_agents.controllers.meta_training import (
     EVALUATIONS,
@@ -48,7 +49,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_a_round_is_a_training_in_every_row():
     """The return is that of the environment's episodes, the end of the budget is an end, new tasks come after it."""
     training = MetaTraining(small_config(rows=5, seed=1))  # none of whose trainings diverges
-    agent, env = training.agent, training.env
+    agent, env = training.learner.agent, training.env
     rounds = []
     update = agent.update
 
@@ -77,10 +78,11 @@ def test_a_row_that_diverges_is_learned_from_up_to_there():
     """What it plays while it waits for the others is not."""
     training = MetaTraining(small_config(env_kwargs={**SMALL, "learning_rate_factor": 1e9}, rows=8))
     seen = []
-    update = training.agent.update
-    training.agent.update = lambda: (seen.append(training.agent.rollout.steps), update())
+    agent = training.learner.agent
+    update = agent.update
+    agent.update = lambda: (seen.append(agent.rollout.steps), update())
     with torch.no_grad():
-        training.agent.network.policy.head.bias.fill_(5)
+        agent.network.policy.head.bias.fill_(5)
     training.round()
     (steps,) = seen
     ends = steps.ended.int().cumsum(dim=0)
@@ -89,11 +91,12 @@ def test_a_row_that_diverges_is_learned_from_up_to_there():
     assert (steps.valid == ((ends == 0) | (steps.ended & (ends == 1)))).all()
 
 
-def test_the_same_seed_gives_the_same_files(tmp_path):
+@pytest.mark.parametrize("agent", LEARNERS)
+def test_the_same_seed_gives_the_same_files(agent, tmp_path):
     """In one go and in parts; another seed gives others."""
     whole, parts, other = (MetaRun(tmp_path / name) for name in ("whole", "parts", "other"))
     for run, seed in ((whole, 1), (parts, 1), (other, 2)):
-        run.create(small_config(seed=seed))
+        run.create(small_config(agent=agent, seed=seed))
 
     def stop(done: int, row: object) -> None:
         raise KeyboardInterrupt
@@ -151,9 +154,11 @@ def test_minutes_become_rounds():
         ({"rounds": 0}, "rounds must be an integer of at least 1"),
         ({"rows": 2.5}, "rows must be an integer"),
         ({"family": "QanLR-MNIST5k-v1"}, "family must be 'QanLR-Family-v0'"),
-        ({"agent": "dqn"}, "agent must be 'ppo'"),
+        ({"agent": "dqn"}, "agent must be one of ppo, dqn-native"),
+        ({"agent": "dqn-native", "agent_kwargs": {"dueling": True}}, "a plain network: leave out dueling"),
+        ({"agent": "dqn-native", "agent_kwargs": {"clip": 1}}, "unknown hyperparameter 'clip'"),
         ({"env_kwargs": {"split": "test"}}, "split must be train: the tasks of the other split are for judging"),
-        ({"agent_kwargs": {"gama": 1}}, "unknown hyperparameters: gama"),
+        ({"agent_kwargs": {"gama": 1}}, "unknown hyperparameter 'gama'"),
         ({"agent_kwargs": {"gamma": 2}}, r"gamma must be a number in \[0, 1"),
         ({"agent_kwargs": {"steps_per_round": 50}}, "steps_per_round must be 25"),
         ({"rows": 3, "agent_kwargs": {"minibatches": 4, "recurrent": 8}}, "minibatches must be at most"),

@@ -30,15 +30,16 @@ from gymnasium.vector import AutoresetMode
 
 import qan_gym
 from qan_agents.controllers.controller import Controller, ControllerSettings
+from qan_agents.controllers.learners import LEARNERS
 from qan_agents.controllers.meta_config import MetaConfig
 from qan_agents.controllers.trainings import Outcomes, play_controller
 from qan_agents.dqn.vector_env import TensorVectorEnv
-from qan_agents.ppo.agent import PPO
-from qan_agents.ppo.interface import PPOInterface
 from qan_agents.seeds import training_seed
+from qan_gym.config import TaskConfig
 from qan_gym.families.learning_rate import draw_task
 from qan_gym.families.task import DECISIONS, NUMBER_LIMIT, Task
-from qan_gym.utils.files import reading, require_writable, write_bytes
+from qan_gym.games.learning_rate import CONTINUOUS_FACTOR
+from qan_gym.utils.files import load_arrays, reading, require_writable, write_bytes
 from qan_gym.vector_env import QanVectorEnv
 
 CONFIG, STATE, PROGRESS, CONTROLLER, LOCK = (
@@ -95,7 +96,8 @@ class MetaRun:
             FileNotFoundError: no round is over.
             ValueError: the file is damaged.
         """
-        rows: list[Row] = PPO.load(self.folder / STATE).facts["rows"]
+        _, about = load_arrays(self.folder / STATE)
+        rows: list[Row] = about["facts"]["rows"]
         return rows
 
     @property
@@ -120,7 +122,7 @@ class MetaRun:
                 training.restore(state)
             while training.done < config.rounds:
                 row = training.round()
-                training.agent.save(state, rows=training.rows)
+                training.save(state)
                 show(training.done, row)
             write_bytes(self.folder / PROGRESS, table(training.rows).encode())
             controller = training.controller()
@@ -143,7 +145,7 @@ class MetaTraining:
 
     Attributes:
         config: the settings.
-        agent: that learns.
+        learner: that learns.
         rows: what is recorded of the rounds so far.
     """
 
@@ -153,54 +155,50 @@ class MetaTraining:
         Raises:
             ValueError: a setting is wrong.
         """
-        self.config, self.rows = config, []  # type: ignore[var-annotated]
-        self.env = environment(config)
-        hyperparameters = config.hyperparameters()
-        interface = PPOInterface.of(self.env, hyperparameters.privileged)
-        self.agent = PPO(hyperparameters, interface, seed=config.seed)
-        self.tensor_env = TensorVectorEnv(self.env, self.agent.device)
+        self.config, self.env = config, environment(config)
+        self.rows: list[Row] = []
+        self.learner = LEARNERS[config.agent](config, self.env)
+        self.tensor_env = TensorVectorEnv(self.env, self.learner.agent.device)
 
     @property
     def done(self) -> int:
         """Rounds so far."""
-        return self.agent.rounds
+        return self.learner.agent.steps // (self.config.rows * DECISIONS)
 
     def restore(self, state: Path) -> None:
-        """Go on from a file that `PPO.save` wrote after a round.
+        """Go on from a file that `save` wrote.
 
         Raises:
             ValueError: it is damaged, or of other settings.
         """
-        agent = PPO.load(state)
-        if agent.interface != self.agent.interface or agent.config != self.agent.config:
-            raise ValueError(f"{state}: is of an agent with other settings than those in {CONFIG} beside it")
-        self.agent, self.rows = agent, agent.facts["rows"]
+        self.learner.restore(state)
+        self.rows = self.learner.agent.facts["rows"]
+
+    def save(self, state: Path) -> None:
+        """Write everything to one file, atomically."""
+        self.learner.save(state, rows=self.rows)
 
     def round(self) -> Row:
         """A training of a task in every row, and the updates after it; what is recorded of it."""
-        agent, tensor_env, first = self.agent, self.tensor_env, self.done * self.config.rows
+        learner, tensor_env, first = self.learner, self.tensor_env, self.done * self.config.rows
         seeds = [training_seed(self.config.seed, first + row) for row in range(self.config.rows)]
-        agent.begin(tensor_env.reset(seeds), tensor_env.infos)
+        learner.begin(tensor_env.reset(seeds), tensor_env.infos)
         total, over = torch.zeros(self.config.rows), torch.zeros(self.config.rows, dtype=torch.bool)
         for _ in range(DECISIONS):
-            transitions = tensor_env.step(agent.act())
+            transitions = tensor_env.step(learner.act())
             total += torch.where(over, 0, transitions.rewards)
             # The end of the budget is the end of the game: nothing comes after it. What rows play that are over before
             # the others is not learned from.
-            agent.remember(transitions._replace(terminated=transitions.ended, valid=~over))
+            learner.remember(transitions._replace(terminated=transitions.ended, valid=~over))
             over |= transitions.ended
-            agent.learn()
+            learner.learn()
         row = {"round": self.done, "trainings": self.done * self.config.rows, "return": float(total.mean())}
-        row |= agent.metrics() | {"deviation": float(self._log_std().detach().exp().mean())}
+        row |= learner.metrics()
         if self._is_due():
             outcomes = self.evaluate(self.controller())
             row |= {"log_loss": float(log_losses(outcomes).mean()), "diverged": float(outcomes.diverged.mean())}
         self.rows.append(row)
         return row
-
-    def _log_std(self) -> torch.Tensor:
-        log_std: torch.Tensor = self.agent.network.distribution.log_std  # type: ignore[assignment]
-        return log_std
 
     def _is_due(self) -> bool:
         """Whether the controller is evaluated after this round: EVALUATIONS times, evenly, the last one among them."""
@@ -214,26 +212,15 @@ class MetaTraining:
 
     def controller(self) -> Controller:
         """The policy so far, without its noise."""
-        agent, training = self.agent, self.env.training
-        policy, norm = agent.network.policy, agent.network.observation_norm
-        weights = {"mean": norm.mean, "deviation": (norm.square / norm.count.clamp(min=1) + 1e-8).sqrt()}
-        layers = [layer for layer in policy.layers if isinstance(layer, torch.nn.Linear)] + [policy.head]
-        for number, layer in enumerate(layers):
-            weights |= {f"weight{number}": layer.weight, f"bias{number}": layer.bias}
-        if policy.gru is not None:
-            gru = policy.gru
-            weights |= {"gru_input": gru.weight_ih, "gru_input_bias": gru.bias_ih}
-            weights |= {"gru_memory": gru.weight_hh, "gru_memory_bias": gru.bias_hh}
+        training, learner = self.env.training, self.learner
         settings = ControllerSettings(
             features=tuple(training.parts.observer.features),
             optimizers=self.optimizers,
-            factor=float(training.config.learning_rate_factor or 0),
+            factor=largest_factor(training.config),
             schedule=training.config.schedule,
-            activation=agent.config.activation,
-            clip=agent.config.observation_clip,
+            **learner.settings(),
         )
-        arrays = {name: value.detach().numpy() for name, value in weights.items()}
-        return Controller(settings, arrays, self.provenance())
+        return Controller(settings, learner.weights(), self.provenance())
 
     @property
     def optimizers(self) -> tuple[str, ...]:
@@ -279,10 +266,16 @@ def environment(config: MetaConfig) -> QanVectorEnv:
         num_envs=config.rows,
         output="torch",
         autoreset_mode=AutoresetMode.NEXT_STEP,
-        **config.env_kwargs,
+        **{**LEARNERS[config.agent].env_kwargs, **config.env_kwargs},
     )
     assert isinstance(env.unwrapped, QanVectorEnv)
     return env.unwrapped
+
+
+def largest_factor(config: TaskConfig) -> float:
+    """By which one action may multiply the learning rate."""
+    factors = config.learning_rate_factors or (config.learning_rate_factor or CONTINUOUS_FACTOR,)
+    return math.exp(max(abs(math.log(factor)) for factor in factors))
 
 
 def evaluation_tasks(config: MetaConfig) -> list[Task]:

@@ -20,7 +20,7 @@ from torch.optim.adam import adam
 from qan_agents.dqn.config import STORAGE, DQNConfig
 from qan_agents.dqn.losses import huber_loss, quantile_huber_loss, quantile_midpoints
 from qan_agents.dqn.network import QNetwork, parameters_as_vector
-from qan_agents.dqn.replay import Batch, Replay, as_floats
+from qan_agents.dqn.replay import PRIORITIES, TRANSITIONS, Batch, Replay, as_floats
 from qan_agents.dqn.rmsprop import rmsprop_
 from qan_agents.dqn.vector_env import EnvInterface, Transitions
 from qan_gym.utils.cuda_graph import CapturedGraph
@@ -323,11 +323,12 @@ class DQN:
 
     # --- files ------------------------------------------------------------------------------------------------------
 
-    def save(self, path: str | os.PathLike[str], **facts: Any) -> None:
-        """Write everything but the replay's transitions to one safetensors file, atomically; nothing is pickled.
+    def save(self, path: str | os.PathLike[str], *, with_replay: bool = False, **facts: Any) -> None:
+        """Write everything to one safetensors file, atomically; nothing is pickled.
 
         Args:
             path: of the file.
+            with_replay: whether also the replay's transitions.
             facts: JSON-able values that `load` gives back in `facts`.
         """
         tensors = {f"network/{name}": value for name, value in self.network.state_dict().items()}
@@ -336,8 +337,9 @@ class DQN:
         tensors |= {f"optimizer/{name}": value for name, value in zip(names, self.moments, strict=True)}
         tensors["optimizer_steps"] = self.optimizer_steps
         tensors["generator"] = self.generator.get_state()
-        if self._replay is not None and self.config.priority_exponent > 0:
-            tensors |= {"priorities": self._replay.priorities, "max_priority": self._replay.max_priority}
+        if self._replay is not None:
+            kept = (*PRIORITIES, *(TRANSITIONS if with_replay else ()))
+            tensors |= {f"replay/{name}": getattr(self._replay, name) for name in kept}
         about = {
             "format": FORMAT,
             "config": asdict(self.config),
@@ -351,7 +353,7 @@ class DQN:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str = "cpu") -> "DQN":
-        """An agent as `save` left it, with an empty replay; `facts` has what was saved beside it.
+        """An agent as `save` left it, its replay empty if that was not saved; `facts` has what was saved beside it.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -381,10 +383,10 @@ class DQN:
             moment.copy_(tensors[f"optimizer/{name}"])
         self.optimizer_steps.copy_(tensors["optimizer_steps"])
         self.generator.set_state(tensors["generator"])
-        if num_envs is not None and self.config.priority_exponent > 0:
+        if num_envs is not None:
             self._reserve(num_envs)
-            self.replay.priorities.copy_(tensors["priorities"])
-            self.replay.max_priority.copy_(tensors["max_priority"])
+            for name, value in part("replay").items():
+                getattr(self.replay, name).copy_(value)
 
 
 def _linear(start: float, end: float, share: float) -> float:

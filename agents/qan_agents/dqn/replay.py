@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 
 BLOCK = 1024  # places whose priorities are summed together
+# The tensors of a replay.
+TRANSITIONS = ("frames", "next_frames", "actions", "rewards", "terminated", "ended", "age", "cursor", "size")
+PRIORITIES = ("priorities", "max_priority")
 LEAST_PRIORITY = 1e-6  # added to every TD error, so that each transition can be drawn again
 
 

@@ -1,0 +1,268 @@
+"""The agents that meta-training makes controllers of: what each plays, learns with, and becomes."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from qan_agents.dqn.agent import DQN
+from qan_agents.dqn.config import DQNConfig
+from qan_agents.dqn.vector_env import EnvInterface, Transitions
+from qan_agents.ppo.agent import PPO
+from qan_agents.ppo.config import PPOConfig
+from qan_agents.ppo.interface import PPOInterface
+from qan_gym.families.task import DECISIONS
+from qan_gym.utils.names import unknown_name
+from qan_gym.vector_env import QanVectorEnv
+
+if TYPE_CHECKING:
+    from qan_agents.controllers.meta_config import MetaConfig
+
+FACTORS = (1 / 12, 1 / 3, 1.0, 3.0, 12.0)  # of the learning rate, the actions of the DQN
+
+Weights = dict[str, NDArray[Any]]
+
+
+class Learner(ABC):
+    """An agent in meta-training.
+
+    Attributes:
+        env_kwargs: keyword arguments of the environment that it needs, unless others are given.
+        agent: it.
+    """
+
+    env_kwargs: ClassVar[dict[str, Any]] = {}
+    agent: PPO | DQN
+
+    @staticmethod
+    @abstractmethod
+    def hyperparameters(config: MetaConfig) -> PPOConfig | DQNConfig:
+        """Those of meta-training, with what the settings say otherwise.
+
+        Raises:
+            ValueError: one is unknown or out of its range.
+        """
+
+    @abstractmethod
+    def __init__(self, config: MetaConfig, env: QanVectorEnv) -> None:
+        """A fresh agent."""
+
+    @abstractmethod
+    def begin(self, frames: Tensor, infos: Mapping[str, Any]) -> None:
+        """Begin an episode in every row."""
+
+    @abstractmethod
+    def restore(self, state: Path) -> None:
+        """Go on from a file that `save` wrote.
+
+        Raises:
+            ValueError: it is damaged, or of other settings.
+        """
+
+    @abstractmethod
+    def save(self, path: Path, **facts: Any) -> None:
+        """Write everything that the next round needs, and facts, to one file, atomically."""
+
+    @abstractmethod
+    def metrics(self) -> dict[str, float]:
+        """Numbers of the last round."""
+
+    @abstractmethod
+    def weights(self) -> Weights:
+        """The weights of the policy as a `Controller` has them."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Fields of `ControllerSettings` that the agent decides."""
+
+    def act(self) -> Tensor:
+        """Actions in all rows."""
+        return self.agent.act()
+
+    def remember(self, transitions: Transitions) -> None:
+        """Keep a step."""
+        self.agent.remember(transitions)
+
+    def learn(self) -> None:
+        """Count a step, and do the updates that are due."""
+        self.agent.learn()
+
+    def _adopt(self, loaded: Any, state: Path) -> None:
+        if loaded.interface != self.agent.interface or loaded.config != self.agent.config:
+            raise ValueError(f"{state}: is of an agent with other settings than those in config.json beside it")
+        self.agent = loaded
+
+
+class PPOLearner(Learner):
+    """The bundled PPO; its value network also sees the parameters of the task."""
+
+    agent: PPO
+
+    @staticmethod
+    def hyperparameters(config: MetaConfig) -> PPOConfig:
+        """See `Learner.hyperparameters`."""
+        own = {
+            "hidden": (32, 32),
+            "initial_log_std": math.log(0.2),
+            "learn_std": False,
+            "final_log_std": math.log(0.05),
+            "gamma": 1.0,
+            "gae_lambda": 0.97,
+            "epochs": 5,
+            "target_kl": 0.03,
+            "learning_rate": 1e-3,
+            "privileged": "task",
+            "steps_per_round": DECISIONS,
+            "anneal_steps": config.trainings * DECISIONS,
+        }
+        settings = PPOConfig(**overridden({**asdict(PPOConfig()), **own}, config.agent_kwargs))
+        if settings.steps_per_round != DECISIONS:
+            raise ValueError(f"steps_per_round must be {DECISIONS}, the actions of an episode")
+        settings.check_rows(config.rows)
+        return settings
+
+    def __init__(self, config: MetaConfig, env: QanVectorEnv) -> None:
+        """See `Learner.__init__`."""
+        hyperparameters = self.hyperparameters(config)
+        interface = PPOInterface.of(env, hyperparameters.privileged)
+        self.agent = PPO(hyperparameters, interface, seed=config.seed)
+
+    def begin(self, frames: Tensor, infos: Mapping[str, Any]) -> None:
+        """See `Learner.begin`."""
+        self.agent.begin(frames, infos)
+
+    def restore(self, state: Path) -> None:
+        """See `Learner.restore`."""
+        self._adopt(PPO.load(state), state)
+
+    def save(self, path: Path, **facts: Any) -> None:
+        """See `Learner.save`."""
+        self.agent.save(path, **facts)
+
+    def metrics(self) -> dict[str, float]:
+        """See `PPO.metrics`; deviation: of the actions, the box being [-1, 1]."""
+        log_std: Any = self.agent.network.distribution.log_std
+        return self.agent.metrics() | {"deviation": float(log_std.detach().exp().mean())}
+
+    def weights(self) -> Weights:
+        """See `Learner.weights`."""
+        policy, norm = self.agent.network.policy, self.agent.network.observation_norm
+        mean, deviation = torch.zeros_like(norm.mean), torch.ones_like(norm.mean)
+        if self.agent.config.normalise_observations:
+            mean, deviation = norm.mean, (norm.square / norm.count.clamp(min=1) + 1e-8).sqrt()
+        weights = {"mean": mean, "deviation": deviation} | layers_of(policy.layers, policy.head)
+        if policy.gru is not None:
+            gru = policy.gru
+            weights |= {"gru_input": gru.weight_ih, "gru_input_bias": gru.bias_ih}
+            weights |= {"gru_memory": gru.weight_hh, "gru_memory_bias": gru.bias_hh}
+        return arrays_of(weights)
+
+    def settings(self) -> dict[str, Any]:
+        """See `Learner.settings`."""
+        config = self.agent.config
+        return {"activation": config.activation, "clip": config.observation_clip}
+
+
+class DQNLearner(Learner):
+    """The bundled DQN: double, with returns over many steps, five actions."""
+
+    env_kwargs: ClassVar[dict[str, Any]] = {"continuous": False, "learning_rate_factors": list(FACTORS)}
+    agent: DQN
+
+    @staticmethod
+    def hyperparameters(config: MetaConfig) -> DQNConfig:
+        """See `Learner.hyperparameters`."""
+        steps = config.trainings * DECISIONS
+        own = {
+            "hidden": (64, 64),
+            "double": True,
+            "gamma": 1.0,
+            "n_step": 5,
+            "learning_rate": 5e-4,
+            "batch_size": 256,
+            "update_every": 64,
+            "tau": 0.01,
+            "target_update_interval": 1,
+            "learning_starts": min(10_000, steps // 5),
+            "buffer_size": 100_000,
+            "exploration_steps": max(1, steps // 2),
+        }
+        settings = DQNConfig(**overridden({**asdict(DQNConfig()), **own}, config.agent_kwargs))
+        simple = {"history": 1, "layer_norm": False, "dueling": False, "quantiles": 1}
+        if wrong := [name for name, value in simple.items() if getattr(settings, name) != value]:
+            raise ValueError(f"a controller is a plain network: leave out {', '.join(wrong)}")
+        return settings
+
+    def __init__(self, config: MetaConfig, env: QanVectorEnv) -> None:
+        """See `Learner.__init__`."""
+        self.choices = choices_of(env)
+        self.agent = DQN(self.hyperparameters(config), EnvInterface.of(env), seed=config.seed)
+
+    def begin(self, frames: Tensor, infos: Mapping[str, Any]) -> None:
+        """See `Learner.begin`."""
+        self.agent.begin(frames)
+
+    def restore(self, state: Path) -> None:
+        """See `Learner.restore`."""
+        self._adopt(DQN.load(state), state)
+
+    def save(self, path: Path, **facts: Any) -> None:
+        """See `Learner.save`."""
+        self.agent.save(path, with_replay=True, **facts)
+
+    def metrics(self) -> dict[str, float]:
+        """epsilon: the share of random actions."""
+        return {"epsilon": self.agent.exploration}
+
+    def weights(self) -> Weights:
+        """See `Learner.weights`."""
+        size = self.agent.interface.frame_size
+        return arrays_of(
+            {"mean": torch.zeros(size), "deviation": torch.ones(size)} | layers_of(self.agent.network.advantage)
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """See `Learner.settings`."""
+        return {"activation": "relu", "choices": self.choices}
+
+
+LEARNERS: dict[str, type[Learner]] = {"ppo": PPOLearner, "dqn-native": DQNLearner}
+
+
+def overridden(settings: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with others in their place.
+
+    Raises:
+        ValueError: there is no such setting.
+    """
+    for name in overrides:
+        if name not in settings:
+            raise ValueError(unknown_name("hyperparameter", name, settings))
+    return {**settings, **overrides}
+
+
+def choices_of(env: QanVectorEnv) -> tuple[float, ...]:
+    """The actions in [-1, 1] that the discrete ones of an environment stand for, given its largest factor."""
+    logs = [math.log(factor) for factor in env.config.learning_rate_factors or ()]
+    return tuple(log / max(map(abs, logs)) for log in logs)
+
+
+def layers_of(*modules: nn.Module) -> dict[str, Tensor]:
+    """Weights and biases of the linear layers in some modules, in order."""
+    layers = [layer for module in modules for layer in module.modules() if isinstance(layer, nn.Linear)]
+    weights = {f"weight{number}": layer.weight for number, layer in enumerate(layers)}
+    return weights | {f"bias{number}": layer.bias for number, layer in enumerate(layers)}
+
+
+def arrays_of(tensors: Mapping[str, Tensor]) -> Weights:
+    """As float32 arrays."""
+    return {name: np.asarray(tensor.detach().numpy(), np.float32) for name, tensor in tensors.items()}
