@@ -18,6 +18,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,15 @@ from golden_traces import own_cache
 from helpers import made_npz
 
 import qan_gym  # noqa: F401 (registers the environments)
-from qan_gym.core.observation import FEATURES
+from qan_gym.core.features import FEATURES
 from qan_gym.core.reward import REWARDS
+from qan_gym.families import draw_task
 from qan_gym.schedules import SCHEDULES
 from qan_gym.tasks import TASKS
 
 REFUSED = (ValueError, TypeError, FileNotFoundError, gym.error.Error)
-DEEP = "QanLR-CIFAR10-v0"
+DEEP, FAMILY = "QanLR-CIFAR10-v0", "QanLR-Family-v0"
+EVERYWHERE = [name for name, feature in FEATURES.items() if feature.reads is None]
 EPISODES = 2  # that an environment plays, at most
 NONSENSE: tuple[Any, ...] = (
     *(None, True, False, "", "x", "None", "nan", b"x", (), [], {}, set(), [1], ["x"], {"a": 1}, object(), 1j, print),
@@ -77,6 +80,8 @@ class Fuzzer:
 
     def arguments(self, env_id: str) -> dict[str, Any]:
         """Arguments that go together, of an episode of a few steps."""
+        if env_id == FAMILY:
+            return self.family_arguments()
         deep = env_id == DEEP
         chosen: dict[str, Any] = {
             "dataset": self.photographs if deep else self.digits,
@@ -93,6 +98,23 @@ class Fuzzer:
             chosen |= {"meta_momentum": None, "reference": self.one_of([None, "previous"])}
         return chosen | ({"reference": self.one_of([None, "previous"])} if deep else {})
 
+    def family_arguments(self) -> dict[str, Any]:
+        """Of a few tasks of the family, or of one of a few mini-batches."""
+        one_of, number = self.one_of, int(self.rng.integers(2**31))
+        split, networks = one_of(["train", "test"]), one_of([["mlp"], ["mlp"], ["mlp"], ["cnn"], ["mnist-cnn", "mlp"]])
+        optimizers = one_of([["sgd"], ["adamw"], ["sgd", "adamw"]])
+        task = replace(draw_task(split, number, networks, optimizers), batches_per_action=one_of([1, 2, 3]))
+        chosen = {"task": one_of([task, asdict(task), task.to_json()])}
+        if networks == ["mlp"] and self.chance(0.3):
+            few = {"num_tasks": int(self.rng.integers(1, 2**31 - number)), "start_task": number}
+            chosen = {"networks": networks, "optimizers": optimizers, "split": split, **few, "engine": "native"}
+        chosen["context"] = one_of(["hidden", "observed"])
+        names = ("observation", "reward", "target_loss", "validate_every", "early_stopping", "schedule", "action_scale")
+        for name in (*names, "continuous", "learning_rate_max", "learning_rate_step"):
+            if self.chance(0.1):
+                chosen[name] = self._options(FAMILY)[name]()
+        return chosen
+
     def _options(self, env_id: str) -> dict[str, Callable[[], Any]]:
         one_of, rng = self.one_of, self.rng
         return {
@@ -108,7 +130,15 @@ class Fuzzer:
             "action_scale": lambda: one_of(["additive", "multiplicative", "absolute"]),
             "schedule": lambda: one_of(SCHEDULES),
             "observation": lambda: one_of(
-                ["screen", "filters", ["log_loss"], list(FEATURES), ("budget_used", "momentum")]
+                [
+                    "screen",
+                    "filters",
+                    "statistics",
+                    ["log_loss"],
+                    EVERYWHERE,
+                    list(FEATURES),
+                    ("budget_used", "momentum"),
+                ]
             ),
             "reward": lambda: one_of(REWARDS),
             "target_loss": lambda: float(10 ** rng.uniform(-3, 30)),
@@ -213,7 +243,7 @@ class Fuzzer:
                 self.check(made, observation in env.observation_space, "the observation is not in its space")
                 self.check(made, math.isfinite(reward), f"reward {reward}")
                 self.check(made, set(info) == names, f"other names in the info: {set(info) ^ names}")
-                unmeasured = {name for name, value in info.items() if not math.isfinite(value)}
+                unmeasured = {name for name, value in flat(info).items() if not math.isfinite(value)}
                 expected = set() if over else {"test_loss", "test_accuracy"}
                 self.check(made, unmeasured == expected, f"not finite: {unmeasured}")
 
@@ -230,8 +260,8 @@ class Fuzzer:
                 env.reset(options={"reset_mask": env.over})
             observations, rewards, _, _, infos = env.step(env.action_space.sample())
             self.steps += env.num_envs
-            values = {name: torch.as_tensor(value) for name, value in infos.items() if name in names}
-            self.check(made, set(values) == names, f"names missing from the infos: {names ^ set(values)}")
+            self.check(made, names <= set(infos), f"names missing from the infos: {names - set(infos)}")
+            values = flat({name: infos[name] for name in names & set(infos)})
             for name, value in {"observations": observations, "rewards": rewards, **values}.items():
                 finite = bool(torch.as_tensor(value).isfinite().all())
                 self.check(made, finite or name in ("test_loss", "test_accuracy"), f"{name} is not finite")
@@ -260,6 +290,12 @@ class Fuzzer:
         """A fault unless something is right."""
         if not right:
             self.fault("play", made, otherwise)
+
+
+def flat(info: dict[str, Any]) -> dict[str, Any]:
+    """An info with the entries of the dicts in it, but for Gymnasium's masks, in their place."""
+    parts = {name: value if isinstance(value, dict) else {name: value} for name, value in info.items()}
+    return {name: value for part in parts.values() for name, value in part.items() if not name.startswith("_")}
 
 
 def _bits(state: Any) -> Any:

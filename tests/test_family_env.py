@@ -4,6 +4,7 @@ import copy
 import json
 import pickle
 from dataclasses import asdict, replace
+from functools import partial
 
 import gymnasium as gym
 import numpy as np
@@ -83,6 +84,13 @@ def test_the_observation_and_its_context():
     assert np.array_equal(hidden.reset(seed=0)[0], observation[: len(STATISTICS)])
     alone = gym.make(ID, task=SMALL, observation=[CONTEXT_FEATURES[0], "budget_share"])
     assert alone.reset(seed=0)[0].tolist() == [pytest.approx(expected[0]), -1.0]
+
+
+def test_the_parameters_of_a_task_are_observed_only_where_there_is_one():
+    """Elsewhere they are refused before anything is played."""
+    for make in (gym.make, partial(gym.make_vec, num_envs=2)):
+        with pytest.raises(ValueError, match=f"the feature '{CONTEXT_FEATURES[0]}' reads 'context', which this"):
+            make("QanLR-MNIST5k-v1", observation=["log_loss", CONTEXT_FEATURES[0]])
 
 
 @pytest.mark.parametrize("record", [SMALL, asdict(SMALL), SMALL.to_json(), json.loads(SMALL.to_json())], ids=str)

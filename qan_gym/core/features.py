@@ -21,16 +21,20 @@ class Feature:
     Attributes:
         function: see `register_feature`.
         needs_measurements: whether it reads fields of the state that are there only where something is measured.
+        reads: the tensor of a game, in `run.game`, that it reads.
     """
 
     function: Function
     needs_measurements: bool = False
+    reads: str | None = None
 
 
 FEATURES: dict[str, Feature] = {}
 
 
-def register_feature(name: str, function: Function, *, needs_measurements: bool = False) -> None:
+def register_feature(
+    name: str, function: Function, *, needs_measurements: bool = False, reads: str | None = None
+) -> None:
     """Make a feature available under a name, for `observation=[...]` and for the score line of a game.
 
     Args:
@@ -40,13 +44,15 @@ def register_feature(name: str, function: Function, *, needs_measurements: bool 
             number.
         needs_measurements: whether the function reads `run.measured` or what else is there only where the training is
             measured; where this feature is observed, it is.
+        reads: the name in `run.game` of a game's tensor that the function reads; environments without it refuse the
+            feature. None: it reads none.
 
     Raises:
         ValueError: the name is taken.
     """
     if name in FEATURES:
         raise ValueError(f"a feature cannot be registered as {name!r}: the name is taken")
-    FEATURES[name] = Feature(function, needs_measurements)
+    FEATURES[name] = Feature(function, needs_measurements, reads)
 
 
 def feature(*, needs_measurements: bool = False) -> Callable[[Function], Function]:

@@ -7,6 +7,7 @@ that the game adds, then zeros.
 """
 
 import math
+from collections.abc import Container
 
 import numpy as np
 import torch
@@ -63,6 +64,20 @@ class Observer:
                 rows + (config.observation == "screen"),
                 max(columns, len(SCORE_LINE) + len(self.extra)),
             )
+
+    def check(self, tensors: Container[str]) -> None:
+        """Refuse features that read what the game does not have.
+
+        Args:
+            tensors: the names of those in `run.game`.
+
+        Raises:
+            ValueError: which.
+        """
+        for name in (*self.features, *self.extra):
+            reads = FEATURES[name].reads
+            if reads is not None and reads not in tensors:
+                raise ValueError(f"the feature {name!r} reads {reads!r}, which this environment does not have")
 
     @property
     def space(self) -> spaces.Box:

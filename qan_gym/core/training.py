@@ -168,10 +168,12 @@ class Training:
         """The state of new runs.
 
         Raises:
-            ValueError: it needs more memory than there is.
+            ValueError: it needs more memory than there is, or a feature of the observation is not of this environment.
         """
+        layout = self._layout()
+        self.parts.observer.check(layout.game)
         try:
-            return RunState.allocate(self._layout())
+            return RunState.allocate(layout)
         except (RuntimeError, MemoryError) as error:
             raise ValueError(
                 f"{self.num_runs} runs of this task need more memory than there is: make num_envs, batches_per_action "

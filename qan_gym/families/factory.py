@@ -73,4 +73,4 @@ def _context(column: int, run: RunState) -> Array:
 
 
 for _column, _name in enumerate(CONTEXT_FEATURES):
-    register_feature(_name, partial(_context, _column))
+    register_feature(_name, partial(_context, _column), reads=CONTEXT_TENSOR)
