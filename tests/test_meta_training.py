@@ -74,6 +74,28 @@ def test_a_round_is_a_training_in_every_row():
     assert agent.rounds == training.done == 2
 
 
+def test_rows_of_a_group_are_compared_with_each_other():
+    """They have one task and one seed; their returns, minus the mean of the group, sum to 0."""
+    env_kwargs = {**SMALL, "learning_rate_factor": 1e9}  # so that some diverge, before the others end
+    training = MetaTraining(small_config(rows=8, group=4, env_kwargs=env_kwargs, agent_kwargs={"initial_log_std": 0.0}))
+    agent, seen = training.learner.agent, []
+    update = agent.update
+    agent.update = lambda: (seen.append(agent.rollout.steps.rewards.clone()), update())
+    means = []
+    for _ in range(2):
+        row = training.round()
+        tasks, seeds = training.env.training.tasks, training.env.training.run.seed.tolist()
+        means.append((row["return"], tasks[0], tasks[4]))
+        assert tasks[0] == tasks[1] == tasks[2] == tasks[3] != tasks[4]
+        assert len(set(seeds[:4])) == len(set(seeds[4:])) == 1
+    for rewards in seen:
+        sums = rewards.sum(dim=0).view(2, 4)
+        assert torch.allclose(sums.sum(dim=1), torch.zeros(2), atol=1e-5)
+        assert (sums.abs() > 1e-3).any()
+        assert ((rewards != 0).sum(dim=0) <= 1).all()
+    assert means[0][1] != means[1][1]
+
+
 def test_a_row_that_diverges_is_learned_from_up_to_there():
     """What it plays while it waits for the others is not."""
     training = MetaTraining(small_config(env_kwargs={**SMALL, "learning_rate_factor": 1e9}, rows=8))
@@ -155,6 +177,8 @@ def test_minutes_become_rounds():
         ({"rows": 2.5}, "rows must be an integer"),
         ({"family": "QanLR-MNIST5k-v1"}, "family must be 'QanLR-Family-v0'"),
         ({"agent": "dqn"}, "agent must be one of ppo, dqn-native"),
+        ({"group": 2}, "group must divide the rows, 3"),
+        ({"agent": "dqn-native", "group": 3}, "group must be 1"),
         ({"agent": "dqn-native", "agent_kwargs": {"dueling": True}}, "a plain network: leave out dueling"),
         ({"agent": "dqn-native", "agent_kwargs": {"clip": 1}}, "unknown hyperparameter 'clip'"),
         ({"env_kwargs": {"split": "test"}}, "split must be train: the tasks of the other split are for judging"),

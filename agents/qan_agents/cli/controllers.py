@@ -43,6 +43,10 @@ def meta_train(
         int | None, typer.Option(min=1, max=MOST, help="How long, in rounds, which is the same on every machine.")
     ] = None,
     rows: Annotated[int, typer.Option(min=1, max=MOST, help="Trainings of a round.")] = 192,
+    group: Annotated[
+        int,
+        typer.Option(min=1, max=MOST, help="Rows with the same task, whose returns are compared; divides the rows."),
+    ] = 4,
     seed: SeedOption = 0,
     out: Annotated[
         Path | None, typer.Option(help="The folder; default: a new one in runs/.", callback=expanded)
@@ -68,7 +72,7 @@ def meta_train(
     if minutes is not None and rounds is not None:
         raise ValueError("give --minutes or --rounds, not both")
     env_kwargs = {"networks": ["mlp"], **parse_settings(settings)}
-    config = MetaConfig(family, agent, rounds or 1, rows, seed, env_kwargs, parse_settings(agent_settings))
+    config = MetaConfig(family, agent, rounds or 1, rows, group, seed, env_kwargs, parse_settings(agent_settings))
     if rounds is None:
         config = replace(config, rounds=_measured(config, minutes or MINUTES))
     run = MetaRun(out or new_folder(Path("runs") / f"{family}-{agent}-seed{seed}"))

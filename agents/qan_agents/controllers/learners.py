@@ -84,6 +84,15 @@ class Learner(ABC):
     def settings(self) -> dict[str, Any]:
         """Fields of `ControllerSettings` that the agent decides."""
 
+    def compare(self, returns: Tensor, group: int) -> None:
+        """Make the rewards of the round relative to those of other rows, before the last step of it is counted.
+
+        Args:
+            returns: (N,) of the round.
+            group: rows that have trained the same task from the same weights, one after another.
+        """
+        raise NotImplementedError
+
     def act(self) -> Tensor:
         """Actions in all rows."""
         return self.agent.act()
@@ -140,6 +149,12 @@ class PPOLearner(Learner):
         """See `Learner.begin`."""
         self.agent.begin(frames, infos)
 
+    def compare(self, returns: Tensor, group: int) -> None:
+        """See `Learner.compare`: the mean of the group is taken off where the episode of a row has ended."""
+        means = returns.view(-1, group).mean(dim=1).repeat_interleave(group)
+        steps = self.agent.rollout.steps
+        steps.rewards[:DECISIONS] -= means * (steps.ended[:DECISIONS] & steps.valid[:DECISIONS])
+
     def restore(self, state: Path) -> None:
         """See `Learner.restore`."""
         self._adopt(PPO.load(state), state)
@@ -181,6 +196,8 @@ class DQNLearner(Learner):
     @staticmethod
     def hyperparameters(config: MetaConfig) -> DQNConfig:
         """See `Learner.hyperparameters`."""
+        if config.group > 1:
+            raise ValueError("group must be 1: the DQN learns the values of actions, not differences between rows")
         steps = config.trainings * DECISIONS
         own = {
             "hidden": (64, 64),

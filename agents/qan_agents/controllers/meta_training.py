@@ -180,19 +180,22 @@ class MetaTraining:
 
     def round(self) -> Row:
         """A training of a task in every row, and the updates after it; what is recorded of it."""
-        learner, tensor_env, first = self.learner, self.tensor_env, self.done * self.config.rows
-        seeds = [training_seed(self.config.seed, first + row) for row in range(self.config.rows)]
+        learner, tensor_env, (rows, group) = self.learner, self.tensor_env, (self.config.rows, self.config.group)
+        first = self.done * rows // group
+        seeds = [training_seed(self.config.seed, first + row // group) for row in range(rows)]
         learner.begin(tensor_env.reset(seeds), tensor_env.infos)
-        total, over = torch.zeros(self.config.rows), torch.zeros(self.config.rows, dtype=torch.bool)
-        for _ in range(DECISIONS):
+        total, over = torch.zeros(rows), torch.zeros(rows, dtype=torch.bool)
+        for decision in range(DECISIONS):
             transitions = tensor_env.step(learner.act())
             total += torch.where(over, 0, transitions.rewards)
             # The end of the budget is the end of the game: nothing comes after it. What rows play that are over before
             # the others is not learned from.
             learner.remember(transitions._replace(terminated=transitions.ended, valid=~over))
             over |= transitions.ended
+            if decision == DECISIONS - 1 and group > 1:
+                learner.compare(total, group)
             learner.learn()
-        row = {"round": self.done, "trainings": self.done * self.config.rows, "return": float(total.mean())}
+        row = {"round": self.done, "trainings": self.done * rows, "return": float(total.mean())}
         row |= learner.metrics()
         if self._is_due():
             outcomes = self.evaluate(self.controller())
