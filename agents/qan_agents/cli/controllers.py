@@ -45,8 +45,8 @@ def meta_train(
     rows: Annotated[int, typer.Option(min=1, max=MOST, help="Trainings of a round.")] = 192,
     group: Annotated[
         int,
-        typer.Option(min=1, max=MOST, help="Rows with the same task, whose returns are compared; divides the rows."),
-    ] = 4,
+        typer.Option(min=1, max=MOST, help="Rows of one task, whose returns are compared; divides the rows."),
+    ] = 1,
     seed: SeedOption = 0,
     out: Annotated[
         Path | None, typer.Option(help="The folder; default: a new one in runs/.", callback=expanded)
