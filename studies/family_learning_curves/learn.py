@@ -231,9 +231,7 @@ def draw(folder: Path) -> None:
     nobody = held_out_returns(lambda seen: np.zeros((len(seen), 1), np.float32), discrete=False)
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    print(
-        "| agent | trainings | training tasks, first and last minute | held-out tasks, before and after | gain |"
-    )
+    print("| agent | trainings | training tasks, first and last minute | held-out tasks, before and after | gain |")
     print("| --- | --- | --- | --- | --- |")
     for name in AGENTS:
         training = pd.read_csv(folder / f"{name}-train.csv")
