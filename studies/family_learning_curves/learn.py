@@ -231,13 +231,12 @@ def draw(folder: Path) -> None:
     nobody = held_out_returns(lambda seen: np.zeros((len(seen), 1), np.float32), discrete=False)
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    print(
-        "| agent | trainings | training tasks, first and last minute | held-out tasks, before and after | difference |"
-    )
+    print("| agent | trainings | training tasks, first and last minute | held-out tasks, before and after | gain |")
     print("| --- | --- | --- | --- | --- |")
     for name in AGENTS:
         training = pd.read_csv(folder / f"{name}-train.csv")
         held_out = pd.read_csv(folder / f"{name}-held-out.csv").pivot(index="minute", columns="task", values="return")
+        training = training[training["minute"] <= held_out.index[-1]]  # the blocks that are complete
         left.plot(training["minute"], training["return"], color=COLORS[name], label=NAMES[name])
         error = held_out.sub(held_out.iloc[0], axis=1).sem(axis=1)  # of what was learned: the tasks are the same
         middle = held_out.mean(axis=1)
