@@ -21,7 +21,7 @@ def single_action(space: spaces.Space[Any], action: Any) -> NDArray[Any]:
     if isinstance(space, spaces.Box):
         try:
             value = np.array(action, np.float32)  # a copy
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             value = np.array(np.nan)
         if value.shape != space.shape or not np.isfinite(value).all():
             raise ValueError(f"the action must be finite numbers in an array of shape {space.shape}: {shown(action)}")

@@ -188,9 +188,10 @@ class Fuzzer:
         env_id = DEEP if self.chance(0.03) else self.one_of(sorted(TASKS.keys() - {DEEP}))
         vector = self.chance(0.6)
         arguments = self.arguments(env_id)
+        slow = env_id == DEEP or "cnn-" in str(arguments.get("task"))
         if vector:
             arguments |= {
-                "num_envs": self.one_of([1, 2] if env_id == DEEP else [1, 3, 64, 256, 256]),
+                "num_envs": self.one_of([1, 2] if slow else [1, 3, 64, 256, 256]),
                 "autoreset_mode": self.one_of(["NextStep", "SameStep", "Disabled"]),
                 "output": self.one_of(["numpy", "torch"]),
             }

@@ -411,7 +411,9 @@ def test_invalid_action(env_id, action, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "action", [[0.1, 0.2], 0.5, [[0.5]], [math.nan], [math.inf], "up", None], ids=lambda action: str(action)
+    "action",
+    [[0.1, 0.2], 0.5, [[0.5]], [math.nan], [math.inf], "up", None, [10**200], 10**200, [1e200], {}, [{}]],
+    ids=lambda action: str(action),
 )
 def test_invalid_continuous_action(action, short):
     env = gym.make(LR, continuous=True, disable_env_checker=True, **short)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from helpers import small_data
 
+from qan_gym.families import Task
 from qan_gym.state import State
 
 SHORT = {"dataset": small_data(), "epochs": 2, "batches_per_action": 2, "meta_momentum": None, "reference": None}
-LR, MINIBATCH = "QanLR-MNIST5k-v1", "QanMinibatch-MNIST5k-v1"
+LR, MINIBATCH, FAMILY = "QanLR-MNIST5k-v1", "QanMinibatch-MNIST5k-v1", "QanLR-Family-v0"
 
 
 def playing(env_id: str, steps: int = 3) -> Any:
@@ -127,14 +128,25 @@ def test_what_is_no_array(value):
 
 
 @pytest.mark.parametrize("steps", [0, 1, 10, 40])
-@pytest.mark.parametrize("env_id", [LR, MINIBATCH])
-def test_every_state_of_an_episode_is_accepted(env_id, steps):
+@pytest.mark.parametrize(
+    ("env_id", "settings"),
+    [
+        (LR, {**SHORT, "batch_size": 10}),
+        (LR, {**SHORT, "batch_size": 10, "observation": "statistics"}),
+        (MINIBATCH, {**SHORT, "batch_size": 10}),
+        (FAMILY, {"task": Task(batches_per_action=2), "context": "observed"}),
+        (FAMILY, {"task": Task(batches_per_action=2), "engine": "torch"}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_every_state_of_an_episode_is_accepted(env_id, settings, steps):
     """At its beginning, between epochs, and at its end."""
-    env = gym.make(env_id, **{**SHORT, "batch_size": 10}).unwrapped
+    env = gym.make(env_id, **settings).unwrapped
     env.set_state(env.get_state())  # before the first reset
     env.reset(seed=1)
+    action = np.zeros(1, np.float32) if env_id == FAMILY else 1
     for _ in range(min(steps, env.episode_length)):
-        env.step(1)
+        env.step(action)
     env.set_state(env.get_state())
 
 

@@ -331,13 +331,13 @@ class RunState:
         """Refuse tensors with values that no episode has, by the ranges that are declared.
 
         Raises:
-            ValueError: a value is out of its range; or it is not finite, and no such value is set at a reset.
+            ValueError: a value is out of its range; or it is not finite, and not that which is set at a reset.
         """
         for name, spec, _ in self.leaves():
             if not isinstance(spec, TensorSpec) or not spec.saved or spec.dtype == torch.bool:
                 continue
             values, wanted = tensors[name], "finite"
-            wrong = ~values.isfinite() & (spec.at_reset is not math.nan)
+            wrong = ~(values.isfinite() | _at_reset(values, spec))
             for words, bound, beyond in (
                 ("at least", spec.at_least, torch.lt),
                 ("at most", spec.at_most, torch.gt),
@@ -403,6 +403,13 @@ def _copy(tensors: Mapping[str, Tensor], to: Mapping[str, Tensor]) -> None:
     _check_shapes(tensors, to)
     for name, value in to.items():
         value.copy_(tensors[name])
+
+
+def _at_reset(values: Tensor, spec: TensorSpec) -> Tensor:
+    """Where values are what a reset sets, NaN included."""
+    if not isinstance(spec.at_reset, float):
+        return torch.zeros_like(values, dtype=torch.bool)
+    return values.isnan() if math.isnan(spec.at_reset) else values == spec.at_reset
 
 
 def _check_shapes(tensors: Mapping[str, Tensor], mine: Mapping[str, Tensor]) -> None:
