@@ -6,7 +6,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from qan_agents.cli import bench, environments, train
+from qan_agents.cli import bench, environments, judge, train
 from qan_agents.cli.common import INTERRUPTED, WRONG_INPUT, errors_in_one_line, print_error
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -17,6 +17,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "watch": train.watch,
     "bench": bench.bench,
     "report": bench.report,
+    "judge": judge.judge,
     "list": environments.list_environments,
     "check": environments.check,
     "data": environments.data,
