@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from qan_agents.controllers.controller import Controller
-from qan_agents.controllers.trainings import Float64, Outcomes, play_controller
-from qan_agents.judging.methods import Method, Range, Scheduled, candidates
-from qan_agents.judging.problems import Trainings, tuning_seed
+from qan_agents.controllers.trainings import Float64, Outcomes, Rule, play_controller, play_rules
+from qan_agents.judging.methods import Method, Places, Range, Scheduled, candidates
+from qan_agents.judging.problems import MOST_TRAININGS, Trainings, training_tasks, tuning_seed
 
 
 class Contender(Protocol):
@@ -120,9 +120,6 @@ class Tuned:
         return Outcomes.join(parts).take(np.argsort(np.concatenate(places)))
 
 
-MOST_TRAININGS = 20  # of a search; shorter ones are its beginning
-
-
 @lru_cache(maxsize=4096)
 def searched(
     method: Scheduled, ranges: tuple[tuple[str, Range], ...], tasks: tuple[Any, ...], dataset: str
@@ -169,6 +166,52 @@ class Controlled:
         )
 
 
+@dataclass(frozen=True)
+class Replayed:
+    """The median learning rates of a controller over tasks of the training split, replayed without feedback.
+
+    Attributes:
+        name, optimizer: see `Contender`.
+        digest: SHA-256 of the controller's file.
+        controller: itself.
+        networks: the kinds of the tasks.
+    """
+
+    name: str
+    optimizer: str
+    digest: str
+    controller: Controller
+    networks: tuple[str, ...]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """See `Contender`."""
+        return {"median curve of": self.digest, "networks": self.networks, "tasks": CURVE_TASKS}
+
+    def play(self, trainings: Trainings) -> Outcomes:
+        """See `Contender.play`."""
+        curve, schedule = median_curve(self), self.controller.settings.schedule
+
+        def begin(places: Places) -> Rule:
+            rates = iter(curve)
+            return lambda losses: np.full(len(places), next(rates))
+
+        return play_rules(
+            trainings.tasks, trainings.seeds, begin, schedule=schedule, tests=True, dataset=trainings.dataset
+        )
+
+
+CURVE_TASKS = 128  # of the training split, for a median curve
+
+
+@lru_cache(maxsize=64)
+def median_curve(replayed: Replayed) -> tuple[float, ...]:
+    """The median over tasks of the training split of the learning rate after each action, before the base schedule."""
+    tasks = training_tasks(CURVE_TASKS, replayed.networks, replayed.optimizer)
+    outcomes = play_controller(replayed.controller, tasks, range(CURVE_TASKS))
+    return tuple(np.median(outcomes.learning_rate, axis=0).tolist())
+
+
 # --- controllers from files -----------------------------------------------------------------------------------------
 
 
@@ -207,6 +250,12 @@ def load_controllers(paths: Sequence[Path], label: str | None) -> list[Controlle
         if len(set(played.values())) > 1:
             raise ValueError(f"{name}: replicates must be controllers of the same optimizers; judge them one by one")
     return found
+
+
+def replayed(controlled: Controlled, networks: Sequence[str]) -> Replayed:
+    """The median curve of a controller as a contender."""
+    name = f"median curve of {controlled.name}"
+    return Replayed(name, controlled.optimizer, controlled.digest, controlled.controller, tuple(networks))
 
 
 def made_by(controller: Controller) -> str:

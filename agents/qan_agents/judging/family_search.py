@@ -22,7 +22,7 @@ from qan_agents.judging.problems import Trainings, training_tasks
 from qan_agents.judging.rivals import METHODS
 from qan_gym.families.learning_rate import NETWORKS
 
-ROUNDS = ((20, 32), (10, 96), (4, 256))  # candidates, and tasks
+ROUNDS = ((16, 24), (8, 64), (4, 128))  # candidates, and tasks
 SMALL_ROUNDS = ((12, 8), (6, 16))  # of networks, and of methods, that take ten to a hundred times longer
 BEST = 4  # candidates of a round, between which the next one looks
 QUANTILES = (0.05, 0.95)  # of the best learning rate of a task: where a search on one task looks,

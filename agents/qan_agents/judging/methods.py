@@ -15,6 +15,7 @@ from qan_agents.judging.problems import Trainings
 from qan_gym.schedules import SCHEDULES
 
 Float64 = NDArray[np.float64]
+Places = NDArray[np.int64]
 Settings = Mapping[str, Any]  # name -> a number for all trainings, or (n,)
 
 RATES = {"sgd": (3e-4, 30.0), "adamw": (1e-5, 1.0)}  # wherever a learning rate may be, before anything is known
@@ -22,14 +23,17 @@ RATES = {"sgd": (3e-4, 30.0), "adamw": (1e-5, 1.0)}  # wherever a learning rate 
 
 @dataclass(frozen=True)
 class Range:
-    """Where a setting is searched for; uniform, or uniform in the logarithm."""
+    """Where a setting is searched for; uniform, or uniform in the logarithm; whole: integers, `high` among them."""
 
     low: float
     high: float
     log: bool = False
+    whole: bool = False
 
     def at(self, share: Float64) -> Float64:
         """The values at some shares of the range, 0 to 1."""
+        if self.whole:
+            return np.floor(self.low + share * (self.high + 1 - self.low))
         if self.log:
             return np.exp(np.log(self.low) + share * np.log(self.high / self.low))
         return self.low + share * (self.high - self.low)
@@ -75,6 +79,11 @@ def candidates(ranges: Mapping[str, Range], count: int, seed: int) -> dict[str, 
     return {name: one.at(points[:, column]) for column, (name, one) in enumerate(ranges.items())}
 
 
+def each(setting: Any, count: int) -> Float64:
+    """A setting of each of so many trainings, (count,), from one number or from as many."""
+    return np.broadcast_to(np.asarray(setting, np.float64), count)
+
+
 @dataclass(frozen=True)
 class Scheduled:
     """A schedule, of a highest learning rate.
@@ -103,9 +112,9 @@ class Scheduled:
         """See `Method.play`."""
         fixed = {name: low for name, (low, high) in self._searched().items() if low == high}
         shape = {**fixed, **{name: value for name, value in settings.items() if name != "learning_rate"}}
-        rates = np.broadcast_to(np.asarray(settings["learning_rate"], np.float64), len(trainings)).copy()
+        rates = each(settings["learning_rate"], len(trainings))
         if self.by_momentum:
-            rates *= 1 - np.array([task.momentum for task in trainings.tasks])
+            rates = rates * (1 - np.array([task.momentum for task in trainings.tasks]))
         plan = Plan(self.schedule, rates, shape)
         return play_schedules(trainings.tasks, trainings.seeds, plan, tests=tests, dataset=trainings.dataset)
 
@@ -129,7 +138,7 @@ def log_losses(method: Method, trainings: Trainings, tried: Mapping[str, Float64
 def repeated(trainings: Trainings, count: int) -> Trainings:
     """Every training `count` times, one after another."""
 
-    def each(values: Sequence[Any]) -> tuple[Any, ...]:
+    def longer(values: Sequence[Any]) -> tuple[Any, ...]:
         return tuple(value for value in values for _ in range(count))
 
-    return Trainings(each(trainings.tasks), each(trainings.seeds), trainings.dataset)
+    return Trainings(longer(trainings.tasks), longer(trainings.seeds), trainings.dataset)

@@ -11,7 +11,8 @@ from qan_agents.seeds import UNSEEN_BELOW, training_seed
 from qan_gym.families.learning_rate import OPTIMIZERS, draw_task
 from qan_gym.families.task import Task
 
-FAMILY_TIER = "family"
+MOST_TRAININGS = 20  # of a search on a task; shorter ones are its beginning
+RANGE_TEST = MOST_TRAININGS  # the number of the training that is a range test
 
 
 @dataclass(frozen=True)
