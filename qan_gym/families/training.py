@@ -275,8 +275,9 @@ def family_parts(config: TaskConfig, source: TaskSource, device: str, engine: st
     """
     if torch.device(device).type != "cpu":
         raise ValueError(f"the runs of a family are small and of different shapes: device must be cpu, not {device!r}")
-    parts = build_components(replace(config, **Task().settings()), device, "torch")  # of a typical task
-    shapes: dict[str, tuple[int, ...]] = {"weights": (max(map(room, source.networks)),)}
+    typical = build_components(replace(config, **(source.task or Task()).settings()), device, "torch")
+    most = max(*map(room, source.networks), 0 if source.task is None else typical.network.size())
+    parts, shapes = typical, {"weights": (most,)}
     network = Network(parts.network.image_shape, shapes, parts.network.forward, shown="weights")
     found = decide(engine, _kernels_obstacle)
     observer = Observer(parts.config, network)

@@ -191,12 +191,19 @@ def _play(
     parts = []
     for places in tqdm(pieces, desc=show, disable=show is None, leave=False):
         chosen = [tasks[place] for place in places]
-        source = TaskSource(networks=tuple({task.kind for task in chosen}))
+        source = source_of(chosen)
         training = FamilyTraining(family_parts(config, source, "cpu", "auto"), source, len(chosen), tests=tests)
         observation, _ = training.reset(np.ones(len(chosen), np.bool_), np.asarray(seeds)[places], tasks=chosen)
         parts.append(_play_piece(training, np.asarray(observation), begin(training, places), chosen))
         training.close()
     return Outcomes.join(parts).take(np.argsort(order))
+
+
+def source_of(tasks: Sequence[Task]) -> TaskSource:
+    """A source with room for some tasks; one task, many times over, may be larger than those of the family."""
+    if len(set(tasks)) == 1:
+        return TaskSource(task=tasks[0])
+    return TaskSource(networks=tuple({task.kind for task in tasks}))
 
 
 def _play_piece(training: FamilyTraining, observation: NDArray[Any], act: Act, tasks: list[Task]) -> Outcomes:
