@@ -161,9 +161,7 @@ class Controlled:
 
     def play(self, trainings: Trainings) -> Outcomes:
         """See `Contender.play`."""
-        return play_controller(
-            self.controller, trainings.tasks, trainings.seeds, tests=True, dataset=trainings.dataset
-        )
+        return play_controller(self.controller, trainings.tasks, trainings.seeds, tests=True, dataset=trainings.dataset)
 
 
 @dataclass(frozen=True)

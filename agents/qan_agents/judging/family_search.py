@@ -4,8 +4,8 @@
     python -m qan_agents.judging.family_search --network cnn --method "sgd linear"
 
 Rounds as ROUNDS says: every candidate of a round is trained on its tasks; where the best ones lie, by the mean of
-ln(validation loss), those of the next round are drawn, with more tasks. What is in `family_settings.json` is not searched again: remove an entry
-to search it anew. The same command gives the same file.
+ln(validation loss), those of the next round are drawn, with more tasks. What is in `family_settings.json` is not
+searched again: remove an entry to search it anew. The same command gives the same file.
 """
 
 from __future__ import annotations

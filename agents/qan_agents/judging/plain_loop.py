@@ -15,6 +15,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from prodigyopt import Prodigy
+from schedulefree import AdamWScheduleFree, SGDScheduleFree
 from torch import Tensor
 
 from qan_agents.controllers.trainings import PLAIN, SPLITS, Outcomes, bounded
@@ -91,7 +93,9 @@ def play_plain(trainings: Trainings, make: Sequence[Make], rates: Sequence[Rate]
         tests: whether the test loss is measured too.
     """
     jobs = zip(trainings.tasks, trainings.seeds, make, rates, strict=True)
-    return Outcomes.join([_play(PlainTraining(task, seed, trainings.dataset), *job, tests) for task, seed, *job in jobs])
+    return Outcomes.join(
+        [_play(PlainTraining(task, seed, trainings.dataset), *job, tests) for task, seed, *job in jobs]
+    )
 
 
 @own_settings()
@@ -155,8 +159,6 @@ class ScheduleFree:
 
     def play(self, trainings: Trainings, settings: Settings, *, tests: bool) -> Outcomes:
         """See `Method.play`."""
-        from schedulefree import AdamWScheduleFree, SGDScheduleFree
-
         kind = {"sgd": SGDScheduleFree, "adamw": AdamWScheduleFree}[self.optimizer]
         rates = each(settings["learning_rate"], len(trainings))
 
@@ -183,13 +185,13 @@ class ProdigyCosine:
     def play(self, trainings: Trainings, settings: Settings, *, tests: bool) -> Outcomes:
         """See `Method.play`."""
         n = len(trainings)
-        return play_plain(trainings, [prodigy] * n, [lambda share: (1 + math.cos(math.pi * share)) / 2] * n, tests=tests)
+        return play_plain(
+            trainings, [prodigy] * n, [lambda share: (1 + math.cos(math.pi * share)) / 2] * n, tests=tests
+        )
 
 
 def prodigy(params: list[Tensor], task: Task) -> torch.optim.Optimizer:
     """With its defaults, and the task's weight decay."""
-    from prodigyopt import Prodigy
-
     with redirect_stdout(io.StringIO()):  # it announces its weight decay
         optimizer: torch.optim.Optimizer = Prodigy(params, weight_decay=task.weight_decay)
     return optimizer

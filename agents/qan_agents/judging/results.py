@@ -12,13 +12,14 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock
 
 from qan_agents.controllers.trainings import Outcomes
 from qan_agents.judging.contenders import Contender
 from qan_agents.judging.problems import Problem, judged_seed
 from qan_gym.data.datasets import load_dataset
 from qan_gym.families.task import VERSION
-from qan_gym.utils.files import reading, require_writable, write_aside
+from qan_gym.utils.files import reading, remove_asides, require_writable, write_aside
 
 FORMAT = 1  # of the files, and of how contenders are played; raised when the same record comes to mean other results
 
@@ -113,11 +114,14 @@ class Results:
         Raises:
             OSError: the file cannot be written.
         """
-        there = {**self.rows(contender), **{(row["task"], row["seed"]): row for row in rows}}
-        schema = SCHEMA.with_metadata({IDENTITY: identity(contender).encode()})
-        table = pa.Table.from_pylist([there[key] for key in sorted(there)], schema)
-        with write_aside(self.path(contender)) as aside:
-            pq.write_table(table, aside, compression="zstd", write_page_checksum=True)
+        path, schema = self.path(contender), SCHEMA.with_metadata({IDENTITY: identity(contender).encode()})
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f".{path.name}.lock")):  # another judge may work in the same folder
+            remove_asides(path)
+            there = {**self.rows(contender), **{(row["task"], row["seed"]): row for row in rows}}
+            table = pa.Table.from_pylist([there[key] for key in sorted(there)], schema)
+            with write_aside(path) as aside:
+                pq.write_table(table, aside, compression="zstd", write_page_checksum=True)
 
 
 def rows_of(contender: Contender, problems: Sequence[Problem], seeds: int, outcomes: Outcomes) -> list[Row]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from qan_agents.judging.contenders import Contender, Single, Tuned
+from qan_agents.judging.contenders import Contender, Controlled, Single, Tuned, replayed
 from qan_agents.judging.family_settings import COMMAND, Chosen, FamilySettings, read_settings
 from qan_agents.judging.methods import Method, Range, Scheduled
 from qan_agents.judging.plain_loop import ProdigyCosine, ScheduleFree
@@ -48,13 +48,19 @@ def rivals(names: Sequence[str], settings: FamilySettings | None = None) -> list
     """The rivals of some names.
 
     Args:
-        names: of RIVALS; "single" and "tuned" stand for all that begin so; none: all.
+        names: of the registry; "single" and "tuned" stand for all that begin so; the median curve is left to
+            `median_curves`; none: all.
         settings: that were chosen on the training split; None: those of the package.
 
     Raises:
         ValueError: a name is unknown, or the settings of a rival have not been chosen.
     """
-    settings, known = settings or read_settings(), registry()
+    known = registry()
+    if names:
+        names = [name for name in names if name != MEDIAN_CURVE]
+        if not names:
+            return []
+    settings = settings or read_settings()
     groups: dict[str, list[str]] = {}
     for name in known:
         groups.setdefault(name.split()[0], []).append(name)
@@ -64,6 +70,13 @@ def rivals(names: Sequence[str], settings: FamilySettings | None = None) -> list
             raise ValueError(unknown_name("rival", name, [*groups, MEDIAN_CURVE, *known]))
         chosen += [name] if name in known else groups[name]
     return [known[name](settings) for name in dict.fromkeys(chosen)]
+
+
+def median_curves(controllers: Sequence[Controlled], networks: Sequence[str], names: Sequence[str]) -> list[Contender]:
+    """The median curves of controllers, where they are among some names; no names: all."""
+    if names and MEDIAN_CURVE not in names:
+        return []
+    return [replayed(one, networks) for one in controllers]
 
 
 def single(name: str, settings: FamilySettings) -> Single:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,7 +70,9 @@ def scores_of(
     found = []
     for (name, optimizer), replicates in groups.items():
         keys = [
-            (key_of(problem, optimizer), judged_seed(problem, number)) for problem in problems for number in range(seeds)
+            (key_of(problem, optimizer), judged_seed(problem, number))
+            for problem in problems
+            for number in range(seeds)
         ]
         rows = [[there[key] for key in keys] for there in map(results.rows, replicates)]
         shape = (len(replicates), len(problems), seeds)
@@ -119,11 +122,15 @@ class Difference:
     accuracy: float
 
 
-def difference(one: Scores, rival: Scores) -> Difference:
+def difference(one: Scores, rival: Scores, places: Places | None = None) -> Difference:
     """A contender minus a rival.
 
     The intervals are those of a hierarchical bootstrap: problems are drawn, seeds within each of them, and replicates
     of the contender and of the rival, these in pairs where there are as many.
+
+    Args:
+        one, rival: on the same problems.
+        places: of these problems among all.
     """
     by_problem = paired_means(one.log_loss, rival.log_loss)
     drawn = bootstrap(one.log_loss, rival.log_loss)  # (REPETITIONS, P)
@@ -133,7 +140,7 @@ def difference(one: Scores, rival: Scores) -> Difference:
         median=interval(float(np.median(by_problem)), np.median(drawn, axis=1)),
         won=interval(float(share_won(by_problem)), share_won(drawn)),
         worst=float(by_problem[worst]),
-        worst_place=worst,
+        worst_place=worst if places is None else int(places[worst]),
         reached=float(np.median(share_until(one, rival))),
         accuracy=float(one.accuracy.mean() - rival.accuracy.mean()),
     )
@@ -145,18 +152,32 @@ def paired_means(one: Float64, rival: Float64) -> Float64:
     return means
 
 
-def bootstrap(one: Float64, rival: Float64, repetitions: int = REPETITIONS) -> Float64:
-    """Resampled `paired_means`, (repetitions, P): of problems that were drawn, each with drawn seeds and replicates."""
-    rng = np.random.default_rng(0)
+def bootstrap(one: Float64, rival: Float64) -> Float64:
+    """Resampled `paired_means`, (REPETITIONS, P): of problems that were drawn, each with drawn seeds and replicates."""
     replicates, problems, seeds = one.shape
-    drawn = np.empty((repetitions, problems))
-    for number in range(repetitions):
-        some = rng.integers(problems, size=problems)[:, None]  # (P, 1)
-        which = rng.integers(seeds, size=(problems, seeds))  # (P, S)
-        own = rng.integers(replicates, size=replicates)
-        other = own if len(rival) == replicates else rng.integers(len(rival), size=len(rival))
-        drawn[number] = one[own][:, some, which].mean(axis=(0, 2)) - rival[other][:, some, which].mean(axis=(0, 2))
+    places = drawn_places(problems, seeds)  # (REPETITIONS, P * S)
+    own = drawn_shares(replicates, 0)  # (REPETITIONS, R)
+    other = own if len(rival) == replicates else drawn_shares(len(rival), 1)
+    each = own @ one.reshape(replicates, -1) - other @ rival.reshape(len(rival), -1)  # (REPETITIONS, P * S)
+    drawn: Float64 = np.take_along_axis(each, places, axis=1).reshape(REPETITIONS, problems, seeds).mean(axis=2)
     return drawn
+
+
+@lru_cache(maxsize=8)
+def drawn_places(problems: int, seeds: int) -> Places:
+    """Drawn problems, and for each of them drawn seeds, (REPETITIONS, P * S): places among all P * S trainings."""
+    rng = np.random.default_rng(0)
+    some = rng.integers(problems, size=(REPETITIONS, problems, 1))
+    which = rng.integers(seeds, size=(REPETITIONS, problems, seeds))
+    return (some * seeds + which).reshape(REPETITIONS, -1)
+
+
+@lru_cache(maxsize=8)
+def drawn_shares(replicates: int, stream: int) -> Float64:
+    """How much of each draw of replicates each of them is, (REPETITIONS, R); rows sum to 1."""
+    rng = np.random.default_rng([1, stream])
+    shares: Float64 = rng.multinomial(replicates, np.full(replicates, 1 / replicates), REPETITIONS) / replicates
+    return shares
 
 
 def interval(value: float, drawn: Float64) -> Estimate:
@@ -177,6 +198,52 @@ def share_until(one: Scores, rival: Scores) -> Float64:
     reached = one.training_loss <= goal  # (R, P, S, 25)
     share = (reached.argmax(axis=3) + 1) / reached.shape[3]
     return np.where(reached.any(axis=3), share, math.inf)
+
+
+# --- the whole judgement --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What was found.
+
+    Attributes:
+        problems: all of them, P.
+        parts: places of problems by the name of a part, "all" first.
+        judged: the controllers' scores.
+        rivals: everybody else's, and those of the other controllers.
+        differences: (title of a controller, title of a rival, part) -> how they compare.
+    """
+
+    problems: list[Problem]
+    parts: dict[str, Places]
+    judged: list[Scores]
+    rivals: list[Scores]
+    differences: dict[tuple[str, str, str], Difference]
+
+    @property
+    def everyone(self) -> list[Scores]:
+        """From the lowest mean of ln(test loss) to the highest."""
+        return sorted([*self.judged, *self.rivals], key=lambda one: one.log_loss.mean())
+
+    def opponents(self, one: Scores) -> list[Scores]:
+        """Those that a controller is compared with: everyone else."""
+        return [other for other in [*self.rivals, *self.judged] if other is not one]
+
+
+def judge(scores: Sequence[Scores], names: set[str], problems: Sequence[Problem]) -> Judgement:
+    """Compare the contenders of some names with all others."""
+    places = parts(problems)
+    judged = [one for one in scores if one.name in names]
+    rivals = [one for one in scores if one.name not in names]
+    found = {
+        (one.title, other.title, part): difference(one.on(some), other.on(some), some)
+        for one in judged
+        for other in scores
+        if other is not one
+        for part, some in places.items()
+    }
+    return Judgement(list(problems), places, judged, rivals, found)
 
 
 # --- parts of the problems ------------------------------------------------------------------------------------------
