@@ -277,11 +277,10 @@ def family_parts(config: TaskConfig, source: TaskSource, device: str, engine: st
         raise ValueError(f"the runs of a family are small and of different shapes: device must be cpu, not {device!r}")
     typical = build_components(replace(config, **(source.task or Task()).settings()), device, "torch")
     most = max(*map(room, source.networks), 0 if source.task is None else typical.network.size())
-    parts, shapes = typical, {"weights": (most,)}
-    network = Network(parts.network.image_shape, shapes, parts.network.forward, shown="weights")
+    network = Network(typical.network.image_shape, {"weights": (most,)}, typical.network.forward, shown="weights")
     found = decide(engine, _kernels_obstacle)
-    observer = Observer(parts.config, network)
-    return replace(parts, network=network, observer=observer, engine=found, xp=namespace(found, parts.device))
+    observer = Observer(typical.config, network)
+    return replace(typical, network=network, observer=observer, engine=found, xp=namespace(found, typical.device))
 
 
 def _kernels_obstacle() -> str | None:

@@ -135,8 +135,10 @@ def searched(
 
 def part_of(trainings: Trainings, places: Sequence[int] | Any) -> Trainings:
     """Those at some places."""
-    tasks, seeds = (tuple(values[place] for place in places) for values in (trainings.tasks, trainings.seeds))
-    return Trainings(tasks, seeds, trainings.dataset)
+    tasks, seeds = trainings.tasks, trainings.seeds
+    return Trainings(
+        tuple(tasks[place] for place in places), tuple(seeds[place] for place in places), trainings.dataset
+    )
 
 
 @dataclass(frozen=True)

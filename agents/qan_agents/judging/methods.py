@@ -35,7 +35,7 @@ class Range:
         if self.whole:
             return np.floor(self.low + share * (self.high + 1 - self.low))
         if self.log:
-            return np.exp(np.log(self.low) + share * np.log(self.high / self.low))
+            return self.low * (self.high / self.low) ** share
         return self.low + share * (self.high - self.low)
 
 

@@ -94,7 +94,7 @@ def play_plain(trainings: Trainings, make: Sequence[Make], rates: Sequence[Rate]
     """
     jobs = zip(trainings.tasks, trainings.seeds, make, rates, strict=True)
     return Outcomes.join(
-        [_play(PlainTraining(task, seed, trainings.dataset), *job, tests) for task, seed, *job in jobs]
+        [_play(PlainTraining(task, seed, trainings.dataset), one, rate, tests) for task, seed, one, rate in jobs]
     )
 
 
@@ -131,7 +131,7 @@ def _play(training: PlainTraining, make: Make, rate: Rate, tests: bool) -> Outco
 def _outcome(training: PlainTraining, diverged: bool, training_loss: Any, learning_rate: Any, tests: bool) -> Outcomes:
     task, flags = training.task, np.array([diverged])
     most = CHANCES * np.log([len(task.classes)])
-    measured = {split: (math.nan, math.nan) for split in SPLITS}
+    measured = dict.fromkeys(SPLITS, (math.nan, math.nan))
     for split in SPLITS if tests else SPLITS[:1]:
         measured[split] = training.evaluate(split)
     validation, test = (bounded(np.array([measured[split][0]]), flags, most) for split in SPLITS)
@@ -165,14 +165,12 @@ class ScheduleFree:
         def make(rate: float) -> Make:
             return lambda params, task: kind(params, lr=rate, weight_decay=task.weight_decay)
 
-        return play_plain(
-            trainings, [make(rate) for rate in rates], [lambda _, rate=rate: rate for rate in rates], tests=tests
-        )
+        return play_plain(trainings, [make(rate) for rate in rates], list(map(fixed, rates)), tests=tests)
 
 
 @dataclass(frozen=True)
 class ProdigyCosine:
-    """Prodigy (Mishchenko and Defazio 2023, arXiv:2306.06101) as its authors advise: learning rate 1, along a cosine."""
+    """Prodigy (Mishchenko and Defazio 2023, arXiv:2306.06101) as its authors advise: learning rate 1, by a cosine."""
 
     optimizer: str = "adamw"
     slow: ClassVar[bool] = True
@@ -185,9 +183,17 @@ class ProdigyCosine:
     def play(self, trainings: Trainings, settings: Settings, *, tests: bool) -> Outcomes:
         """See `Method.play`."""
         n = len(trainings)
-        return play_plain(
-            trainings, [prodigy] * n, [lambda share: (1 + math.cos(math.pi * share)) / 2] * n, tests=tests
-        )
+        return play_plain(trainings, [prodigy] * n, [cosine] * n, tests=tests)
+
+
+def cosine(share: float) -> float:
+    """Along half a cosine from 1 to 0."""
+    return (1 + math.cos(math.pi * share)) / 2
+
+
+def fixed(rate: float) -> Rate:
+    """The same throughout."""
+    return lambda share: rate
 
 
 def prodigy(params: list[Tensor], task: Task) -> torch.optim.Optimizer:

@@ -29,8 +29,8 @@ CURVES = 8  # in a picture; more cannot be told apart
 LARGEST = 1.0  # nats behind the best, the right end of a performance profile
 
 LEGEND = (
-    "Differences of ln(test loss), the controller's minus the rival's: below 0 is in the controller's favour, -0.10 is a "
-    "test loss 10 % lower. In brackets: 95 % intervals; problems are drawn, seeds within each, and the controller's "
+    "Differences of ln(test loss), the controller's minus the rival's: below 0 is in the controller's favour, -0.10 is "
+    "a test loss 10 % lower. In brackets: 95 % intervals; problems are drawn, seeds within each, and the controller's "
     "replicates (of a single replicate they do not say how another meta-training would differ). Median: over the "
     "problems. Won: share of the problems. Reached: the share of the budget after which the controller's running mean "
     "of the training loss is down to where the rival's ends, median; never: not in half of the trainings. Worst: the "

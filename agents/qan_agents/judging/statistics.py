@@ -69,11 +69,8 @@ def scores_of(
         groups.setdefault((one.name, one.optimizer), []).append(one)
     found = []
     for (name, optimizer), replicates in groups.items():
-        keys = [
-            (key_of(problem, optimizer), judged_seed(problem, number))
-            for problem in problems
-            for number in range(seeds)
-        ]
+        tasks = [key_of(problem, optimizer) for problem in problems]
+        keys = [(key, judged_seed(one, k)) for key, one in zip(tasks, problems, strict=True) for k in range(seeds)]
         rows = [[there[key] for key in keys] for there in map(results.rows, replicates)]
         shape = (len(replicates), len(problems), seeds)
 
