@@ -116,7 +116,7 @@ class Results:
         """
         path, schema = self.path(contender), SCHEMA.with_metadata({IDENTITY: identity(contender).encode()})
         self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(f".{path.name}.lock")):  # another judge may work in the same folder
+        with FileLock(self.folder / ".lock"):  # another judge may work in the same folder
             remove_asides(path)
             there = {**self.rows(contender), **{(row["task"], row["seed"]): row for row in rows}}
             table = pa.Table.from_pylist([there[key] for key in sorted(there)], schema)

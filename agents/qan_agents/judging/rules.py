@@ -49,6 +49,7 @@ class Plateau(Counted):
     """torch's `ReduceLROnPlateau` with its defaults, but for factor and patience."""
 
     THRESHOLD = 1e-4  # relative
+    LEAST_CHANGE = 1e-8  # of a rate; smaller ones are not made
 
     def __init__(self, rates: Float64, factor: Float64, patience: Float64) -> None:
         """(B,) each."""
@@ -61,9 +62,9 @@ class Plateau(Counted):
 
     def decide(self) -> None:
         """Lower the rate after more than `patience` losses in a row that were no better."""
-        lower = self.bad > self.patience
-        self.rates = np.where(lower, self.rates * self.factor, self.rates)
-        self.bad[lower] = 0
+        due, lowered = self.bad > self.patience, self.rates * self.factor
+        self.rates = np.where(due & (self.rates - lowered > self.LEAST_CHANGE), lowered, self.rates)
+        self.bad[due] = 0
 
 
 class Greedy(Counted):

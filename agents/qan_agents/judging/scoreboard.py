@@ -112,7 +112,11 @@ def rows_of(judgement: Judgement, controllers: Sequence[Controlled], rivals: Seq
 
 
 def _row(judgement: Judgement, one: Scores, controllers: Sequence[Controlled], names: set[str]) -> Row:
-    means = {other: judgement.differences[one.title, other.title, "all"].mean for other in judgement.rivals}
+    means = {
+        other.name: judgement.differences[one.title, other.title, "all"].mean
+        for other in judgement.rivals
+        if other.name in names
+    }
     return Row(
         name=one.name,
         optimizer=one.optimizer,
@@ -123,9 +127,8 @@ def _row(judgement: Judgement, one: Scores, controllers: Sequence[Controlled], n
         worst=_short(one.log_loss.mean(axis=(0, 2)).max()),
         parts={name: _short(one.log_loss[:, places].mean()) for name, places in judgement.parts.items()},
         differences={
-            other.name: Interval(value=_short(mean.value), low=_short(mean.low), high=_short(mean.high))
-            for other, mean in means.items()
-            if other.name in names
+            name: Interval(value=_short(mean.value), low=_short(mean.low), high=_short(mean.high))
+            for name, mean in means.items()
         },
     )
 

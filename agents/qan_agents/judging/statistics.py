@@ -21,7 +21,7 @@ Places = NDArray[np.int64]
 REPETITIONS = 2_000  # of a bootstrap
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scores:
     """What the R replicates of a contender have on P problems with S seeds each.
 
