@@ -176,15 +176,18 @@ def make_torch(params: list[torch.Tensor], task: Task) -> torch.optim.Optimizer:
     return torch.optim.AdamW(params, lr=1.0, betas=(task.momentum, 0.999), weight_decay=task.weight_decay)
 
 
-@pytest.mark.parametrize("tasks", [TASKS, ADAMW], ids=["sgd", "adamw"])
+RESIDUAL = Task(network="resnet-8", resolution=28, **{**SMALL, "batches_per_action": 1})  # with batch norm
+
+
+@pytest.mark.parametrize(
+    "tasks", [TASKS, ADAMW, pytest.param((RESIDUAL,), marks=pytest.mark.slow)], ids=["sgd", "adamw", "resnet"]
+)
 def test_the_plain_loop_trains_as_the_environment_does(tasks: tuple[Task, ...]) -> None:
     """Same initial weights, same mini-batches, same losses: only the optimizer is handed over."""
-    residual = Task(network="resnet-8", resolution=28, **{**SMALL, "batches_per_action": 1})  # with batch norm
-    tasks = (*tasks, dataclasses.replace(residual, optimizer=tasks[0].optimizer))
-    rate = 0.02 if tasks[0].optimizer == "sgd" else 0.003
-    trainings = Trainings(tasks, (5, 6, 7))
-    plain = play_plain(trainings, [make_torch] * 3, [lambda share: rate * (1 - share)] * 3, tests=True)
-    expected = play_schedules(tasks, (5, 6, 7), Plan("linear", np.full(3, rate), {}), tests=True)
+    rate, n = 0.02 if tasks[0].optimizer == "sgd" else 0.003, len(tasks)
+    trainings = Trainings(tasks, tuple(range(n)))
+    plain = play_plain(trainings, [make_torch] * n, [lambda share: rate * (1 - share)] * n, tests=True)
+    expected = play_schedules(tasks, range(n), Plan("linear", np.full(n, rate), {}), tests=True)
     for name in ("validation_loss", "test_loss", "training_loss"):
         np.testing.assert_allclose(getattr(plain, name), getattr(expected, name), rtol=2e-3, err_msg=name)
     np.testing.assert_allclose(plain.test_accuracy, expected.test_accuracy, atol=2e-3)
@@ -624,6 +627,7 @@ def test_the_outer_tier_goes_without_photographs_where_there_are_none(tmp_path: 
     assert more[-1].dataset == path
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("registries")
 def test_tasks_unlike_the_family_are_trained(tmp_path: Path) -> None:
     """Wide networks, batch norm, channels with a scale each: against the plain loop."""

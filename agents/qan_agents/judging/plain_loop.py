@@ -25,9 +25,9 @@ from qan_agents.judging.problems import Trainings
 from qan_gym.core.components import Components, build_components
 from qan_gym.core.reward import CHANCES
 from qan_gym.core.run_state import LOSS_LIMIT
-from qan_gym.families.engine import mini_batch
 from qan_gym.families.task import DECISIONS, Task
 from qan_gym.optimizee.network import Params, evaluate, leaves, loss_and_gradients
+from qan_gym.utils import random_streams
 from qan_gym.utils.own_settings import own_settings
 
 EVALUATED = 500  # images in a pass
@@ -55,6 +55,7 @@ class PlainTraining:
         initial = network.initial_params(torch.tensor([seed]), task.initial_scale)
         self.params: Params = leaves(network, {name: value.clone() for name, value in initial.items()})
         self.trained = [self.params[name] for name in network.trained]
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
     def evaluate(self, split: str) -> tuple[float, float]:
         """Mean cross-entropy and accuracy."""
@@ -64,7 +65,7 @@ class PlainTraining:
     def gradient(self, number: int) -> float:
         """The loss on a mini-batch, nats times the loss scale; its gradient becomes that of the parameters."""
         data, task = self.parts.data, self.task
-        indices = torch.from_numpy(mini_batch(self.seed, number, task.batch_size, len(data.labels["train"])))[None]
+        indices = self._indices(number)[None]
         loss, gradients = loss_and_gradients(
             self.parts.network,
             self.params,
@@ -77,6 +78,17 @@ class PlainTraining:
         for parameter, gradient in zip(self.trained, gradients.values(), strict=True):
             parameter.grad = gradient
         return float(loss)
+
+    def _indices(self, number: int) -> Tensor:
+        """Those of `qan_gym.families.engine.mini_batch`, of which the order of an epoch is computed at once."""
+        epoch, place = divmod(number, self.parts.batches_per_epoch)
+        size = self.task.batch_size
+        if epoch != self._epoch:
+            places = np.arange(self.parts.batches_per_epoch * size)[None]
+            train_size = len(self.parts.data.labels["train"])
+            order = random_streams.shuffled(np.array([self.seed]), random_streams.SHUFFLED, epoch, places, train_size)
+            self._epoch, self._order = epoch, torch.from_numpy(np.asarray(order[0], np.int64))
+        return self._order[place * size : (place + 1) * size]
 
     def finite(self) -> bool:
         """Whether all weights are."""
