@@ -121,7 +121,8 @@ def play_rules(
     """Train on tasks under rules that see the training loss; for the other arguments see `play_schedules`.
 
     Args:
-        tasks, seeds: n each.
+        tasks: n of them.
+        seeds: (n,).
         begin_rule: (B,) places among the n trainings -> the rule of those trainings, for one training of each.
         schedule: the base schedule, which multiplies the learning rates of the rule.
 

@@ -126,7 +126,8 @@ def difference(one: Scores, rival: Scores, places: Places | None = None) -> Diff
     of the contender and of the rival, these in pairs where there are as many.
 
     Args:
-        one, rival: on the same problems.
+        one: the contender.
+        rival: on the same problems and seeds.
         places: of these problems among all.
     """
     by_problem = paired_means(one.log_loss, rival.log_loss)
