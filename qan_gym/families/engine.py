@@ -23,7 +23,7 @@ from qan_gym.data.datasets import Dataset, load_dataset, mean_and_deviation
 from qan_gym.data.selection import Selection, at_resolution, choose
 from qan_gym.families.task import Task
 from qan_gym.games import game_of
-from qan_gym.native.mlp import Examples, MLPKernels, MLPState, MLPTask
+from qan_gym.native.mlp import INPUTS, Examples, MLPKernels, MLPState, MLPTask
 from qan_gym.optimizee.optimizers import build_optimizer
 from qan_gym.optimizee.zoo import mlp_sizes
 from qan_gym.utils import random_streams
@@ -103,7 +103,7 @@ class FamilyEngine:
     def begin(self, row: int, task: Task, seed: int) -> None:
         """Give a row a task, with fresh weights from a seed; clock and hyperparameters stand in the state."""
         config = self._adopt(row, task)
-        if self.kernels is not None and task.kind == "mlp":
+        if self.kernels is not None and kernels_take(config):
             self.kernels.assign(row, kernel_task(config, seed))
             return
         single = self.singles[row] = single_row(self.run, row, config, self.engine)
@@ -114,7 +114,7 @@ class FamilyEngine:
     def restore(self, row: int, task: Task, seed: int) -> None:
         """Give a row a task, and leave its state as it is; seed: that the row has begun with."""
         config = self._adopt(row, task)
-        if self.kernels is not None and task.kind == "mlp":
+        if self.kernels is not None and kernels_take(config):
             self.kernels.restore(row, kernel_task(config, seed))
         else:
             self.singles[row] = single_row(self.run, row, config, self.engine)
@@ -179,6 +179,13 @@ def mini_batch(seed: int, number: int, batch_size: int, train_size: int) -> Int6
     places = np.arange(place * batch_size, (place + 1) * batch_size)[None]
     (indices,) = random_streams.shuffled(np.array([seed]), random_streams.SHUFFLED, epoch, places, train_size)
     return np.asarray(indices, np.int64)
+
+
+def kernels_take(config: TaskConfig) -> bool:
+    """Whether the kernels of multilayer perceptrons can train the network of a task on its images."""
+    images = at_resolution(load_dataset(config.dataset), config.resolution).train.images
+    one_scale = images.shape[1] == 1  # channels have one each
+    return config.network.startswith("mlp-") and one_scale and INPUTS[0] <= images[0].size <= INPUTS[1]
 
 
 def kernel_task(config: TaskConfig, seed: int) -> MLPTask:

@@ -280,12 +280,12 @@ def family_parts(config: TaskConfig, source: TaskSource, device: str, engine: st
     """
     if torch.device(device).type != "cpu":
         raise ValueError(f"the runs of a family are small and of different shapes: device must be cpu, not {device!r}")
-    parts = build_components(replace(config, **Task().settings()), device, "torch")  # of a typical task
-    shapes: dict[str, tuple[int, ...]] = {"weights": (max(map(room, source.networks)),)}
-    network = Network(parts.network.image_shape, shapes, parts.network.forward, shown="weights")
+    typical = build_components(replace(config, **(source.task or Task()).settings()), device, "torch")
+    most = max(*map(room, source.networks), 0 if source.task is None else typical.network.size())
+    network = Network(typical.network.image_shape, {"weights": (most,)}, typical.network.forward, shown="weights")
     found = decide(engine, _kernels_obstacle)
-    observer = Observer(parts.config, network)
-    return replace(parts, network=network, observer=observer, engine=found, xp=namespace(found, parts.device))
+    observer = Observer(typical.config, network)
+    return replace(typical, network=network, observer=observer, engine=found, xp=namespace(found, typical.device))
 
 
 def _kernels_obstacle() -> str | None:

@@ -6,7 +6,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from qan_agents.cli import bench, controllers, environments, train
+from qan_agents.cli import bench, controllers, environments, judge, train
 from qan_agents.cli.common import INTERRUPTED, WRONG_INPUT, errors_in_one_line, print_error
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -18,6 +18,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "meta-train": controllers.meta_train,
     "bench": bench.bench,
     "report": bench.report,
+    "judge": judge.judge,
     "list": environments.list_environments,
     "check": environments.check,
     "data": environments.data,

@@ -22,8 +22,11 @@ from qan_gym.schedules import SCHEDULES, Schedule
 from qan_gym.tasks import TASKS
 
 ROWS = 128  # trainings at once
+DATASET = TASKS[FAMILY].dataset
+PLAIN = replace(TASKS[FAMILY], observation=("budget_used",), schedule="constant")  # nothing is measured or added
 
 Float64 = NDArray[np.float64]
+Rule = Callable[[Float64], Float64]  # mean loss of the last action (B,), nats, NaN once a run is over -> rates (B,)
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,13 @@ class Plan:
 
 
 def play_schedules(
-    tasks: Sequence[Task], seeds: Sequence[int], plan: Plan, *, tests: bool = False, show: str | None = None
+    tasks: Sequence[Task],
+    seeds: Sequence[int],
+    plan: Plan,
+    *,
+    tests: bool = False,
+    show: str | None = None,
+    dataset: str = DATASET,
 ) -> Outcomes:
     """Train on tasks under schedules.
 
@@ -81,13 +90,14 @@ def play_schedules(
         plan: for the n trainings.
         tests: whether the test loss is measured too.
         show: the name of a progress bar; None: none.
+        dataset: that the tasks take their images from.
 
     Raises:
         ValueError: there are not as many seeds and rates as tasks.
     """
     if len(plan.rates) != len(tasks):
         raise ValueError(f"as many tasks as rates, not {len(tasks)} and {len(plan.rates)}")
-    config = replace(TASKS[FAMILY], observation=("budget_used",), schedule="constant")
+    config = replace(PLAIN, dataset=dataset)
 
     def begin(training: FamilyTraining, places: NDArray[np.int64]) -> Act:
         settings = {name: np.broadcast_to(value, len(tasks))[places] for name, value in plan.settings.items()}
@@ -98,8 +108,51 @@ def play_schedules(
     return _play(tasks, seeds, config, begin, tests, show)
 
 
+def play_rules(
+    tasks: Sequence[Task],
+    seeds: Sequence[int],
+    begin_rule: Callable[[NDArray[np.int64]], Rule],
+    *,
+    schedule: str = "constant",
+    tests: bool = False,
+    show: str | None = None,
+    dataset: str = DATASET,
+) -> Outcomes:
+    """Train on tasks under rules that see the training loss; for the other arguments see `play_schedules`.
+
+    Args:
+        tasks: n of them.
+        seeds: (n,).
+        begin_rule: (B,) places among the n trainings -> the rule of those trainings, for one training of each.
+        schedule: the base schedule, which multiplies the learning rates of the rule.
+
+    Raises:
+        ValueError: there are not as many seeds as tasks.
+    """
+    config = replace(PLAIN, dataset=dataset, schedule=schedule)
+
+    def begin(training: FamilyTraining, places: NDArray[np.int64]) -> Act:
+        run, rule = training.run, begin_rule(places)
+
+        def act(_: NDArray[np.float32]) -> NDArray[np.float32]:
+            losses = np.where(run.over, np.nan, run.loss.numpy() / run.loss_scale.numpy())
+            rates = np.clip(rule(losses), config.learning_rate_min, config.learning_rate_max)
+            run.chosen_learning_rate.copy_(torch.from_numpy(rates))
+            return np.zeros((len(places), 1), np.float32)
+
+        return act
+
+    return _play(tasks, seeds, config, begin, tests, show)
+
+
 def play_controller(
-    controller: Controller, tasks: Sequence[Task], seeds: Sequence[int], *, tests: bool = False, show: str | None = None
+    controller: Controller,
+    tasks: Sequence[Task],
+    seeds: Sequence[int],
+    *,
+    tests: bool = False,
+    show: str | None = None,
+    dataset: str = DATASET,
 ) -> Outcomes:
     """Train on tasks under a controller; for the arguments see `play_schedules`.
 
@@ -110,7 +163,7 @@ def play_controller(
     def begin(training: FamilyTraining, places: NDArray[np.int64]) -> Act:
         return controller.player(len(places))
 
-    return _play(tasks, seeds, controller.config(), begin, tests, show)
+    return _play(tasks, seeds, replace(controller.config(), dataset=dataset), begin, tests, show)
 
 
 Act = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # observations (B, D) -> actions (B, 1)
@@ -139,12 +192,19 @@ def _play(
     parts = []
     for places in tqdm(pieces, desc=show, disable=show is None, leave=False):
         chosen = [tasks[place] for place in places]
-        source = TaskSource(networks=tuple({task.kind for task in chosen}))
+        source = source_of(chosen)
         training = FamilyTraining(family_parts(config, source, "cpu", "auto"), source, len(chosen), tests=tests)
         observation, _ = training.reset(np.ones(len(chosen), np.bool_), np.asarray(seeds)[places], tasks=chosen)
         parts.append(_play_piece(training, np.asarray(observation), begin(training, places), chosen))
         training.close()
     return Outcomes.join(parts).take(np.argsort(order))
+
+
+def source_of(tasks: Sequence[Task]) -> TaskSource:
+    """A source with room for some tasks; one task, many times over, may be larger than those of the family."""
+    if len(set(tasks)) == 1:
+        return TaskSource(task=tasks[0])
+    return TaskSource(networks=tuple({task.kind for task in tasks}))
 
 
 def _play_piece(training: FamilyTraining, observation: NDArray[Any], act: Act, tasks: list[Task]) -> Outcomes:
