@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qan_gym.utils.own_settings import own_settings
-from qan_gym.utils.validation import shown
+from qan_gym.utils.validation import LARGEST_NUMBER, shown
 
 
 def single_action(space: spaces.Space[Any], action: Any) -> NDArray[Any]:
@@ -20,12 +20,12 @@ def single_action(space: spaces.Space[Any], action: Any) -> NDArray[Any]:
     """
     if isinstance(space, spaces.Box):
         try:
-            value = np.array(action, np.float32)  # a copy
+            value = np.array(action, np.float64)
         except (TypeError, ValueError, OverflowError):
             value = np.array(np.nan)
         if value.shape != space.shape or not np.isfinite(value).all():
             raise ValueError(f"the action must be finite numbers in an array of shape {space.shape}: {shown(action)}")
-        return value[None]
+        return np.clip(value[None], -LARGEST_NUMBER, LARGEST_NUMBER).astype(np.float32)
     if isinstance(space, spaces.MultiDiscrete):
         value = _numbers(action)
         if value.dtype.kind not in "iu" or not space.contains(value.astype(space.dtype)):
@@ -58,7 +58,7 @@ def row_actions(space: spaces.Space[Any], num_envs: int, actions: Any) -> Tensor
     if isinstance(space, spaces.Box):
         if not values.is_floating_point() or not (values.is_cuda or values.isfinite().all()):
             raise ValueError(f"the actions must be finite floats in {space}, not {shown(actions)}")
-        return values.to(torch.float32)
+        return values.clamp(-LARGEST_NUMBER, LARGEST_NUMBER).to(torch.float32)
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
         raise ValueError(f"the actions must be integers, not {values.dtype}")
     if not values.is_cuda:

@@ -575,6 +575,7 @@ def test_missing_data_end_a_bench_before_any_work(tmp_path):
     assert not (tmp_path / "r.parquet").exists()
 
 
+@pytest.mark.slow
 def test_more_evaluation_seeds_complete_what_is_there(tmp_path, few_repetitions):
     """The report compares on the seeds that all cells have, and says which cells lack some; a bench adds them."""
     results, grid = tmp_path / "r.parquet", {**GRID, "seeds": [0]}

@@ -91,6 +91,7 @@ class ThawedEnv(LearningRateEnv):
         super().__init__(LR, **kwargs)
 
 
+@pytest.mark.slow
 def test_a_frozen_learning_rate_is_not_certified(small, registered, registries) -> None:
     """Though `info` says that it changes, and though the first action has an effect; without the mistake it is."""
     qan_gym.register_optimizer("cached", CachedConfig)
@@ -246,6 +247,7 @@ def test_custom_ids(small, registered, monkeypatch) -> None:
     assert not examine(thawed, small, None).lockstep
 
 
+@pytest.mark.slow
 def test_the_minibatch_game_is_certified() -> None:
     """On all bundled images: a small data set is soon seen whole, whatever the classes."""
     found = ask(MINIBATCH, {"batch_size": 10, "learning_rate": 0.2, **ALONE}, steps=12)

@@ -269,7 +269,7 @@ def as_in_terminal(
 @pytest.mark.parametrize(
     ("encoding", "columns"),
     [
-        ("latin-1", 40),
+        pytest.param("latin-1", 40, marks=pytest.mark.slow),
         pytest.param("ascii", 40, marks=pytest.mark.slow),
         pytest.param("cp1252", 80, marks=pytest.mark.slow),
         pytest.param("utf-8", 40, marks=pytest.mark.slow),

@@ -149,6 +149,7 @@ def test_schedules_need_actions_that_are_learning_rates():
         ScheduleController("linear", [{"learning_rate": 0.1}]).start(env)
 
 
+@pytest.mark.slow
 def test_a_registered_schedule_serves_all_three_users(registries):
     """One call makes it a base schedule, a fixed policy, and a tuned controller that a grid accepts."""
     register_schedule(
@@ -249,6 +250,7 @@ def test_schedule_free_is_the_packages(name):
             assert not torch.equal(value, params["w"][row])
 
 
+@pytest.mark.slow
 def test_what_is_measured_is_the_average():
     """With schedule-free optimizers validation and test are those of x, not of the weights in training."""
     import qan_agents.bench.schedule_free  # noqa: F401
@@ -363,6 +365,7 @@ def test_tuning_finds_what_trained_best(monkeypatch):
     assert min(seeds) >= UNSEEN_BELOW
 
 
+@pytest.mark.slow
 def test_everyone_is_pulled_alike_towards_the_same_weights(tmp_path, monkeypatch):
     """Schedule-free optimizers too, whose own baseline would be another reference: z is pulled as the weights are."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # the reference is trained, and kept there

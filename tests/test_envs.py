@@ -27,6 +27,7 @@ from qan_gym.info import Score
 from qan_gym.registration import ENTRY_POINTS
 from qan_gym.tasks import TASKS
 from qan_gym.utils.files import save_arrays
+from qan_gym.utils.validation import shown
 
 LR, MINIBATCH, CIFAR = "QanLR-MNIST5k-v1", "QanMinibatch-MNIST5k-v1", "QanLR-CIFAR10-v0"
 RENDER_MODES = [None, *QanEnv.metadata["render_modes"]]
@@ -412,8 +413,8 @@ def test_invalid_action(env_id, action, tmp_path):
 
 @pytest.mark.parametrize(
     "action",
-    [[0.1, 0.2], 0.5, [[0.5]], [math.nan], [math.inf], "up", None, [10**200], 10**200, [1e200], {}, [{}]],
-    ids=lambda action: str(action),
+    [[0.1, 0.2], 0.5, [[0.5]], [math.nan], [math.inf], "up", None, [10**5000], 10**5000, {}, [{}]],
+    ids=shown,
 )
 def test_invalid_continuous_action(action, short):
     env = gym.make(LR, continuous=True, disable_env_checker=True, **short)

@@ -44,7 +44,11 @@ def test_algorithms_play_the_family_of_tasks(name):
     ("name", "arguments"),
     [
         ("cleanrl_dqn", ("--env", "QanLR-Family-v0", "--steps", "110")),
-        ("cleanrl_ppo", ("--env", "QanLR-Family-v0", "--steps", "160", "--num-envs", "2")),
+        pytest.param(
+            "cleanrl_ppo",
+            ("--env", "QanLR-Family-v0", "--steps", "160", "--num-envs", "2"),
+            marks=pytest.mark.slow,
+        ),
         pytest.param("first_episode", (), marks=pytest.mark.slow),
         ("save_and_fork", ()),
         pytest.param("custom_task", (), marks=pytest.mark.slow),

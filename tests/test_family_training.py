@@ -128,7 +128,8 @@ def test_rows_train_as_a_loop_in_pytorch(engine):
             assert training.arrays.learning_rate[row] == pytest.approx(loop.optimizer.param_groups[0]["lr"], rel=1e-6)
 
 
-@pytest.mark.parametrize("engine", [pytest.param("torch", marks=pytest.mark.slow), *ENGINES[1:]])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
 def test_rows_are_what_each_is_alone(engine):
     """Rows of all kinds, reset at different times: observations, rewards, ends and states, bit for bit."""
     tasks = MADE if engine == "native" else MADE[1:5]

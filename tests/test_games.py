@@ -245,6 +245,7 @@ def test_a_frame_shows_what_is_controlled():
     assert not np.array_equal(frames[1], frames[2])
 
 
+@pytest.mark.slow
 def test_ppo_of_sb3_plays_two_knobs():
     from stable_baselines3 import PPO
 
@@ -256,7 +257,8 @@ def test_ppo_of_sb3_plays_two_knobs():
         assert agent.num_timesteps == 24
 
 
-@pytest.mark.parametrize("agent", [pytest.param("dqn", marks=pytest.mark.slow), "dqn-native"])
+@pytest.mark.slow
+@pytest.mark.parametrize("agent", ["dqn", "dqn-native"])
 def test_qan_train_plays_the_example(agent, tmp_path):
     """From the folder of the example, as its docstring says."""
     command = [sys.executable, "-m", "qan_agents", "train", f"custom_game:{MOMENTUM}", "--episodes", "2"]

@@ -22,7 +22,8 @@ NATIVE_HERE = engine_here().startswith("native")
 
 
 # Those that PyTorch trains take half of the time.
-ORDINARY = (*golden_traces.NATIVE, "distillation")
+# The kernels play these in the README's tests; the others are slow.
+ORDINARY = ("lr", "adamw", "absolute", "continuous", "minibatch", "pull-one-over-c", "target-loss", "validate-every")
 
 
 @pytest.mark.parametrize(

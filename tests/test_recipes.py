@@ -68,7 +68,7 @@ def tiny_npz(tmp_path_factory) -> str:
 @pytest.mark.parametrize(
     ("recipe", "settings"),
     [
-        ("mnist-lr", []),
+        pytest.param("mnist-lr", [], marks=pytest.mark.slow),
         ("mnist-minibatch", ["batch_size=20"]),
         # Its agent has 37 million weights, because its screens are large.
         pytest.param("cifar10-lr", ["network=resnet-8", "batch_size=4"], marks=pytest.mark.slow),
