@@ -21,8 +21,7 @@ DIGESTS = json.loads(golden_traces.DIGESTS.read_text())
 NATIVE_HERE = engine_here().startswith("native")
 
 
-# Those that PyTorch trains take half of the time.
-# The kernels play these in the README's tests; the others are slow.
+# Of the README's tests; the others are slow.
 ORDINARY = ("lr", "adamw", "absolute", "continuous", "minibatch", "pull-one-over-c", "target-loss", "validate-every")
 
 
