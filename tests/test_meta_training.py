@@ -228,7 +228,18 @@ def qan(*arguments: object) -> tuple[int, str]:
 def test_the_command_makes_a_controller_and_goes_on(tmp_path):
     """With its pictures."""
     folder = tmp_path / "run"
-    options = ("--rounds", 2, "--rows", 2, "--set", 'optimizers=["adamw"]', "--agent-set", "minibatches=2")
+    options = (
+        "--rounds",
+        2,
+        "--rows",
+        2,
+        "--group",
+        2,
+        "--set",
+        'optimizers=["adamw"]',
+        "--agent-set",
+        "minibatches=2",
+    )
     status, output = qan("meta-train", "--out", folder, *options)
     assert status == 0, output
     assert {"controller.safetensors", "curves.png", "learning_rates.png", "progress.csv"} <= files(folder).keys()
@@ -250,6 +261,7 @@ def test_the_command_makes_a_controller_and_goes_on(tmp_path):
         (("--resume", "x", "--seed", 1), "--seed"),
         (("--family", "QanLR-MNIST5k-v1", "--rounds", 1), "family must be"),
         (("--agent", "dqn", "--rounds", 1), "agent must be"),
+        (("--rows", 6, "--rounds", 1), "group must divide the rows, 6; 4 does not"),
         (("--set", "split=test", "--rounds", 1), "split must be train"),
         (("--set", "networks=['rnn']", "--rounds", 1, "--out", "OUT"), "networks must be some of"),
         (("--agent-set", "hidden=none", "--rounds", 1), "hidden"),

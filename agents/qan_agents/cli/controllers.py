@@ -46,7 +46,7 @@ def meta_train(
     group: Annotated[
         int,
         typer.Option(min=1, max=MOST, help="Rows of one task, whose returns are compared; divides the rows."),
-    ] = 1,
+    ] = 4,
     seed: SeedOption = 0,
     out: Annotated[
         Path | None, typer.Option(help="The folder; default: a new one in runs/.", callback=expanded)
