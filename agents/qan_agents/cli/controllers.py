@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from qan_agents.cli.common import (
     INTERRUPTED,
     MOST,
+    SPINNER,
     SeedOption,
     SetOption,
     console,
@@ -83,7 +84,7 @@ def meta_train(
 def _measured(config: "MetaConfig", minutes: float) -> int:
     from qan_agents.controllers.meta_training import rounds_within
 
-    with console.status("measuring how long a round takes", spinner="line"):
+    with console.status("measuring how long a round takes", spinner=SPINNER):
         return rounds_within(config, 60 * minutes)
 
 

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from qan_agents.dqn.agent import DQN
 from qan_agents.dqn.config import DQNConfig
+from qan_agents.dqn.presets import overridden
 from qan_agents.dqn.vector_env import EnvInterface, Transitions
 from qan_agents.ppo.agent import PPO
 from qan_agents.ppo.config import PPOConfig
 from qan_agents.ppo.interface import PPOInterface
+from qan_gym.config import TaskConfig
 from qan_gym.families.task import DECISIONS
-from qan_gym.utils.names import unknown_name
+from qan_gym.games.learning_rate import CONTINUOUS_FACTOR
 from qan_gym.vector_env import QanVectorEnv
 
 if TYPE_CHECKING:
@@ -221,7 +223,7 @@ class DQNLearner(Learner):
 
     def __init__(self, config: MetaConfig, env: QanVectorEnv) -> None:
         """See `Learner.__init__`."""
-        self.choices = choices_of(env)
+        self.choices = choices_of(env.config)
         self.agent = DQN(self.hyperparameters(config), EnvInterface.of(env), seed=config.seed)
 
     def begin(self, frames: Tensor, infos: Mapping[str, Any]) -> None:
@@ -255,22 +257,19 @@ class DQNLearner(Learner):
 LEARNERS: dict[str, type[Learner]] = {"ppo": PPOLearner, "dqn-native": DQNLearner}
 
 
-def overridden(settings: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with others in their place.
-
-    Raises:
-        ValueError: there is no such setting.
-    """
-    for name in overrides:
-        if name not in settings:
-            raise ValueError(unknown_name("hyperparameter", name, settings))
-    return {**settings, **overrides}
+def factors_of(config: TaskConfig) -> tuple[float, ...]:
+    """By which one action may multiply the learning rate: those of a Discrete space; of a Box the largest."""
+    return config.learning_rate_factors or (config.learning_rate_factor or CONTINUOUS_FACTOR,)
 
 
-def choices_of(env: QanVectorEnv) -> tuple[float, ...]:
-    """The actions in [-1, 1] that the discrete ones of an environment stand for, given its largest factor."""
-    logs = [math.log(factor) for factor in env.config.learning_rate_factors or ()]
-    return tuple(log / max(map(abs, logs)) for log in logs)
+def largest_factor(config: TaskConfig) -> float:
+    """By which one action may multiply or divide the learning rate."""
+    return math.exp(max(abs(math.log(factor)) for factor in factors_of(config)))
+
+
+def choices_of(config: TaskConfig) -> tuple[float, ...]:
+    """The actions in [-1, 1], exponents of the largest factor, that discrete ones stand for."""
+    return tuple(math.log(factor) / math.log(largest_factor(config)) for factor in factors_of(config))
 
 
 def layers_of(*modules: nn.Module) -> dict[str, Tensor]:

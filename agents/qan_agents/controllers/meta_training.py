@@ -16,8 +16,7 @@ import io
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,20 +24,18 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from gymnasium.vector import AutoresetMode
 
 import qan_gym
 from qan_agents.controllers.controller import Controller, ControllerSettings
-from qan_agents.controllers.learners import LEARNERS
+from qan_agents.controllers.learners import LEARNERS, largest_factor
 from qan_agents.controllers.meta_config import MetaConfig
 from qan_agents.controllers.trainings import Outcomes, play_controller
 from qan_agents.dqn.vector_env import TensorVectorEnv
+from qan_agents.experiments.run_folder import locked
 from qan_agents.seeds import training_seed
-from qan_gym.config import TaskConfig
 from qan_gym.families.learning_rate import draw_task
 from qan_gym.families.task import DECISIONS, NUMBER_LIMIT, Task
-from qan_gym.games.learning_rate import CONTINUOUS_FACTOR
 from qan_gym.utils.files import load_arrays, reading, require_writable, write_bytes
 from qan_gym.vector_env import QanVectorEnv
 
@@ -114,7 +111,7 @@ class MetaRun:
         Raises:
             ValueError: another process trains in the folder, or a file of it is damaged.
         """
-        with self._locked():
+        with locked(self.folder / LOCK):
             config = self.config()
             training = MetaTraining(config)
             state = self.folder / STATE
@@ -129,15 +126,6 @@ class MetaRun:
             controller.save(self.controller)
             training.close()
         return controller
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        require_writable(self.folder)
-        try:
-            with FileLock(self.folder / LOCK, timeout=0):
-                yield
-        except Timeout as error:
-            raise ValueError(f"{self.folder} is in use by another process: wait until that has ended") from error
 
 
 class MetaTraining:
@@ -199,7 +187,10 @@ class MetaTraining:
         row |= learner.metrics()
         if self._is_due():
             outcomes = self.evaluate(self.controller())
-            row |= {"log_loss": float(log_losses(outcomes).mean()), "diverged": float(outcomes.diverged.mean())}
+            row |= {
+                "log_loss": float(np.log(outcomes.validation_loss).mean()),
+                "diverged": float(outcomes.diverged.mean()),
+            }
         self.rows.append(row)
         return row
 
@@ -275,12 +266,6 @@ def environment(config: MetaConfig) -> QanVectorEnv:
     return env.unwrapped
 
 
-def largest_factor(config: TaskConfig) -> float:
-    """By which one action may multiply the learning rate."""
-    factors = config.learning_rate_factors or (config.learning_rate_factor or CONTINUOUS_FACTOR,)
-    return math.exp(max(abs(math.log(factor)) for factor in factors))
-
-
 def evaluation_tasks(config: MetaConfig) -> list[Task]:
     """The last tasks of the training split, which hardly any meta-training meets."""
     return [draw_task("train", NUMBER_LIMIT - 1 - number, **chosen_kinds(config)) for number in range(EVALUATION_TASKS)]
@@ -289,11 +274,6 @@ def evaluation_tasks(config: MetaConfig) -> list[Task]:
 def chosen_kinds(config: MetaConfig) -> dict[str, Any]:
     """The kinds of network and the optimizers of the tasks, where the settings name them, for `draw_task`."""
     return {name: config.env_kwargs[name] for name in ("networks", "optimizers") if name in config.env_kwargs}
-
-
-def log_losses(outcomes: Outcomes) -> Any:
-    """ln(validation loss), (n,)."""
-    return np.log(outcomes.validation_loss)
 
 
 def table(rows: list[Row]) -> str:

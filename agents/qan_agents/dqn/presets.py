@@ -1,6 +1,6 @@
 """Presets: named hyperparameters of both DQNs, Stable-Baselines3's and the bundled one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -109,7 +109,16 @@ def make_dqn_config(preset: str, steps: int, overrides: dict[str, Any], score_li
     settings = asdict(PRESETS[preset](max(steps, 1)))
     if not score_line and settings["features"] in READ_THE_SCORE_LINE:
         settings["features"] = "flat"
+    return DQNConfig(**overridden(settings, overrides))
+
+
+def overridden(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyperparameters with others in their place.
+
+    Raises:
+        ValueError: there is none of such a name.
+    """
     for name in overrides:
         if name not in settings:
             raise ValueError(unknown_name("hyperparameter", name, settings))
-    return DQNConfig(**{**settings, **overrides})
+    return {**settings, **overrides}

@@ -110,12 +110,8 @@ class Run:
         Raises:
             ValueError: one is writing to it, or it cannot be written to.
         """
-        require_writable(self.folder)
-        try:
-            with FileLock(self.folder / LOCK, timeout=0):
-                yield
-        except Timeout as error:
-            raise ValueError(f"{self.folder} is in use by another process: wait until that has ended") from error
+        with locked(self.folder / LOCK):
+            yield
 
     # --- settings ---------------------------------------------------------------------------------------------------
 
@@ -413,6 +409,21 @@ def _encode(path: Path, rows: Sequence[Row], header: bool) -> bytes:
     writer.writerows(rows)
     content = text.getvalue().encode()
     return gzip.compress(content, mtime=0) if path.suffix == ".gz" else content
+
+
+@contextmanager
+def locked(lock: Path) -> Iterator[None]:
+    """Keep other processes from writing to the folder of a lock.
+
+    Raises:
+        ValueError: one is writing to it, or it cannot be written to.
+    """
+    require_writable(lock.parent)
+    try:
+        with FileLock(lock, timeout=0):
+            yield
+    except Timeout as error:
+        raise ValueError(f"{lock.parent} is in use by another process: wait until that has ended") from error
 
 
 def new_folder(folder: Path) -> Path:
