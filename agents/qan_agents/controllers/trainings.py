@@ -10,7 +10,6 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from qan_agents.controllers.controller import FAMILY, Controller
 from qan_gym.config import TaskConfig
@@ -79,7 +78,6 @@ def play_schedules(
     plan: Plan,
     *,
     tests: bool = False,
-    show: str | None = None,
     dataset: str = DATASET,
 ) -> Outcomes:
     """Train on tasks under schedules.
@@ -89,7 +87,6 @@ def play_schedules(
         seeds: (n,), of initial weights and order: those of the episodes, which an environment draws from its own.
         plan: for the n trainings.
         tests: whether the test loss is measured too.
-        show: the name of a progress bar; None: none.
         dataset: that the tasks take their images from.
 
     Raises:
@@ -105,7 +102,7 @@ def play_schedules(
         training.run.chosen_learning_rate.copy_(torch.from_numpy(plan.rates[places]))
         return lambda _: np.zeros((len(places), 1), np.float32)
 
-    return _play(tasks, seeds, config, begin, tests, show)
+    return _play(tasks, seeds, config, begin, tests)
 
 
 def play_rules(
@@ -115,7 +112,6 @@ def play_rules(
     *,
     schedule: str = "constant",
     tests: bool = False,
-    show: str | None = None,
     dataset: str = DATASET,
 ) -> Outcomes:
     """Train on tasks under rules that see the training loss; for the other arguments see `play_schedules`.
@@ -142,7 +138,7 @@ def play_rules(
 
         return act
 
-    return _play(tasks, seeds, config, begin, tests, show)
+    return _play(tasks, seeds, config, begin, tests)
 
 
 def play_controller(
@@ -151,7 +147,6 @@ def play_controller(
     seeds: Sequence[int],
     *,
     tests: bool = False,
-    show: str | None = None,
     dataset: str = DATASET,
 ) -> Outcomes:
     """Train on tasks under a controller; for the arguments see `play_schedules`.
@@ -163,7 +158,7 @@ def play_controller(
     def begin(training: FamilyTraining, places: NDArray[np.int64]) -> Act:
         return controller.player(len(places))
 
-    return _play(tasks, seeds, replace(controller.config(), dataset=dataset), begin, tests, show)
+    return _play(tasks, seeds, replace(controller.config(), dataset=dataset), begin, tests)
 
 
 Act = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # observations (B, D) -> actions (B, 1)
@@ -176,12 +171,11 @@ def _play(
     config: TaskConfig,
     begin: Begin,
     tests: bool,
-    show: str | None,
 ) -> Outcomes:
     """Trainings in pieces of ROWS, the longest together.
 
     Args:
-        tasks, seeds, tests, show: see `play_schedules`.
+        tasks, seeds, tests: see `play_schedules`.
         config: of the family.
         begin: called after the reset of a piece, with the places of its tasks; gives what acts in it.
     """
@@ -190,7 +184,7 @@ def _play(
     order = np.argsort([-task.batches_per_action for task in tasks], kind="stable")
     pieces = [order[start : start + ROWS] for start in range(0, len(order), ROWS)]
     parts = []
-    for places in tqdm(pieces, desc=show, disable=show is None, leave=False):
+    for places in pieces:
         chosen = [tasks[place] for place in places]
         source = source_of(chosen)
         training = FamilyTraining(family_parts(config, source, "cpu", "auto"), source, len(chosen), tests=tests)
