@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,6 +28,7 @@ from qan_gym.core.reward import CHANCES
 from qan_gym.core.run_state import LOSS_LIMIT
 from qan_gym.families.task import DECISIONS, Task
 from qan_gym.optimizee.network import Params, evaluate, leaves, loss_and_gradients
+from qan_gym.schedules import cosine
 from qan_gym.utils import random_streams
 from qan_gym.utils.own_settings import own_settings
 
@@ -195,12 +197,7 @@ class ProdigyCosine:
     def play(self, trainings: Trainings, settings: Settings, *, tests: bool) -> Outcomes:
         """See `Method.play`."""
         n = len(trainings)
-        return play_plain(trainings, [prodigy] * n, [cosine] * n, tests=tests)
-
-
-def cosine(share: float) -> float:
-    """Along half a cosine from 1 to 0."""
-    return (1 + math.cos(math.pi * share)) / 2
+        return play_plain(trainings, [prodigy] * n, [partial(cosine, math)] * n, tests=tests)
 
 
 def fixed(rate: float) -> Rate:

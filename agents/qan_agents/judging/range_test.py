@@ -43,13 +43,12 @@ def found_rates(tasks: tuple[Task, ...], dataset: str) -> tuple[float, ...]:
         return rules[-1][1]
 
     seeds = [tuning_seed(task, RANGE_TEST) for task in tasks]
-    outcomes = play_rules(short, seeds, begin, dataset=dataset)
+    play_rules(short, seeds, begin, dataset=dataset)
     found = np.empty(len(tasks))
     for places, rule in rules:
         # The loss that is seen before a decision belongs to the rate before it; that of the last rate is not seen.
         losses = np.stack([*rule.losses[1:], np.full(len(places), np.nan)], axis=1)  # (B, 25)
         found[places] = rule.rates[smoothed(losses).argmin(axis=1)]
-    del outcomes
     return tuple(found.tolist())
 
 

@@ -19,9 +19,9 @@ from qan_agents.judging.problems import Trainings
 class Counted:
     """What the two rules have in common: the best loss so far, and how often in a row it was beaten, or was not."""
 
-    def __init__(self, rates: Float64) -> None:
-        """rates: (B,) to begin with."""
-        self.rates = rates.copy()
+    def __init__(self, rates: Float64, factor: Float64, patience: Float64) -> None:
+        """(B,) each; rates: to begin with."""
+        self.rates, self.factor, self.patience = rates.copy(), factor, patience
         self.best = np.full(len(rates), np.inf)
         self.good, self.bad = np.zeros((2, len(rates)), np.int64)
         self.begun = False
@@ -51,11 +51,6 @@ class Plateau(Counted):
     THRESHOLD = 1e-4  # relative
     LEAST_CHANGE = 1e-8  # of a rate; smaller ones are not made
 
-    def __init__(self, rates: Float64, factor: Float64, patience: Float64) -> None:
-        """(B,) each."""
-        super().__init__(rates)
-        self.factor, self.patience = factor, patience
-
     def improved(self) -> Float64:
         """See `Counted`."""
         return self.best * (1 - self.THRESHOLD)
@@ -75,11 +70,6 @@ class Greedy(Counted):
     """
 
     THRESHOLD = 1e-6  # absolute
-
-    def __init__(self, rates: Float64, factor: Float64, patience: Float64) -> None:
-        """(B,) each."""
-        super().__init__(rates)
-        self.factor, self.patience = factor, patience
 
     def improved(self) -> Float64:
         """See `Counted`."""
