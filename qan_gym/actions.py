@@ -58,7 +58,7 @@ def row_actions(space: spaces.Space[Any], num_envs: int, actions: Any) -> Tensor
     if isinstance(space, spaces.Box):
         if not values.is_floating_point() or not (values.is_cuda or values.isfinite().all()):
             raise ValueError(f"the actions must be finite floats in {space}, not {shown(actions)}")
-        return values.double().clamp(-LARGEST_NUMBER, LARGEST_NUMBER).to(torch.float32)
+        return values.to(torch.float32).clamp(-LARGEST_NUMBER, LARGEST_NUMBER)
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
         raise ValueError(f"the actions must be integers, not {values.dtype}")
     if not values.is_cuda:
