@@ -75,25 +75,23 @@ def test_a_round_is_a_training_in_every_row():
 
 
 def test_rows_of_a_group_are_compared_with_each_other():
-    """They have one task and one seed; their returns, minus the mean of the group, sum to 0."""
-    env_kwargs = {**SMALL, "learning_rate_factor": 1e9}  # so that some diverge, before the others end
-    training = MetaTraining(small_config(rows=8, group=4, env_kwargs=env_kwargs, agent_kwargs={"initial_log_std": 0.0}))
-    agent, seen = training.learner.agent, []
-    update = agent.update
-    agent.update = lambda: (seen.append(agent.rollout.steps.rewards.clone()), update())
-    means = []
+    """They have one task and one seed; at each step their advantages sum to 0."""
+    training = MetaTraining(small_config(rows=8, group=4))
+    agent, seen, started = training.learner.agent, [], []
+    learned_from, begin = agent._batch, agent.begin
+    agent._batch = lambda: (seen.append(learned_from()), seen[-1])[1]
+    source = training.env.training
+    agent.begin = lambda *given: (begin(*given), started.append((list(source.tasks), source.run.seed.tolist())))
     for _ in range(2):
-        row = training.round()
-        tasks, seeds = training.env.training.tasks, training.env.training.run.seed.tolist()
-        means.append((row["return"], tasks[0], tasks[4]))
+        training.round()
+    for tasks, seeds in started:
         assert tasks[0] == tasks[1] == tasks[2] == tasks[3] != tasks[4]
         assert len(set(seeds[:4])) == len(set(seeds[4:])) == 1
-    for rewards in seen:
-        sums = rewards.sum(dim=0).view(2, 4)
-        assert torch.allclose(sums.sum(dim=1), torch.zeros(2), atol=1e-5)
-        assert (sums.abs() > 1e-3).any()
-        assert ((rewards != 0).sum(dim=0) <= 1).all()
-    assert means[0][1] != means[1][1]
+    assert len(started) == len(seen) == 2
+    for batch, *_ in seen:
+        sums = batch.advantages.view(-1, 2, 4).sum(dim=2)
+        assert torch.allclose(sums, torch.zeros_like(sums), atol=1e-4)
+        assert (batch.advantages.abs() > 1e-3).any()
 
 
 def test_a_row_that_diverges_is_learned_from_up_to_there():
@@ -177,8 +175,9 @@ def test_minutes_become_rounds():
         ({"rows": 2.5}, "rows must be an integer"),
         ({"family": "QanLR-MNIST5k-v1"}, "family must be 'QanLR-Family-v0'"),
         ({"agent": "dqn"}, "agent must be one of ppo, dqn-native"),
-        ({"group": 2}, "group must divide the rows, 3"),
+        ({"group": 2}, "group must divide the number of environments, 3"),
         ({"agent": "dqn-native", "group": 3}, "group must be 1"),
+        ({"agent_kwargs": {"group": 3}}, "group must be 1, that of the meta-training"),
         ({"agent": "dqn-native", "agent_kwargs": {"dueling": True}}, "a plain network: leave out dueling"),
         ({"agent": "dqn-native", "agent_kwargs": {"clip": 1}}, "unknown hyperparameter 'clip'"),
         ({"env_kwargs": {"split": "test"}}, "split must be train: the tasks of the other split are for judging"),
@@ -261,7 +260,7 @@ def test_the_command_makes_a_controller_and_goes_on(tmp_path):
         (("--resume", "x", "--seed", 1), "--seed"),
         (("--family", "QanLR-MNIST5k-v1", "--rounds", 1), "family must be"),
         (("--agent", "dqn", "--rounds", 1), "agent must be"),
-        (("--rows", 6, "--rounds", 1), "group must divide the rows, 6; 4 does not"),
+        (("--rows", 6, "--rounds", 1), "group must divide the number of environments, 6; 4 does not"),
         (("--set", "split=test", "--rounds", 1), "split must be train"),
         (("--set", "networks=['rnn']", "--rounds", 1, "--out", "OUT"), "networks must be some of"),
         (("--agent-set", "hidden=none", "--rounds", 1), "hidden"),

@@ -45,6 +45,8 @@ SWITCHES = {
     "lambda": {"gae_lambda": 0.3},
     "one step": {"gae_lambda": 0.0},
     "whole returns": {"gae_lambda": 1.0, "gamma": 1.0},
+    "groups": {"group": 2},
+    "groups, recurrent": {"group": 2, "recurrent": 3, "minibatches": 2},
     "one epoch": {"epochs": 1},
     "one minibatch": {"minibatches": 1},
     "advantages as they are": {"normalise_advantages": False},
@@ -171,7 +173,8 @@ def test_a_round_is_the_equations(kind, switch, monkeypatch):
         before, oracle = oracle, oracle_of(agent)
         if before is not None:
             oracle.first, oracle.second, oracle.updates = before.first, before.second, before.updates
-        places, (advantages, returns) = drawn_places(agent), oracle.advantages()
+        places, (absolute, returns) = drawn_places(agent), oracle.advantages()
+        advantages = oracle.relative(absolute)
         fraction = 1 if config.anneal_steps is None else 1 - number * LENGTH * ROWS / config.anneal_steps
         agent.update()
         assert len(results) == len(places) == config.epochs * config.minibatches
@@ -188,7 +191,7 @@ def test_a_round_is_the_equations(kind, switch, monkeypatch):
         means = [sum(column) / len(expected) for column in zip(*expected, strict=True)]
         valid = [(t, row) for row in range(ROWS) for t in range(LENGTH) if oracle.rows[row][t].valid]
         spread = [sum(values[p] ** 2 for p in valid) / len(valid) - (sum(values[p] for p in valid) / len(valid)) ** 2
-                  for values in (advantages, returns)]  # fmt: skip
+                  for values in (absolute, returns)]  # fmt: skip
         assert list(agent.metrics().values()) == pytest.approx([*means, 1 - spread[0] / spread[1]], rel=1e-3, abs=1e-4)
         results.clear()
         gradients.clear()
@@ -279,7 +282,7 @@ WRONG = {
         "normalise_observations": "yes",
         "observation_clip": 0,
     },
-    **{"steps_per_round": 0, "gamma": 1.5, "gae_lambda": -0.1, "epochs": 0, "minibatches": 0.5},
+    **{"steps_per_round": 0, "gamma": 1.5, "gae_lambda": -0.1, "group": 0, "epochs": 0, "minibatches": 0.5},
     **{"normalise_advantages": None, "clip": 0, "value_coefficient": -1, "entropy_coefficient": math.nan},
     **{"target_kl": 0, "learning_rate": math.inf, "anneal_steps": 0, "optimizer_epsilon": 0, "max_grad_norm": 0},
 }
@@ -307,6 +310,8 @@ def test_what_does_not_go_together_is_refused():
     agent = PPO(replace(BASE, steps_per_round=1), interface_of("discrete", BASE))
     with pytest.raises(ValueError, match="2 x 1, not 3"):
         agent.begin(torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="group must divide the number of environments, 2; 3 does not"):
+        PPO(replace(BASE, group=3), interface_of("discrete", BASE)).begin(torch.zeros(2, 3))
     with pytest.raises(RuntimeError, match="begin"):
         _ = agent.rollout
     agent = PPO(replace(BASE, privileged="task"), interface_of("discrete", replace(BASE, privileged="task")))

@@ -128,6 +128,16 @@ class OraclePPO:
                 returns[t, number] = total + float(values[t])
         return advantages, returns
 
+    def relative(self, advantages: dict[tuple[int, int], float]) -> dict[tuple[int, int], float]:
+        """Minus the mean of the group's valid steps at the same time."""
+        size, minus = self.config.group, {}
+        for (t, number), advantage in advantages.items():
+            first = number // size * size
+            peers = [advantages[t, peer] for peer in range(first, first + size) if self.rows[peer][t].valid]
+            compared = size > 1 and self.rows[number][t].valid
+            minus[t, number] = advantage - sum(peers) / len(peers) if compared else advantage
+        return minus
+
     # --- updates --------------------------------------------------------------------------------------------------
 
     def update(

@@ -86,15 +86,6 @@ class Learner(ABC):
     def settings(self) -> dict[str, Any]:
         """Fields of `ControllerSettings` that the agent decides."""
 
-    def compare(self, returns: Tensor, group: int) -> None:
-        """Make the rewards of the round relative to those of other rows, before the last step of it is counted.
-
-        Args:
-            returns: (N,) of the round.
-            group: rows that have trained the same task from the same weights, one after another.
-        """
-        raise NotImplementedError
-
     def act(self) -> Tensor:
         """Actions in all rows."""
         return self.agent.act()
@@ -134,10 +125,15 @@ class PPOLearner(Learner):
             "privileged": "task",
             "steps_per_round": DECISIONS,
             "anneal_steps": config.trainings * DECISIONS,
+            "group": config.group,
         }
         settings = PPOConfig(**overridden({**asdict(PPOConfig()), **own}, config.agent_kwargs))
-        if settings.steps_per_round != DECISIONS:
-            raise ValueError(f"steps_per_round must be {DECISIONS}, the actions of an episode")
+        for name, value, what in (
+            ("steps_per_round", DECISIONS, "the actions of an episode"),
+            ("group", config.group, "that of the meta-training"),
+        ):
+            if getattr(settings, name) != value:
+                raise ValueError(f"{name} must be {value}, {what}")
         settings.check_rows(config.rows)
         return settings
 
@@ -150,12 +146,6 @@ class PPOLearner(Learner):
     def begin(self, frames: Tensor, infos: Mapping[str, Any]) -> None:
         """See `Learner.begin`."""
         self.agent.begin(frames, infos)
-
-    def compare(self, returns: Tensor, group: int) -> None:
-        """See `Learner.compare`: the mean of the group is taken off where the episode of a row has ended."""
-        means = returns.view(-1, group).mean(dim=1).repeat_interleave(group)
-        steps = self.agent.rollout.steps
-        steps.rewards[:DECISIONS] -= means * (steps.ended[:DECISIONS] & steps.valid[:DECISIONS])
 
     def restore(self, state: Path) -> None:
         """See `Learner.restore`."""

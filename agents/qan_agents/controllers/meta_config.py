@@ -29,7 +29,7 @@ class MetaConfig:
     group: int = setting(
         1,
         integer(at_least=1),
-        "rows that train the same task from the same weights; PPO learns from returns minus the mean of their group",
+        "rows that train the same task from the same weights; PPO learns from advantages minus the mean of their group",
     )
     seed: int = setting(0, integer(at_least=0), "of the agent, and of the tasks and trainings that it sees")
     env_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -40,8 +40,6 @@ class MetaConfig:
         check_settings(self)
         if self.env_kwargs.get("split", "train") != "train":
             raise ValueError("split must be train: the tasks of the other split are for judging")
-        if self.rows % self.group != 0:
-            raise ValueError(f"group must divide the rows, {self.rows}; {self.group} does not")
         LEARNERS[self.agent].hyperparameters(self)
 
     @property

@@ -173,15 +173,13 @@ class MetaTraining:
         seeds = [training_seed(self.config.seed, first + row // group) for row in range(rows)]
         learner.begin(tensor_env.reset(seeds), tensor_env.infos)
         total, over = torch.zeros(rows), torch.zeros(rows, dtype=torch.bool)
-        for decision in range(DECISIONS):
+        for _ in range(DECISIONS):
             transitions = tensor_env.step(learner.act())
             total += torch.where(over, 0, transitions.rewards)
             # The end of the budget is the end of the game: nothing comes after it. What rows play that are over before
             # the others is not learned from.
             learner.remember(transitions._replace(terminated=transitions.ended, valid=~over))
             over |= transitions.ended
-            if decision == DECISIONS - 1 and group > 1:
-                learner.compare(total, group)
             learner.learn()
         row = {"round": self.done, "trainings": self.done * rows, "return": float(total.mean())}
         row |= learner.metrics()

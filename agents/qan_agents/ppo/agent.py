@@ -20,7 +20,7 @@ from qan_agents.ppo.actions import distribution_of
 from qan_agents.ppo.config import PPOConfig
 from qan_agents.ppo.interface import PPOInterface
 from qan_agents.ppo.network import RunningNorm, Trunk, forgotten
-from qan_agents.ppo.rollout import Batch, Rollout, Steps, advantages_of, minibatches
+from qan_agents.ppo.rollout import Batch, Rollout, Steps, advantages_of, minibatches, relative
 from qan_gym.utils.files import load_arrays, save_arrays
 from qan_gym.utils.own_settings import in_own_settings, own_settings, threads_for
 from qan_gym.utils.random_streams import drawing_from
@@ -296,6 +296,8 @@ class PPO:
         returns = advantages + values
         weights = _weights(steps.valid)
         unexplained, total = _variance(advantages, weights), _variance(returns, weights)
+        if config.group > 1:
+            advantages = relative(advantages, steps.valid, config.group)
         batch = Batch(
             *(steps.observations, steps.inputs, steps.starts, steps.actions, steps.log_probs),
             *(advantages, returns, steps.valid, rollout.memories),

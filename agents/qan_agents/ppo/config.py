@@ -62,6 +62,13 @@ class PPOConfig:
         0.95, number(at_least=0, at_most=1), "decay of the TD errors in an advantage; 0: one step, 1: the whole return"
     )
 
+    group: int = setting(
+        1,
+        integer(at_least=1),
+        "rows in succession that play the same task from the same start; the mean of their advantages at a step is "
+        "taken off them; 1: nothing is",
+    )
+
     # The updates.
     epochs: int = setting(4, integer(at_least=1), "passes over the steps of a round")
     minibatches: int = setting(4, integer(at_least=1), "updates of a pass")
@@ -103,8 +110,11 @@ class PPOConfig:
         """Refuse numbers of rows that a round cannot be learned from.
 
         Raises:
-            ValueError: a recurrent policy has fewer rows than minibatches, or a round fewer steps.
+            ValueError: a recurrent policy has fewer rows than minibatches, a round fewer steps, or a group has not
+                all its rows.
         """
+        if num_envs % self.group != 0:
+            raise ValueError(f"group must divide the number of environments, {num_envs}; {self.group} does not")
         if self.recurrent and num_envs < self.minibatches:
             raise ValueError(
                 f"minibatches must be at most the number of environments, {num_envs}, not {self.minibatches}: a "

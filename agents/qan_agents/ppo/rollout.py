@@ -112,6 +112,21 @@ def advantages_of(steps: Steps, values: Tensor, next_values: Tensor, gamma: floa
     return advantages
 
 
+def relative(advantages: Tensor, valid: Tensor, group: int) -> Tensor:
+    """Advantages minus the mean over their group at the same step, (T, N); 0 where a step is not valid.
+
+    What the value network does not know of a task is in the advantages of all rows that play it, and so is taken off.
+
+    Args:
+        advantages: (T, N); 0 where a step is not valid.
+        valid: (T, N) bool.
+        group: rows of a group, in succession; divides N.
+    """
+    counts = valid.view(len(valid), -1, group).sum(dim=2, keepdim=True).clamp(min=1)
+    sums = advantages.view(len(valid), -1, group).sum(dim=2, keepdim=True)
+    return (advantages - (sums / counts).expand(-1, -1, group).flatten(1)).masked_fill(~valid, 0.0)
+
+
 def minibatches(batch: Batch, count: int, recurrent: bool, generator: torch.Generator | None) -> Iterator[Batch]:
     """A pass over a round (T, N) in `count` random parts: of single steps, or of whole rows of a recurrent policy."""
     *steps, memories = batch
