@@ -50,6 +50,7 @@ SWITCHES = {
     "one epoch": {"epochs": 1},
     "one minibatch": {"minibatches": 1},
     "advantages as they are": {"normalise_advantages": False},
+    "clipped advantages": {"advantage_clip": 0.5},
     "tight clip": {"clip": 0.01},
     "wide clip": {"clip": 5.0},
     "value coefficient": {"value_coefficient": 2.0},
@@ -283,7 +284,8 @@ WRONG = {
         "observation_clip": 0,
     },
     **{"steps_per_round": 0, "gamma": 1.5, "gae_lambda": -0.1, "group": 0, "epochs": 0, "minibatches": 0.5},
-    **{"normalise_advantages": None, "clip": 0, "value_coefficient": -1, "entropy_coefficient": math.nan},
+    **{"normalise_advantages": None, "advantage_clip": 0, "clip": 0},
+    **{"value_coefficient": -1, "entropy_coefficient": math.nan},
     **{"target_kl": 0, "learning_rate": math.inf, "anneal_steps": 0, "optimizer_epsilon": 0, "max_grad_norm": 0},
 }
 
@@ -312,6 +314,8 @@ def test_what_does_not_go_together_is_refused():
         agent.begin(torch.zeros(2, 3))
     with pytest.raises(ValueError, match="group must divide the number of environments, 2; 3 does not"):
         PPO(replace(BASE, group=3), interface_of("discrete", BASE)).begin(torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="advantage_clip needs normalise_advantages"):
+        PPOConfig(advantage_clip=4.0, normalise_advantages=False)
     with pytest.raises(RuntimeError, match="begin"):
         _ = agent.rollout
     agent = PPO(replace(BASE, privileged="task"), interface_of("discrete", replace(BASE, privileged="task")))

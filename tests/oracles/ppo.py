@@ -157,6 +157,8 @@ class OraclePPO:
             step, advantage = self.rows[row][t], advantages[t, row]
             if config.normalise_advantages:
                 advantage = (advantage - mean) / (spread + 1e-8)
+            if config.advantage_clip is not None:
+                advantage = max(-config.advantage_clip, min(advantage, config.advantage_clip))
             ratio = self.log_prob(params, outputs[t], step.action).exp() / math.exp(step.log_prob)
             if advantage >= 0:
                 gain = advantage * (ratio if ratio < 1 + config.clip else torch.full_like(ratio, 1 + config.clip))

@@ -356,6 +356,8 @@ class PPO:
         if config.normalise_advantages:
             mean = (advantages * weights).sum()
             advantages = (advantages - mean) / (_variance(advantages, weights).sqrt() + 1e-8)
+        if config.advantage_clip is not None:
+            advantages = advantages.clamp(-config.advantage_clip, config.advantage_clip)
         log_ratio = network.distribution.log_prob(outputs, batch.actions) - batch.log_probs
         ratio = log_ratio.exp()
         clipped = ratio.clamp(1 - config.clip, 1 + config.clip)

@@ -75,6 +75,9 @@ class PPOConfig:
     normalise_advantages: bool = setting(
         True, flag(), "whether the advantages of a minibatch are scaled to mean 0 and variance 1"
     )
+    advantage_clip: float | None = setting(
+        None, optional(number(above=0)), "largest absolute value of an advantage that was so scaled; None: no limit"
+    )
     clip: float = setting(0.2, number(above=0), "change of an action's probability ratio from 1 that still pays")
     value_coefficient: float = setting(0.5, number(at_least=0), "weight of the value's mean squared error in the loss")
     entropy_coefficient: float = setting(0.0, number(at_least=0), "weight of the policy's entropy in the loss")
@@ -96,6 +99,8 @@ class PPOConfig:
         """Check every field and what goes together; the list of hidden layers becomes a tuple."""
         check_settings(self)
         object.__setattr__(self, "hidden", tuple(self.hidden))
+        if self.advantage_clip is not None and not self.normalise_advantages:
+            raise ValueError("advantage_clip needs normalise_advantages")
         if self.final_log_std is not None and (self.learn_std or self.anneal_steps is None):
             raise ValueError("final_log_std needs learn_std=False and anneal_steps")
 
