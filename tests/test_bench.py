@@ -226,6 +226,7 @@ def test_a_row_says_what_it_took():
     assert '"torch"' in row["versions"]
 
 
+@pytest.mark.slow
 def test_a_policy_is_judged_elsewhere_too():
     there = {"id": LR, "kwargs": {**KWARGS, "train_size": 400}}
     rows = run_cell(cell("dqn-native", settings=AGENT, transfer=[there]))
@@ -313,6 +314,7 @@ def test_a_stopped_bench_goes_on_with_what_is_left(grid_file, whole, tmp_path, h
     assert without_time(path) == without_time(whole)
 
 
+@pytest.mark.slow
 def test_the_processes_of_a_killed_bench_end_with_it(tmp_path):
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump({**GRID, "runs": [4_000], "seeds": [0]}))
     process = start_qan("bench", tmp_path / "grid.yaml", "--out", tmp_path / "r.parquet", "--workers", 1)

@@ -166,7 +166,17 @@ def test_the_home_page_has_the_code_of_the_readme():
     assert texts(HOME, "python") == texts("README.md", "python")[:1]
 
 
-@pytest.mark.parametrize("name", [name for name in PAGES if name != HOME and texts(name, "python")])
+LONG = ("docs/agents.md", "docs/controllers.md", "docs/counterfactual.md", "docs/tutorials/benchmark.md")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in LONG else name
+        for name in PAGES
+        if name != HOME and texts(name, "python")
+    ],
+)
 def test_python_runs(name, tmp_path, monkeypatch, registries):
     """All blocks of a page in order, in one namespace; `<!-- skip: next "reason" -->` skips one."""
     monkeypatch.chdir(tmp_path)

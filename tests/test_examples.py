@@ -43,7 +43,7 @@ def test_algorithms_play_the_family_of_tasks(name):
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        ("cleanrl_dqn", ("--env", "QanLR-Family-v0", "--steps", "110")),
+        pytest.param("cleanrl_dqn", ("--env", "QanLR-Family-v0", "--steps", "110"), marks=pytest.mark.slow),
         pytest.param(
             "cleanrl_ppo",
             ("--env", "QanLR-Family-v0", "--steps", "160", "--num-envs", "2"),

@@ -134,6 +134,7 @@ def test_the_same_seed_gives_the_same_files(agent, tmp_path):
     assert files(whole.folder) == files(parts.folder)
 
 
+@pytest.mark.slow
 def test_what_is_recorded(tmp_path):
     """A row of progress.csv for every round, an evaluation after some of them, and where the controller comes from."""
     run = MetaRun(tmp_path / "run")
@@ -161,6 +162,7 @@ def test_evaluations_are_on_other_tasks():
     assert {task.optimizer for task in tasks} == {"sgd"}
 
 
+@pytest.mark.slow
 def test_minutes_become_rounds():
     """At least one, and more of them in more time."""
     config = small_config()

@@ -164,7 +164,7 @@ def expected(games: dict) -> Callable[[str], list[Any]]:
 
 
 QUICK = [
-    *(("torch", name) for name in ("inference_mode", "float64", "autocast")),
+    *(("torch", name) for name in ("inference_mode",)),
     *(("auto", name) for name in ("no_grad", "flush_denormals", "two_threads")),
     *(("deep", name) for name in ("float64", "medium")),
 ]
