@@ -1,13 +1,14 @@
 """The command `qan`: all its commands."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+import qan_gym
 from qan_agents.cli import bench, controllers, environments, judge, train
-from qan_agents.cli.common import INTERRUPTED, WRONG_INPUT, errors_in_one_line, print_error
+from qan_agents.cli.common import INTERRUPTED, WRONG_INPUT, console, errors_in_one_line, print_error
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": train.train,
@@ -81,9 +82,25 @@ app = typer.Typer(
 )
 
 
+def print_version(wanted: bool) -> None:
+    """Print the version and end.
+
+    Raises:
+        Exit: it has been printed.
+    """
+    if wanted:
+        console.print(f"qan-gym {qan_gym.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def qan(context: typer.Context) -> None:
-    """The command `qan`."""
+def qan(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Training a neural network, as a game that reinforcement learning can play."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
