@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
+from qan_agents.budgets import caution
 from qan_agents.cli.common import (
     INTERRUPTED,
     MOST,
@@ -91,7 +92,8 @@ def train(
 def reproduce(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="mnist-lr, mnist-minibatch or cifar10-lr.")],
     scale: Annotated[
-        float, typer.Option(min=0, max=1, help="Multiplies epochs and episodes; 0.01 is for a laptop.")
+        float,
+        typer.Option(min=0, max=1, help="Multiplies epochs and episodes; 0.01 only shows that everything runs."),
     ] = 1.0,
     seed: SeedOption = 0,
     out: OutOption = None,
@@ -99,9 +101,11 @@ def reproduce(
     modules: ImportOption = None,
 ) -> None:
     """Reproduce an experiment of the paper: baseline and reference, the paper's DQN, the pictures."""
-    from qan_agents.experiments.reproduce import recipe_config
+    from qan_agents.experiments.reproduce import recipe_config, too_short
 
     config = recipe_config(recipe, scale, seed, parse_settings(settings))
+    if too_short(recipe, scale):
+        console.print(f"caution: with scale {scale:g} a training is a part of an epoch, in which little can be learned")
     _train_and_evaluate(_start(config, out, f"reproduce-{recipe}-scale{scale:g}-seed{seed}"), modules or ())
 
 
@@ -125,6 +129,9 @@ def _train_and_evaluate(run: "Run", modules: Sequence[str], drop_damaged: bool =
     """
     config = run.config()
     console.print(f"{config.agent} ({config.preset}) plays {config.env}: {run.folder}")
+    too_few = caution(config.training_episodes, "trainings to learn from")
+    if too_few is not None:
+        console.print(too_few)
     try:
         _train(run, config, drop_damaged)
         _evaluate(run)
