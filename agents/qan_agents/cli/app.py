@@ -7,7 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 import qan_gym
-from qan_agents.cli import bench, controllers, environments, judge, train
+from qan_agents.cli import bench, controllers, environments, judge, sharing, train
 from qan_agents.cli.common import INTERRUPTED, WRONG_INPUT, console, errors_in_one_line, print_error
 
 
@@ -41,6 +41,12 @@ COMMANDS = {
         ("grid.yaml --out bench.parquet", "--controller best-constant --controller dqn --runs 20"),
     ),
     "report": Command(bench.report, ("bench.parquet",)),
+    "dataset": Command(
+        sharing.dataset,
+        ("cosine --episodes 20 --out qan/lr5k/cosine-v0", "runs/RUN --out qan/lr5k/dqn-v0"),
+    ),
+    "push": Command(sharing.push, ("controller.safetensors OWNER/NAME", "runs/RUN OWNER/NAME --dry-run card")),
+    "pull": Command(sharing.pull, ("OWNER/NAME --out runs/theirs",)),
     "judge": Command(judge.judge, ("controller.safetensors", "*.safetensors --rival tuned --tasks 100")),
     "list": Command(environments.list_environments, ("", "QanLR-MNIST5k-v1", "dqn-native")),
     "check": Command(environments.check, ("QanLR-MNIST5k-v1 --steps 50", "CartPole-v1 --seeds 20")),
