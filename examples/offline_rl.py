@@ -3,8 +3,8 @@
     python -m pip install -e ".[minari]"
     python examples/offline_rl.py
 
-The dataset is written first where it is not there, by what `qan dataset` does. The clone never sees a reward, so the best
-that it can do is what it was shown.
+The dataset is written first where it is not there, by what `qan dataset` does. The clone never sees a reward, so the
+best that it can do is what it was shown.
 """
 
 import argparse
