@@ -27,7 +27,7 @@ def make_task_config(task: str, overrides: dict[str, Any]) -> TaskConfig:
         UnexpectedKeywordError: there is no field of the name of an override.
     """
     if not isinstance(task, str) or task not in TASKS:
-        raise ValueError(f"unknown task {shown(task)}; there are {', '.join(TASKS)}")
+        raise ValueError(f"unknown task {shown(task)}{instead_of(shown(task), TASKS)}")
     names = [field.name for field in fields(TaskConfig)]
     for name in overrides:
         if name not in names:

@@ -110,7 +110,7 @@ def test_arguments_that_do_not_go_together(arguments, said):
     ("arguments", "said"),
     [
         ({"batch_size": 81}, "batch_size 81 .* 80 images"),
-        ({"network": "resnet-9"}, "unknown network 'resnet-9'; there are .*nin"),
+        ({"network": "resnet-9"}, "unknown network 'resnet-9': did you mean 'resnet-8'. there are .*nin"),
         ({"optimizer": "lion"}, "unknown optimizer 'lion'; there are sgd, adamw"),
         ({"nesterov": True, "momentum": 0.0}, "nesterov=True needs a momentum"),
         ({"nesterov": True, "optimizer": "adamw"}, "nesterov=True is for optimizer='sgd'"),

@@ -802,6 +802,8 @@ def test_the_report_is_beside_the_results(whole, tmp_path, name, few_repetitions
     assert done.exit_code == 0, done.output
     folder = {"results": "results-report", "results.parquet": "results", "r.x.parquet": "r.x"}[name]
     assert (tmp_path / folder / "report.html").is_file()
+    printed = [line.split("│")[1].strip() for line in done.output.splitlines() if line.startswith("│")]
+    assert {"constant", "down (2)"} <= set(printed)
 
 
 def test_a_report_that_cannot_be_written_is_refused(whole, tmp_path):

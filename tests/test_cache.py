@@ -49,7 +49,7 @@ def test_the_data_folder_is_only_read(root: Path, tmp_path: Path, monkeypatch: p
 def test_a_training_is_announced_before_it_begins(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With what it is, how long, and where it is kept."""
+    """With what it is, how much, where it is kept, and how to do without it."""
     said: list[str] = []
 
     class Interrupted(references.Training):
@@ -61,7 +61,13 @@ def test_a_training_is_announced_before_it_begins(
     with pytest.raises(KeyboardInterrupt):
         gym.make(LR, dataset=made_npz(tmp_path / "made.npz"), **PULLED)
     (message,) = said
-    for part in ("training the reference weights of mnist-cnn", "made.npz", "8 mini-batches", str(root)):
+    for part in (
+        "training the reference weights of mnist-cnn",
+        "made.npz",
+        "8 mini-batches",
+        str(root),
+        "meta_momentum=None",
+    ):
         assert part in message
 
 

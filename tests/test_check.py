@@ -1,5 +1,6 @@
 """`qan check`: environments whose actions matter are certified, and no others; above all not the original's mistake."""
 
+import io
 import math
 import sys
 from collections.abc import Collection, Iterator
@@ -13,12 +14,15 @@ import pytest
 from gymnasium import spaces
 from gymnasium.envs.registration import register, registry
 from helpers import made_npz
+from rich.console import Console
+from rich.progress import Progress
 from torch import Tensor
 from typer.testing import CliRunner
 
 import qan_gym
 from qan_agents.analysis import action_effect as check
 from qan_agents.analysis.action_effect import Certificate, certify, examine, extremes
+from qan_agents.cli import environments as cli
 from qan_agents.cli.app import app
 from qan_gym.config import TaskConfig
 from qan_gym.core.run_state import RunState
@@ -56,7 +60,7 @@ def registered() -> Iterator[Any]:
 
 
 def ask(env_id: str, kwargs: dict[str, Any] | None = None, seeds: int = 5, steps: int | None = None) -> Certificate:
-    return certify(env_id, kwargs or {}, seeds, steps, lambda name: None)
+    return certify(env_id, kwargs or {}, seeds, steps, lambda name, share: None)
 
 
 # --- the original's mistake -----------------------------------------------------------------------------------------
@@ -180,6 +184,28 @@ def test_the_sequences(logged) -> None:
     assert found.first == "1"
     assert Logged.played == [(seed, [1, *actions]) for actions in rest.values() for seed in range(5)]
     assert found.outcome == "return"
+
+
+def test_progress(logged) -> None:
+    """The share that is done grows from 0 to 1, and goes by the sequences."""
+    shown: list[tuple[str, float]] = []
+    certify("Logged-v0", {"space": spaces.Discrete(2)}, 5, None, lambda name, share: shown.append((name, share)))
+    shares = [share for _, share in shown]
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1]) == (0, 1)
+    thirds = {"0 throughout": (0, 1 / 3), "1 throughout": (1 / 3, 2 / 3), "in turn: 0, 1": (2 / 3, 1)}
+    assert all(thirds[name][0] <= share <= thirds[name][1] + 1e-9 for name, share in shown)
+
+
+def test_how_long_a_check_takes_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the steps alone, also in a pipe; never in a short one."""
+    clock = iter([100.0, 101.0, 105.0, 109.0])  # what is loaded before the first step takes 100 seconds
+    monkeypatch.setattr(cli.time, "perf_counter", lambda: next(clock))
+    file = io.StringIO()
+    show = cli._progress(Progress(console=Console(file=file)))
+    for share in (0.0, 0.01, 0.02, 0.03):
+        show("a", share)
+    assert file.getvalue() == "about 7 minutes left\n"  # 4 seconds for 1 %
 
 
 def test_extremes() -> None:
@@ -389,7 +415,8 @@ def test_the_command(small, registered, tmp_path: Path, monkeypatch: pytest.Monk
     settings = [part for name, value in small.items() for part in ("--set", f"{name}={to_text(value)}")]
     output = invoke(f"qan_gym:{LR}", "--seeds", 5, "--steps", 8, *settings, status=0)
     assert output.splitlines()[-1] == f"certified: the actions of qan_gym:{LR} matter beyond seed noise"
-    assert "in turn: 0, 1, 2" in output
+    assert "in turn: raise, lower, keep" in output
+    assert "every sequence begins with keep" in output
     sys.modules.pop("ignoring_module")
 
 

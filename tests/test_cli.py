@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,14 +11,17 @@ from pathlib import Path
 
 import gymnasium as gym
 import pytest
+import typer
 from rich.progress import Progress
 from typer.testing import CliRunner
 
 from qan_agents.__main__ import main
+from qan_agents.bench.grid import cautions, cells_of
+from qan_agents.budgets import caution
 from qan_agents.cli import common
 from qan_agents.cli import environments as cli_environments
 from qan_agents.cli import train as cli_train
-from qan_agents.cli.app import app
+from qan_agents.cli.app import COMMANDS, app
 from qan_agents.env_ids import import_module_of, task_of
 from qan_gym.families import Task
 from qan_gym.registration import ENTRY_POINTS, VECTOR_ENTRY_POINT
@@ -314,6 +318,63 @@ def test_the_command_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     out = "my runs/exp[ablation]"
     output = invoke(*QUICK_TRAINING, "--out", out, "--import", "json", status=130)
     assert "go on with: qan train --resume 'my runs/exp[ablation]' --import json\n" in output
+
+
+# --- help -----------------------------------------------------------------------------------------------------------
+
+EXAMPLES = [(name, arguments) for name, command in COMMANDS.items() for arguments in command.examples]
+
+
+@pytest.mark.parametrize(("name", "arguments"), EXAMPLES)
+def test_examples_of_the_help_are_valid(name: str, arguments: str) -> None:
+    group = typer.main.get_command(app)
+    with group.make_context("qan", [name]) as context:
+        command = group.get_command(context, name)
+        command.make_context(name, shlex.split(arguments), parent=context)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_help_has_examples_that_fit_a_terminal(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = invoke(name, "--help").splitlines()
+    assert max(map(len, shown)) <= 80, shown
+    examples = shown[shown.index("  Examples:") + 1 :]
+    assert [line.strip() for line in examples if line.strip()] == [
+        f"qan {name} {arguments}".strip() for arguments in COMMANDS[name].examples
+    ]
+
+
+def test_budgets_that_tell_nothing() -> None:
+    assert caution(5, "trainings") is None
+    assert "caution: 2 trainings, too few to tell anything" in caution(2, "trainings")
+    grid = {"environments": [LR], "controllers": ["constant"], "evaluation_seeds": 10}
+    assert cautions(cells_of({**grid, "runs": [2]})) == []  # nothing is prepared
+    tuned = {**grid, "controllers": ["best-constant"]}
+    assert cautions(cells_of({**tuned, "runs": [5], "seeds": [0]})) == []
+    assert len(cautions(cells_of({**tuned, "runs": [2, 20], "seeds": [0], "evaluation_seeds": 3}))) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", LR, "--episodes", "2"], "caution: 2 trainings to learn from"),
+        (["train", LR, "--episodes", "5"], ""),
+        (
+            ["reproduce", "mnist-minibatch", "--scale", "0.01"],
+            "caution: with scale 0.01 a training is a part of an epoch",
+        ),
+    ],
+)
+def test_runs_that_tell_nothing_say_so(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, small_data: str, tmp_path: Path
+) -> None:
+    for name in ("_train", "_evaluate", "_plot"):
+        monkeypatch.setattr(cli_train, name, lambda *_: None)
+    settings = ["dataset=" + small_data, "meta_momentum=None", "reference=None", "batch_size=10"]
+    set_ = [word for setting in settings for word in ("--set", setting)]
+    output = invoke(*arguments, *set_, "--out", tmp_path / "run")
+    assert said in output
+    assert ("caution" in output) == bool(said)
 
 
 # --- lists ----------------------------------------------------------------------------------------------------------

@@ -50,12 +50,18 @@ def test_algorithms_play_the_family_of_tasks(name):
             marks=pytest.mark.slow,
         ),
         pytest.param("first_episode", (), marks=pytest.mark.slow),
+        pytest.param(
+            "offline_rl",
+            ("--episodes", "2", "--epochs", "2", "--seeds", "1", "--game-epochs", "1"),
+            marks=pytest.mark.slow,
+        ),
         ("save_and_fork", ()),
         pytest.param("custom_task", (), marks=pytest.mark.slow),
         pytest.param("ppo_on_64", ("--num-envs", "2", "--episodes", "2"), marks=pytest.mark.slow),
     ],
 )
-def test_example_runs(name, arguments):
+def test_example_runs(name, arguments, tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     command = [sys.executable, EXAMPLES / f"{name}.py", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

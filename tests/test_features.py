@@ -182,7 +182,9 @@ def test_a_state_goes_on_with_features(arguments, tmp_path):
 @pytest.mark.parametrize("make", [gym.make, gym.make_vec])
 def test_unknown_features_are_refused(make, arguments):
     """With the names that there are."""
-    with pytest.raises(ValueError, match=f"unknown feature 'log_los'; there are {', '.join(FEATURES)}"):
+    with pytest.raises(
+        ValueError, match=f"unknown feature 'log_los': did you mean 'log_loss'. there are {', '.join(FEATURES)}"
+    ):
         make(LR, observation=["budget_used", "log_los"], **arguments)
 
 

@@ -45,7 +45,10 @@ def test_a_wrong_name_is_refused_with_the_pattern(name):
 
 
 def test_an_unknown_network_names_the_registered_ones_and_the_pattern():
-    with pytest.raises(ValueError, match=r"unknown network 'rnn'; there are mnist-cnn, .*, mlp-W.*, cnn-W-W, vit-W-D"):
+    with pytest.raises(
+        ValueError,
+        match=r"unknown network 'rnn': did you mean 'nin'. there are mnist-cnn, .*, mlp-W.*, cnn-W-W, vit-W-D",
+    ):
         build_network("rnn", (1, 28, 28), 10)
 
 

@@ -138,6 +138,12 @@ def test_shipped_reference_can_be_made_again(env_id, engine, cache, monkeypatch)
 # --- those that are trained -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("seconds", "said"), [(19, []), (50, ["about 50 seconds"]), (600, ["about 10 minutes"])])
+def test_how_long_a_reference_takes_is_said(seconds, said, caplog):
+    references._say_how_long(seconds)
+    assert [message.removeprefix("the reference weights take ") for message in caplog.messages] == said
+
+
 def test_a_reference_is_trained_once(npz, cache, monkeypatch, capfd):
     """The first environment trains it, with a progress bar; the second reads the same weights from the cache."""
     env = gym.make(LR, dataset=npz, **PULLED)

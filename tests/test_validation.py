@@ -165,6 +165,22 @@ def test_values_outside_bounds_that_are_fields(values, message):
         Range(**values)
 
 
+@pytest.mark.parametrize(
+    ("values", "meant"),
+    [
+        ({"schedule": "constan"}, "not 'constan': did you mean 'constant'?"),
+        ({"augment": "reflekt"}, "not 'reflekt': did you mean 'reflect'?"),
+        ({"observation": "scren"}, "not 'scren': did you mean 'screen'?"),
+        ({"meta_momentum": "filter-regresion"}, "did you mean 'filter-regression'?"),
+        ({"precision": "xyz"}, "not 'xyz'"),
+        ({"precision": ["bf16"]}, "not ['bf16']"),
+    ],
+)
+def test_what_was_probably_meant(values, meant):
+    with pytest.raises(ValueError, match=f"{re.escape(meant)}$"):
+        TaskConfig(**values)
+
+
 def test_every_wrong_field_is_named():
     with pytest.raises(ValueError, match=r"^momentum must be [^;]*, not 2; epochs must be [^;]*, not 0$"):
         TaskConfig(momentum=2, epochs=0, pull_epochs=0)

@@ -3,6 +3,8 @@
 import io
 import sys
 
+from qan_gym.utils.extras import install_extra
+
 
 def main() -> None:
     """Run the command line; where the packages of the agents are not installed, say which one is missing."""
@@ -15,7 +17,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("qan_gym", "qan_agents"):
             raise
-        sys.exit(f'qan needs the package {error.name}: python -m pip install "qan-gym[agents]"')
+        sys.exit(f"qan needs the package {error.name}: {install_extra('agents')}")
     app(prog_name="qan")
 
 

@@ -70,7 +70,10 @@ def task_of(env: str, settings: dict[str, Any]) -> TaskConfig:
     """
     own = gym.spec(import_module_of(env)).kwargs
     if "env_id" not in own:
-        raise ValueError(f"{env} is not an environment of qan-gym")
+        raise ValueError(
+            f"{env} is not an environment of qan-gym: what is recorded here are trainings of networks; "
+            "qan_agents.dqn and qan_agents.ppo play it in Python, see docs/agents.md"
+        )
     chosen = [name for name in settings if name in CHOSEN]
     if chosen:
         raise ValueError(f"{', '.join(chosen)} cannot be set: the id or the command says it")

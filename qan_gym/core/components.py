@@ -19,6 +19,7 @@ from qan_gym.games import Game, game_of
 from qan_gym.optimizee.network import Network
 from qan_gym.optimizee.optimizers import Optimizer, build_optimizer
 from qan_gym.optimizee.zoo import build_network
+from qan_gym.utils.names import unknown_name
 from qan_gym.utils.own_settings import own_settings, threads_for
 from qan_gym.utils.precision import Precision
 
@@ -104,7 +105,7 @@ def build_components(config: TaskConfig, device: str, engine: str = "auto") -> C
     except (RuntimeError, AssertionError, TypeError) as error:
         raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
     if config.reward not in REWARDS:
-        raise ValueError(f"unknown reward {config.reward!r}; there are {', '.join(REWARDS)}")
+        raise ValueError(unknown_name("reward", config.reward, REWARDS))
     build_optimizer(config, game_of(config).hyperparameters)  # refuses what it cannot be, before data are loaded
     dataset = select(load_dataset(config.dataset), selection_of(config))
     channels, height, width = dataset.train.images.shape[1:]

@@ -21,6 +21,7 @@ from qan_gym.core.statistics import statistics_of
 from qan_gym.games import game_of
 from qan_gym.optimizee.network import Network, Params
 from qan_gym.utils.arrays import Array, to_numpy
+from qan_gym.utils.names import unknown_name
 from qan_gym.utils.own_settings import own_settings
 
 LIMIT = 10.0  # every value is kept within +-LIMIT
@@ -55,7 +56,7 @@ class Observer:
         self.extra = extra if config.observation == "screen" else ()
         for name in (*self.features, *self.extra):
             if name not in FEATURES:
-                raise ValueError(f"unknown feature {name!r}; there are {', '.join(FEATURES)}")
+                raise ValueError(unknown_name("feature", name, FEATURES))
         self.needs_measurements = any(FEATURES[name].needs_measurements for name in (*self.features, *self.extra))
         self.shape = (1, len(self.features))
         if self.filters:

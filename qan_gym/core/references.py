@@ -9,6 +9,7 @@ several processes want them at the same time.
 import hashlib
 import json
 import logging
+import time
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from qan_gym.config import TaskConfig
 from qan_gym.core.components import Components, build_components
@@ -25,10 +26,13 @@ from qan_gym.data.cache import cache_root, cached, expand_user, locked
 from qan_gym.data.datasets import ASSETS, load_dataset
 from qan_gym.games.learning_rate import KEEP
 from qan_gym.optimizee.network import Network, Params
+from qan_gym.utils.durations import in_words
 from qan_gym.utils.files import load_arrays, require_writable, save_arrays
 from qan_gym.utils.own_settings import own_settings
 
 SEED = 0
+TIMED = 10  # mini-batches, from which it is known how long a training takes,
+LONG = 20  # seconds, from which on it is said
 DEPENDS_ON = (
     *("dataset", "train_size", "resolution", "classes", "data_seed", "label_noise", "input_scale", "input_centre"),
     *("preprocess", "augment", "network", "initial_scale", "batch_size", "epochs", "batches", "loss_scale"),
@@ -123,23 +127,32 @@ def train_reference(baseline: Components, folder: Path | None) -> Params:
     path = (folder or cache_root() / "references") / reference_name(config)
     require_writable(path.parent)
     logging.getLogger("qan_gym").warning(
-        "training the reference weights of %s on %s, once: %d mini-batches of %d images; they are kept in %s",
+        "training the reference weights of %s on %s, once, because there are none for these settings: %d mini-batches "
+        "of %d images; they are kept in %s (meta_momentum=None does without them)",
         *(config.network, config.dataset, baseline.budget, config.batch_size, path),
     )
     training = Training(baseline, reference=None)
     training.reset(np.ones(1, np.bool_), np.array([SEED]))
-    keep = torch.tensor([KEEP])
-    for _ in tqdm(range(baseline.budget), desc="reference weights", unit="batch", dynamic_ncols=True):
-        result = training.step(keep)
+    started = time.perf_counter()
+    for batch in tqdm(range(baseline.budget), desc="reference weights", unit="batch", dynamic_ncols=True):
+        result = training.step(torch.tensor([KEEP]))
         if result.terminated.any():
             raise ValueError(
                 f"the baseline run of {config.dataset} diverged: lower learning_rate or set reference=None"
             )
+        if batch == TIMED:
+            _say_how_long((time.perf_counter() - started) / (TIMED + 1) * baseline.budget)
     weights = {name: value[0].cpu() for name, value in training.run.params.items()}
     scores = {name: float(value[0]) for name, value in result.info.items()}
     training.close()
     save_arrays(path, {name: value.numpy() for name, value in weights.items()}, scores)
     return weights
+
+
+def _say_how_long(seconds: float) -> None:
+    """Where a training takes longer than one would wait without a word."""
+    if seconds > LONG:
+        logging.getLogger("qan_gym").warning("the reference weights take %s", in_words(seconds))
 
 
 def load_reference(path: Path, name: str, network: Network, *, foreign: bool = False) -> Params:

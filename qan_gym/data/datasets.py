@@ -17,6 +17,7 @@ from torch import Tensor
 from qan_gym.data import downloads, whitening
 from qan_gym.data.cache import expand_user, user_root
 from qan_gym.utils.files import Arrays, read_npz
+from qan_gym.utils.names import unknown_name
 from qan_gym.utils.own_settings import own_settings
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -160,7 +161,7 @@ def load_dataset(name: str) -> Dataset:
         stat = path.stat()
         return _load_npz(str(path), stat.st_mtime_ns, stat.st_size)
     if name not in DATASETS:
-        raise ValueError(f"unknown dataset {name!r}; there are {', '.join(DATASETS)}, or the path of an .npz file")
+        raise ValueError(f"{unknown_name('dataset', name, DATASETS)}, or the path of an .npz file")
     return _load_registered(name, DATASETS[name], os.environ.get(DATA_VARIABLE))
 
 

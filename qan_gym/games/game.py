@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from qan_gym.config import TaskConfig
 from qan_gym.schedules import SCHEDULES
 from qan_gym.utils.arrays import Array
+from qan_gym.utils.names import unknown_name
 
 if TYPE_CHECKING:
     from qan_gym.core.run_state import RunState, TensorSpec
@@ -153,5 +154,5 @@ def game_of(config: TaskConfig) -> Game:
         ValueError: it is not registered.
     """
     if config.game not in GAMES:
-        raise ValueError(f"unknown game {config.game!r}; there are {', '.join(GAMES)}")
+        raise ValueError(unknown_name("game", config.game, GAMES))
     return GAMES[config.game]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qan_gym.config import TaskConfig
 from qan_gym.optimizee.network import Params, per_run
+from qan_gym.utils.names import unknown_name
 
 
 class Hyperparameters(NamedTuple):
@@ -146,5 +147,5 @@ def build_optimizer(config: TaskConfig, controlled: Collection[str]) -> Optimize
         ValueError: the name is not registered, or the settings are not for it.
     """
     if config.optimizer not in OPTIMIZERS:
-        raise ValueError(f"unknown optimizer {config.optimizer!r}; there are {', '.join(OPTIMIZERS)}")
+        raise ValueError(unknown_name("optimizer", config.optimizer, OPTIMIZERS))
     return OPTIMIZERS[config.optimizer](config, controlled)

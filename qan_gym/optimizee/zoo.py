@@ -16,6 +16,7 @@ from qan_gym.optimizee.layers import ConvMaxPoolTanh, linear
 from qan_gym.optimizee.modules import module_network
 from qan_gym.optimizee.network import Network, Params, leaves
 from qan_gym.utils import random_streams
+from qan_gym.utils.names import unknown_name
 from qan_gym.utils.random_streams import drawing_from
 
 ImageShape = tuple[int, int, int]  # (C, H, W)
@@ -69,7 +70,7 @@ def _builder(name: str) -> NetworkBuilder:
         return NETWORKS[name]
     kind = name.partition("-")[0]
     if kind not in PATTERNS:
-        raise ValueError(f"unknown network {name!r}; there are {', '.join(NETWORKS)}, {', '.join(PATTERNS.values())}")
+        raise ValueError(unknown_name("network", name, (*NETWORKS, *PATTERNS.values())))
     if kind == "mlp":
         widths, activation = mlp_sizes(name)
         return partial(mlp, widths=widths, activation=activation)

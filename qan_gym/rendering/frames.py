@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from qan_gym.core.components import Components
 from qan_gym.rendering.history import History
+from qan_gym.utils.extras import install_extra
 
 DPI, FPS = 100, 10
 FRAME, TILE = (1080, 720), (480, 320)  # pixels: of a frame, and of one of a vector environment's
@@ -107,7 +108,7 @@ def require_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise ImportError('rendering needs matplotlib: python -m pip install "qan-gym[render]"') from error
+        raise ImportError(f"rendering needs matplotlib: {install_extra('render')}") from error
 
 
 class FrameRenderer:

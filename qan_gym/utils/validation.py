@@ -8,11 +8,13 @@ class Config:
         check_settings(self)
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
+
+from qan_gym.utils.names import did_you_mean
 
 LARGEST_INTEGER = 2**31 - 1  # so that products of two are 64-bit integers
 LARGEST_NUMBER = 3.4e38  # of a float32
@@ -29,11 +31,13 @@ class Rule:
         allows: (value, the whole configuration) -> whether the value is accepted.
         wanted: (the whole configuration, or None for the docs) -> what is accepted, in words.
         bounds: the other fields that it reads; where one of them is wrong, the check is not made.
+        known: () -> names that a wrong text may be a misspelling of.
     """
 
     allows: Callable[[Any, Any], bool]
     wanted: Callable[[Any], str]
     bounds: tuple[str, ...] = ()
+    known: Callable[[], Iterable[str]] = tuple
 
 
 def setting(default: Any, rule: Rule, about: str) -> Any:
@@ -55,7 +59,8 @@ def check_settings(config: Any) -> None:
         value = _plain_items(getattr(config, one.name))
         object.__setattr__(config, one.name, value)
         if not wrong.keys() & set(rule.bounds) and not rule.allows(value, config):
-            wrong[one.name] = f"{one.name} must be {rule.wanted(config)}, not {shown(value)}"
+            meant = did_you_mean(value, rule.known()) if isinstance(value, str) else ""
+            wrong[one.name] = f"{one.name} must be {rule.wanted(config)}, not {shown(value)}{meant}"
     if wrong:
         raise ValueError("; ".join(wrong.values()))
 
@@ -122,6 +127,7 @@ def one_of(*options: Any) -> Rule:
     return Rule(
         lambda value, _: isinstance(value, str | None) and value in options,
         lambda _: f"one of {', '.join(map(str, options))}",
+        known=lambda: [option for option in options if isinstance(option, str)],
     )
 
 
@@ -130,6 +136,7 @@ def registered(registry: Mapping[str, Any]) -> Rule:
     return Rule(
         lambda value, _: isinstance(value, str) and value in registry,
         lambda _: f"one of {', '.join(registry)}",
+        known=lambda: registry,
     )
 
 
@@ -187,12 +194,19 @@ def either(*rules: Rule) -> Rule:
         return f"{', '.join(others)} or {last}"
 
     bounds = tuple(bound for rule in rules for bound in rule.bounds)
-    return Rule(lambda value, config: any(rule.allows(value, config) for rule in rules), wanted, bounds)
+    return Rule(
+        lambda value, config: any(rule.allows(value, config) for rule in rules),
+        wanted,
+        bounds,
+        lambda: [name for rule in rules for name in rule.known()],
+    )
 
 
 def exactly(value: str) -> Rule:
     """One string."""
-    return Rule(lambda given, _: isinstance(given, str) and given == value, lambda _: repr(value))
+    return Rule(
+        lambda given, _: isinstance(given, str) and given == value, lambda _: repr(value), known=lambda: [value]
+    )
 
 
 def list_of(rule: Rule, what: str) -> Rule:

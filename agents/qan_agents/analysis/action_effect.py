@@ -44,6 +44,8 @@ LEAST_SEEDS = 5  # with three sequences p = 0.0067 at best; with four seeds, 0.0
 LEAST_SEEDS_OF_A_TASK = 4  # where every episode draws a task
 LONGEST = 100_000  # steps after which an episode without a known length is given up
 
+Show = Callable[[str, float], None]  # the name of a sequence, the share of all that is done
+
 
 @dataclass(frozen=True, eq=False)
 class Certificate:
@@ -184,9 +186,7 @@ class CheckedEnv:
         return list(self.actions.values())[-1] if step == 0 else cycle[step % len(cycle)]
 
 
-def certify(
-    env_id: str, kwargs: dict[str, Any], seeds: int, steps: int | None, before_sequence: Callable[[str], None]
-) -> Certificate:
+def certify(env_id: str, kwargs: dict[str, Any], seeds: int, steps: int | None, show: Show) -> Certificate:
     """Play the sequences and judge what they do.
 
     Args:
@@ -194,7 +194,7 @@ def certify(
         kwargs: of `gym.make`.
         seeds: how many, from 0.
         steps: of an episode that are played; None: all.
-        before_sequence: called before every sequence, with its name.
+        show: called after steps with the name of the sequence and the share of all that is done.
 
     Raises:
         ValueError: too few seeds or steps, an action space without extremes (see `extremes`), an argument that the
@@ -209,16 +209,25 @@ def certify(
     play = _in_lockstep if checked.lockstep else _one_by_one
     games = checked.games(seeds // LEAST_SEEDS_OF_A_TASK)
     parts = [range(part[0], part[-1] + 1) for part in np.array_split(np.arange(seeds), len(games))]
-    outcomes = []
-    for name, cycle in checked.sequences().items():
-        before_sequence(name)
-        outcomes.append(np.concatenate([play(checked, *one, cycle) for one in zip(games, parts, strict=True)]))
+    outcomes, total = [], len(games) * len(checked.sequences())
+    for row, (name, cycle) in enumerate(checked.sequences().items()):
+        found = []
+        for place, (game, part) in enumerate(zip(games, parts, strict=True), start=row * len(games)):
+            show(name, place / total)
+            found.append(play(checked, game, part, cycle, _within(show, name, place, total)))
+        outcomes.append(np.concatenate(found))
         if not np.isfinite(outcomes[-1]).all():
             raise ValueError(f"{env_id}: an outcome of {name!r} is not finite: {outcomes[-1].tolist()}")
+    show(name, 1.0)
     outcome = "ln(validation loss)" if checked.is_qan else "return"
     starts = tuple(part[0] for part in parts[1:])
     first, sequences = list(checked.actions)[-1], tuple(checked.sequences())
     return Certificate(env_id, outcome, first, sequences, np.array(outcomes), starts)
+
+
+def _within(show: Show, name: str, place: int, total: int) -> Callable[[float], None]:
+    """What is told the share of the part at a place that is done."""
+    return lambda share: show(name, (place + share) / total)
 
 
 def examine(env_id: str, kwargs: dict[str, Any], steps: int | None) -> CheckedEnv:
@@ -245,8 +254,17 @@ def examine(env_id: str, kwargs: dict[str, Any], steps: int | None) -> CheckedEn
         endless=not bounds,
         is_qan=isinstance(inner, QanEnv),
         lockstep=_has_lockstep(inner, spec),
-        actions=extremes(env.action_space),
+        actions=_named(extremes(env.action_space), inner),
     )
+
+
+def _named(actions: dict[str, Any], env: gym.Env[Any, Any]) -> dict[str, Any]:
+    """Actions by the names that a game of qan-gym has for them."""
+    if not isinstance(env, QanEnv) or not isinstance(env.action_space, spaces.Discrete):
+        return actions
+    parts = env.training.parts
+    names = parts.game.action_names(parts.config, parts.n_classes)
+    return {names[action]: action for action in actions.values()}
 
 
 def _task_of(env: gym.Env[Any, Any], seed: int) -> Task:
@@ -297,16 +315,19 @@ def _corners(low: NDArray[Any], high: NDArray[Any]) -> dict[str, NDArray[Any]]:
     return found
 
 
-def _one_by_one(checked: CheckedEnv, kwargs: dict[str, Any], seeds: range, cycle: list[Any]) -> NDArray[np.float64]:
+def _one_by_one(
+    checked: CheckedEnv, kwargs: dict[str, Any], seeds: range, cycle: list[Any], show: Callable[[float], None]
+) -> NDArray[np.float64]:
     """The outcomes of a sequence, (seeds,), each of a new environment, so that nothing is left from another episode."""
     outcomes = []
-    for seed in seeds:
+    for number, seed in enumerate(seeds):
         env = gym.make(checked.env_id, **kwargs)
         env.reset(seed=seed)
         total, step, over = 0.0, 0, False
         while not over and step < checked.limit:
             _, reward, terminated, truncated, info = env.step(checked.action(cycle, step))
             total, step, over = total + float(reward), step + 1, terminated or truncated
+            show((number + step / checked.limit) / len(seeds))
         env.close()
         if not over and checked.endless:
             raise ValueError(f"{checked.env_id}: an episode has not ended after {checked.limit:,} steps: give --steps")
@@ -314,7 +335,9 @@ def _one_by_one(checked: CheckedEnv, kwargs: dict[str, Any], seeds: range, cycle
     return np.array(outcomes)
 
 
-def _in_lockstep(checked: CheckedEnv, kwargs: dict[str, Any], seeds: range, cycle: list[Any]) -> NDArray[np.float64]:
+def _in_lockstep(
+    checked: CheckedEnv, kwargs: dict[str, Any], seeds: range, cycle: list[Any], show: Callable[[float], None]
+) -> NDArray[np.float64]:
     """The same, of an environment of qan-gym, all seeds at once."""
     envs = gym.make_vec(checked.env_id, num_envs=len(seeds), **kwargs)
     envs.reset(seed=seeds[0])  # row i has the i-th seed
@@ -324,6 +347,7 @@ def _in_lockstep(checked: CheckedEnv, kwargs: dict[str, Any], seeds: range, cycl
         _, _, terminated, truncated, infos = envs.step(actions)
         losses = np.where(playing, infos["validation_loss"], losses)
         playing &= ~(terminated | truncated)
+        show((step + 1) / checked.limit)
         if not playing.any():
             break
     envs.close()

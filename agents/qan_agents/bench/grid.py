@@ -28,6 +28,7 @@ from qan_agents.bench.controllers import Preparation
 from qan_agents.bench.preparation import check, controllers
 from qan_agents.bench.results import require_same_controller
 from qan_agents.bench.tuning_task import TuningTask, require_controllable
+from qan_agents.budgets import caution
 from qan_agents.seeds import LARGEST_SEED, UNSEEN_BELOW
 from qan_gym.utils.files import reading
 from qan_gym.utils.names import did_you_mean, instead_of
@@ -306,6 +307,15 @@ def cells_of(grid: dict[str, Any]) -> list[Cell]:
     found = sorted(cells.values(), key=lambda cell: cell.runs)
     _require_one_controller_per_label(found)
     return found
+
+
+def cautions(cells: list[Cell]) -> list[str]:
+    """Warnings of budgets that are too small to tell anything."""
+    prepared = [cell.runs for cell in cells if cell.runs > 0]
+    found = [caution(min(prepared), "trainings to prepare on")] if prepared else []
+    if cells:
+        found.append(caution(min(cell.evaluation_seeds for cell in cells), "evaluation seeds"))
+    return [one for one in found if one is not None]
 
 
 def _require_finite(grid: dict[str, Any]) -> None:

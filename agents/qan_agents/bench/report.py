@@ -36,7 +36,16 @@ CURVES = 8  # in a picture, the best by test loss; more cannot be told apart
 
 
 def report(path: Path, out: Path) -> list[Path]:
-    """Write `report.md`, `report.html` and the pictures of a results file into a folder.
+    """Write `report.md`, `report.html` and the pictures of a results file into a folder; returns their paths.
+
+    Raises:
+        ValueError: see `page_of`.
+    """
+    return write_page(page_of(path, out), out)
+
+
+def page_of(path: Path, out: Path) -> list[Block]:
+    """What the report of a results file says, and its pictures, which are drawn into a folder.
 
     Raises:
         ValueError: the results are missing, damaged, or hold nothing finished; one label stands for two controllers; or
@@ -55,11 +64,14 @@ def report(path: Path, out: Path) -> list[Path]:
     for number, (where, some) in enumerate(groups.items()):
         same = [row for row in done if row["environment_identity"] == where[0]]
         blocks += _section(titles[where], some, same, out / f"{number}-")
-    blocks += _failures([row for row in rows if row["status"] == "failed"])
+    return blocks + _failures([row for row in rows if row["status"] == "failed"])
+
+
+def write_page(blocks: list[Block], out: Path) -> list[Path]:
+    """Write a page as Markdown and as HTML into the folder of its pictures; returns the paths of all three."""
     write_text(out / "report.md", markdown_page(TITLE, blocks))
     write_text(out / "report.html", html_page(TITLE, blocks))
-    pictures = [block.path for block in blocks if isinstance(block, Picture)]
-    return [out / "report.md", out / "report.html", *pictures]
+    return [out / "report.md", out / "report.html", *(block.path for block in blocks if isinstance(block, Picture))]
 
 
 def _preface(rows: list[Row]) -> Paragraph:

@@ -1,28 +1,57 @@
 """The command `qan`: all its commands."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperGroup
 
-from qan_agents.cli import bench, controllers, environments, judge, train
-from qan_agents.cli.common import INTERRUPTED, WRONG_INPUT, errors_in_one_line, print_error
+import qan_gym
+from qan_agents.cli import bench, controllers, environments, judge, sharing, train
+from qan_agents.cli.common import INTERRUPTED, WRONG_INPUT, console, errors_in_one_line, print_error
 
-COMMANDS: dict[str, Callable[..., None]] = {
-    "train": train.train,
-    "reproduce": train.reproduce,
-    "evaluate": train.evaluate,
-    "plot": train.plot,
-    "watch": train.watch,
-    "meta-train": controllers.meta_train,
-    "bench": bench.bench,
-    "report": bench.report,
-    "judge": judge.judge,
-    "list": environments.list_environments,
-    "check": environments.check,
-    "data": environments.data,
-    "reference": environments.reference,
+
+class Command(NamedTuple):
+    """A command: its function, and examples of its arguments, which the tests parse."""
+
+    function: Callable[..., None]
+    examples: tuple[str, ...]
+
+
+COMMANDS = {
+    "train": Command(
+        train.train,
+        (
+            "",
+            "QanLR-MNIST5k-v1 --agent dqn-native --episodes 40 --seed 1",
+            "--set schedule=one-cycle --agent-set gamma=0.9",
+            "--resume runs/QanLR-MNIST5k-v1-dqn-quick-seed0",
+        ),
+    ),
+    "reproduce": Command(train.reproduce, ("mnist-lr --scale 0.1", "cifar10-lr --set network=resnet-8")),
+    "evaluate": Command(train.evaluate, ("runs/RUN",)),
+    "plot": Command(train.plot, ("runs/RUN", "runs/RUN --html")),
+    "watch": Command(train.watch, ("runs/RUN --video episode.mp4 --seed 3",)),
+    "meta-train": Command(
+        controllers.meta_train,
+        ("--set optimizers=['sgd'] --minutes 10", "--rounds 80 --seed 1 --out runs/adamw", "--resume runs/adamw"),
+    ),
+    "bench": Command(
+        bench.bench,
+        ("grid.yaml --out bench.parquet", "--controller best-constant --controller dqn --runs 20"),
+    ),
+    "report": Command(bench.report, ("bench.parquet",)),
+    "dataset": Command(
+        sharing.dataset,
+        ("cosine --episodes 20 --out qan/lr5k/cosine-v0", "runs/RUN --out qan/lr5k/dqn-v0"),
+    ),
+    "push": Command(sharing.push, ("controller.safetensors OWNER/NAME", "runs/RUN OWNER/NAME --dry-run card")),
+    "pull": Command(sharing.pull, ("OWNER/NAME --out runs/theirs",)),
+    "judge": Command(judge.judge, ("controller.safetensors", "*.safetensors --rival tuned --tasks 100")),
+    "list": Command(environments.list_environments, ("", "QanLR-MNIST5k-v1", "dqn-native")),
+    "check": Command(environments.check, ("QanLR-MNIST5k-v1 --steps 50", "CartPole-v1 --seeds 20")),
+    "data": Command(environments.data, ("", "--fetch")),
+    "reference": Command(environments.reference, ("QanLR-MNIST5k-v1 --set epochs=2",)),
 }
 
 
@@ -81,12 +110,32 @@ app = typer.Typer(
 )
 
 
+def print_version(wanted: bool) -> None:
+    """Print the version and end.
+
+    Raises:
+        Exit: it has been printed.
+    """
+    if wanted:
+        console.print(f"qan-gym {qan_gym.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def qan(context: typer.Context) -> None:
-    """The command `qan`."""
+def qan(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Training a neural network, as a game that reinforcement learning can play."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
 
-for name, command in COMMANDS.items():
-    app.command(name=name, short_help=(command.__doc__ or "").partition("\n")[0])(command)  # not cut off
+for name, (function, examples) in COMMANDS.items():
+    app.command(
+        name=name,
+        short_help=(function.__doc__ or "").partition("\n")[0],  # not cut off
+        epilog="\n".join(["\b", "Examples:", *(f"  qan {name} {arguments}".rstrip() for arguments in examples)]),
+    )(function)

@@ -1,12 +1,22 @@
 """`qan bench` and `qan report`: compare controllers."""
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
-from qan_agents.cli.common import INTERRUPTED, console, expanded, extra_required, text_column
+from qan_agents.cli.common import (
+    INTERRUPTED,
+    console,
+    expanded,
+    extra_required,
+    print_wrapped,
+    table_of,
+    text_column,
+)
 
 DEFAULTS: dict[str, Any] = {
     "environments": ["QanLR-MNIST5k-v1"],
@@ -14,6 +24,8 @@ DEFAULTS: dict[str, Any] = {
     "seeds": [0],
     "evaluation_seeds": 10,
 }
+MOST_COLUMNS = 5  # of a table of the report that is printed whole; of one with more, these:
+SHOWN_COLUMNS = ("controller (budget)", "test loss", "accuracy", "minus baseline", "diverged")
 # What a grid holds, and the options that say it instead of one.
 OPTIONS = {
     "environments": "--env",
@@ -62,7 +74,7 @@ def bench(
     flags = {name: value for name, value in given.items() if value is not None}
     _check_options(grid, flags, workers, ray)
     with extra_required("bench"):
-        from qan_agents.bench.grid import cells_of, read_grid
+        from qan_agents.bench.grid import cautions, cells_of, read_grid
         from qan_agents.bench.results import Results
         from qan_agents.bench.runner import require_compatible, run_cells, unfinished
     if ray is not None:
@@ -73,6 +85,8 @@ def bench(
     require_compatible(cells, results)
     there = len(cells) - len(unfinished(cells, results))
     console.print(f"{len(cells)} cells, {there} finished: {out}")
+    for caution in cautions(cells):
+        console.print(caution)
     columns = (text_column("{task.completed}/{task.total} cells"), BarColumn(), TimeRemainingColumn())
     failed = 0
     with Progress(*columns, console=console) as bars:
@@ -93,6 +107,8 @@ def bench(
             raise typer.Exit(INTERRUPTED) from None
     if failed:
         console.print(f"{failed} cells failed: qan report says why; the same command tries them again")
+    console.print(f"next, the tables and pictures: {shlex.join(['qan', 'report', str(out)])}")
+    if failed:
         raise typer.Exit(1)
 
 
@@ -121,7 +137,26 @@ def report(
 ) -> None:
     """Tables and pictures of a bench's results, as Markdown and as one HTML page."""
     with extra_required("bench"):
-        from qan_agents.bench.report import report as write_report
+        from qan_agents.bench.report import page_of, write_page
+        from qan_agents.experiments.page import Heading, Items, Table
     beside = results.with_name(f"{results.stem}-report") if results.suffix == "" else results.with_suffix("")
-    for path in write_report(results, out or beside):
+    folder = out or beside
+    blocks = page_of(results, folder)
+    for block in blocks:
+        if isinstance(block, Table):
+            _print_table(block.head, block.rows)
+        elif isinstance(block, Heading):
+            print_wrapped(block.text)
+        elif isinstance(block, Items):
+            print_wrapped("\n".join(block.texts))
+    for path in write_page(blocks, folder):
         console.print(f"written: {path}")
+
+
+def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table of the report; of one that is too wide for most terminals, the columns that matter most."""
+    places = [place for place, name in enumerate(head) if len(head) <= MOST_COLUMNS or name in SHOWN_COLUMNS]
+    table = table_of(*(head[place] for place in places))
+    for row in rows:
+        table.add_row(*(row[place] for place in places))
+    print_wrapped(table)

@@ -18,6 +18,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from qan_agents.seeds import LARGEST_SEED
+from qan_gym.utils.extras import install_extra
 
 # --- the console ----------------------------------------------------------------------------------------------------
 
@@ -147,7 +148,7 @@ def extra_required(extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise ValueError(f"{error.name} is missing: python -m pip install 'qan-gym[{extra}]'") from error
+        raise ValueError(f"{error.name} is missing: {install_extra(extra)}") from error
 
 
 # --- options --------------------------------------------------------------------------------------------------------

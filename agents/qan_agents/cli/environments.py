@@ -1,13 +1,15 @@
 """`qan list`, `qan check`, `qan data` and `qan reference`: the environments, their data and reference weights."""
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
 from qan_agents.cli.common import (
     MOST,
-    SPINNER,
     EnvArgument,
     ImportOption,
     SetOption,
@@ -15,11 +17,14 @@ from qan_agents.cli.common import (
     expanded,
     extra_required,
     parse_settings,
-    plain,
     print_wrapped,
     table_of,
+    text_column,
 )
+from qan_gym.utils.durations import in_words
 from qan_gym.utils.names import unknown_name
+
+ESTIMATE_AFTER = 3  # seconds of a check, after which it is said how long it takes
 
 
 def list_environments(
@@ -97,10 +102,9 @@ def check(
         from qan_agents.analysis import action_effect
     env_kwargs = parse_settings(settings)
     require_settings(env, env_kwargs)
-    with console.status("", spinner=SPINNER) as status:
-        found = action_effect.certify(
-            env, env_kwargs, seeds, steps, lambda name: status.update(plain(f"playing {name}"))
-        )
+    columns = (text_column("playing {task.description}"), BarColumn(), text_column("ETA"), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bars:
+        found = action_effect.certify(env, env_kwargs, seeds, steps, _progress(bars))
     console.print(f"{found.outcome} on {found.seeds}; every sequence begins with {found.first}")
     numbers_of = ("mean", "standard deviation", "lowest", "highest")
     table = table_of("actions", *numbers_of, right=numbers_of)
@@ -115,6 +119,25 @@ def check(
     )
     if not found.certified:
         raise typer.Exit(1)
+
+
+def _progress(bars: Progress) -> Callable[[str, float], None]:
+    """What shows the share that is done in a bar, and, where none is seen too, says once how long the rest takes."""
+    bar, said = bars.add_task("", total=1.0), False
+    first: tuple[float, float] | None = None  # when it was, and the share; what is loaded before it takes a while
+
+    def show(name: str, share: float) -> None:
+        nonlocal first, said
+        bars.update(bar, completed=share, description=name)
+        now = time.perf_counter()
+        if first is None and share > 0:
+            first = now, share
+        if not said and first is not None and now - first[0] > ESTIMATE_AFTER and share < 1:
+            said = True
+            seconds = (now - first[0]) / (share - first[1]) * (1 - share)
+            bars.console.print(f"{in_words(seconds)} left")
+
+    return show
 
 
 def data(

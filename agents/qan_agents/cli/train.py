@@ -2,12 +2,14 @@
 
 import shlex
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
+from qan_agents.budgets import caution
 from qan_agents.cli.common import (
     INTERRUPTED,
     MOST,
@@ -28,11 +30,13 @@ from qan_agents.cli.common import (
     text_column,
 )
 from qan_agents.seeds import LARGEST_SEED
+from qan_gym.utils.names import unknown_name
 
 if TYPE_CHECKING:
     from qan_agents.agents import Progress as TrainingProgress
     from qan_agents.experiments.run_config import RunConfig
     from qan_agents.experiments.run_folder import Run
+    from qan_agents.experiments.train import Log
     from qan_agents.policies.rollout import Episode
 
 OutOption = Annotated[Path | None, typer.Option(help="The run folder; default: a new one in runs/.", callback=expanded)]
@@ -60,6 +64,10 @@ def train(
     drop_damaged: Annotated[
         bool, typer.Option("--drop-damaged", help="Of the run to resume: play again what damaged files are needed for.")
     ] = False,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TRACKER", help="Also send the curves to wandb or mlflow; may be repeated."),
+    ] = None,
     modules: ImportOption = None,
 ) -> None:
     """Train an agent, draw the pictures, and compare it with fixed policies on unseen seeds."""
@@ -67,9 +75,11 @@ def train(
     from qan_agents.experiments.run_config import RunConfig
     from qan_agents.experiments.run_folder import Run
 
+    for tracker in track or ():
+        _require_tracker(tracker)
     if resume is not None:
-        refuse_beside(context, "--resume", allowed=("resume", "drop_damaged", "modules"))
-        _train_and_evaluate(Run(resume), modules or (), drop_damaged)
+        refuse_beside(context, "--resume", allowed=("resume", "drop_damaged", "track", "modules"))
+        _train_and_evaluate(Run(resume), modules or (), drop_damaged, track or ())
         return
     if drop_damaged:
         raise ValueError("--drop-damaged goes with --resume RUN")
@@ -85,13 +95,25 @@ def train(
         num_envs,
         agent_kwargs=parse_settings(agent_settings),
     )
-    _train_and_evaluate(_start(config, out, f"{env}-{agent}-{preset}-seed{seed}"), modules or ())
+    run = _start(config, out, f"{env}-{agent}-{preset}-seed{seed}")
+    _train_and_evaluate(run, modules or (), track=track or ())
+
+
+def _require_tracker(name: str) -> None:
+    """Refuse a tracker that does not exist, or is not installed, before a run is begun."""
+    from qan_agents.experiments.trackers import TRACKERS
+
+    if name not in TRACKERS:
+        raise ValueError(unknown_name("tracker", name, TRACKERS))
+    with extra_required(name):
+        import_module(name)  # the library has the name of the tracker
 
 
 def reproduce(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="mnist-lr, mnist-minibatch or cifar10-lr.")],
     scale: Annotated[
-        float, typer.Option(min=0, max=1, help="Multiplies epochs and episodes; 0.01 is for a laptop.")
+        float,
+        typer.Option(min=0, max=1, help="Multiplies epochs and episodes; 0.01 only shows that everything runs."),
     ] = 1.0,
     seed: SeedOption = 0,
     out: OutOption = None,
@@ -99,9 +121,11 @@ def reproduce(
     modules: ImportOption = None,
 ) -> None:
     """Reproduce an experiment of the paper: baseline and reference, the paper's DQN, the pictures."""
-    from qan_agents.experiments.reproduce import recipe_config
+    from qan_agents.experiments.reproduce import recipe_config, too_short
 
     config = recipe_config(recipe, scale, seed, parse_settings(settings))
+    if too_short(recipe, scale):
+        console.print(f"caution: with scale {scale:g} a training is a part of an epoch, in which little can be learned")
     _train_and_evaluate(_start(config, out, f"reproduce-{recipe}-scale{scale:g}-seed{seed}"), modules or ())
 
 
@@ -114,7 +138,9 @@ def _start(config: "RunConfig", out: Path | None, name: str) -> "Run":
     return start_run(Path("runs") / name.replace(":", "-"), config, numbered=True)
 
 
-def _train_and_evaluate(run: "Run", modules: Sequence[str], drop_damaged: bool = False) -> None:
+def _train_and_evaluate(
+    run: "Run", modules: Sequence[str], drop_damaged: bool = False, track: Sequence[str] = ()
+) -> None:
     """Train the agent of a run, evaluate it, and draw the pictures.
 
     Args:
@@ -122,21 +148,29 @@ def _train_and_evaluate(run: "Run", modules: Sequence[str], drop_damaged: bool =
         modules: that the user has had imported; the command that goes on with the run imports them again, and that of
             the environment.
         drop_damaged: see `qan_agents.experiments.train.train`.
+        track: names of trackers.
     """
+    from qan_agents.experiments.trackers import trackers
+
     config = run.config()
     console.print(f"{config.agent} ({config.preset}) plays {config.env}: {run.folder}")
+    too_few = caution(config.training_episodes, "trainings to learn from")
+    if too_few is not None:
+        console.print(too_few)
     try:
-        _train(run, config, drop_damaged)
+        with trackers(track, run) as log:
+            _train(run, config, drop_damaged, log)
         _evaluate(run)
         _plot(run)
     except KeyboardInterrupt:
         asked_for = dict.fromkeys((*modules, *filter(None, [config.env.rpartition(":")[0]])))
-        imports = [word for module in asked_for for word in ("--import", module)]
-        console.print(f"interrupted; go on with: {shlex.join(['qan', 'train', '--resume', str(run.folder), *imports])}")
+        more = [word for module in asked_for for word in ("--import", module)]
+        more += [word for tracker in track for word in ("--track", tracker)]
+        console.print(f"interrupted; go on with: {shlex.join(['qan', 'train', '--resume', str(run.folder), *more])}")
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _train(run: "Run", config: "RunConfig", drop_damaged: bool) -> None:
+def _train(run: "Run", config: "RunConfig", drop_damaged: bool, log: "Log") -> None:
     """Train the agent of a run behind a progress bar, with a line for every finished episode."""
     from qan_agents.experiments import train as training
 
@@ -177,7 +211,7 @@ def _train(run: "Run", config: "RunConfig", drop_damaged: bool) -> None:
             bars.update(bar, episode=min(number + 2, config.episodes))
             bars.console.print(_episode_line(number, episode, config))
 
-        training.train(run, show, finished, drop_damaged=drop_damaged)
+        training.train(run, show, finished, drop_damaged=drop_damaged, log=log)
 
 
 def _episode_line(number: int, episode: "Episode", config: "RunConfig") -> str:
@@ -195,7 +229,8 @@ def evaluate(run: RunArgument, modules: ImportOption = None) -> None:
     from qan_agents.experiments.run_folder import Run
 
     _evaluate(Run(run))
-    _plot(Run(run))
+    if Run(run).has_episodes:
+        _plot(Run(run))
 
 
 def _evaluate(run: "Run") -> None:

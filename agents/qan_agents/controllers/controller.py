@@ -147,18 +147,21 @@ class Controller:
 
         return act
 
+    @property
+    def env_kwargs(self) -> dict[str, Any]:
+        """The observation, the actions and the base schedule of the controller, as arguments of an environment."""
+        return {
+            "observation": self.settings.features,
+            "continuous": True,
+            "action_scale": "multiplicative",
+            "learning_rate_factor": self.settings.factor,
+            "learning_rate_factors": None,
+            "schedule": self.settings.schedule,
+        }
+
     def config(self, base: TaskConfig = TASKS[FAMILY]) -> TaskConfig:
-        """An environment's settings with the observation, the actions and the base schedule of the controller."""
-        settings = self.settings
-        return replace(
-            base,
-            observation=settings.features,
-            continuous=True,
-            action_scale="multiplicative",
-            learning_rate_factor=settings.factor,
-            learning_rate_factors=None,
-            schedule=settings.schedule,
-        )
+        """An environment's settings with those of the controller."""
+        return replace(base, **self.env_kwargs)
 
     # --- files ------------------------------------------------------------------------------------------------------
 

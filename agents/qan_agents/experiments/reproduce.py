@@ -12,7 +12,7 @@ from qan_agents.experiments.run_config import RunConfig
 from qan_gym.config import TaskConfig
 from qan_gym.data.datasets import load_dataset
 from qan_gym.games import game_of
-from qan_gym.tasks import make_task_config
+from qan_gym.tasks import TASKS, make_task_config
 from qan_gym.utils.names import unknown_name
 
 EPISODES = 20  # of the paper
@@ -58,6 +58,11 @@ def recipe_config(recipe: str, scale: float, seed: int, settings: dict[str, Any]
         evaluation_seeds=tuple(range(max(1, round(EVALUATION_SEEDS * scale)))),
         baselines=game_of(task).baselines[:1],
     )
+
+
+def too_short(recipe: str, scale: float) -> bool:
+    """Whether a recipe of this scale trains for less than an epoch."""
+    return TASKS[RECIPES[recipe]].epochs * scale < 1
 
 
 def _shortened(task: TaskConfig, scale: float) -> dict[str, Any]:

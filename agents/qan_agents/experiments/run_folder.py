@@ -268,6 +268,11 @@ class Run:
             raise DamagedFile(f"{error}{hint}") from error
 
     @property
+    def has_episodes(self) -> bool:
+        """Whether the tables of its episodes are there; an agent that was pulled has none."""
+        return EPISODES in self.manifest().last.files
+
+    @property
     def evaluated(self) -> bool:
         """Whether the run was evaluated."""
         return bool(self.manifest().evaluation)

@@ -20,6 +20,9 @@ from qan_agents.policies.rollout import Episode
 from qan_agents.seeds import training_seed
 from qan_gym.utils.files import load_arrays, require_writable, save_arrays
 
+Log = Callable[[dict[str, float], int], None]  # values by name, of a step
+Curves = tuple[SummaryWriter, Log]  # TensorBoard, and trackers
+
 EPISODE_COLUMNS = ("validation_loss", "validation_accuracy", "test_loss", "test_accuracy", "learning_rate")
 
 
@@ -105,6 +108,7 @@ def train(
     finished: Callable[[int, Episode], None],
     *,
     drop_damaged: bool = False,
+    log: Log = lambda values, step: None,
 ) -> Agent:
     """Train the agent of a run from its last finished round to the last episode.
 
@@ -113,6 +117,7 @@ def train(
         show: called now and then.
         finished: called after every episode, with its number, once it is on disk.
         drop_damaged: where a file of the run is damaged, go on from the last round after which everything is whole.
+        log: called for every episode with what TensorBoard shows, see `qan_agents.experiments.trackers`.
 
     Returns:
         The trained agent; its environments are closed.
@@ -129,7 +134,7 @@ def train(
             # What a kill left of later steps is not shown.
             with SummaryWriter(str(run.folder / "tensorboard"), purge_step=done.steps + 1) as writer:
                 for first in range(done.episodes, config.episodes, config.num_envs):
-                    _train_round(run, agent, config, writer, first, show, finished)
+                    _train_round(run, agent, config, (writer, log), first, show, finished)
         agent.close()
     return agent
 
@@ -138,7 +143,7 @@ def _train_round(
     run: Run,
     agent: Agent,
     config: RunConfig,
-    writer: SummaryWriter,
+    curves: Curves,
     first: int,
     show: Callable[[Progress], None],
     finished: Callable[[int, Episode], None],
@@ -148,7 +153,7 @@ def _train_round(
     numbers = range(first, first + config.num_envs)
     exploration = None if config.trains(first) else config.test_exploration
     episodes = agent.play_round([episode_seed(config, number) for number in numbers], exploration, show)
-    _save(run, agent, config, writer, first, episodes, time.perf_counter() - started)
+    _save(run, agent, config, curves, first, episodes, time.perf_counter() - started)
     for number, episode in zip(numbers, episodes, strict=True):
         finished(number, episode)
 
@@ -199,7 +204,7 @@ def _save(
     run: Run,
     agent: Agent,
     config: RunConfig,
-    writer: SummaryWriter,
+    curves: Curves,
     first: int,
     episodes: Sequence[Episode],
     seconds: float,
@@ -210,12 +215,13 @@ def _save(
         run: to write to.
         agent: after the round.
         config: of the run.
-        writer: of the curves for TensorBoard.
+        curves: where they go.
         first: the number of the first episode of the round.
         episodes: of the round.
         seconds: that the round took.
     """
     learned, rows, names = config.trains(first), [], [STEPS, EPISODES]
+    writer, log = curves
     for number, episode in enumerate(episodes, start=first):
         own = {**agent.metrics(), **agent.judge_episode(episode)}
         row = {**_row(number, episode), "learned": int(learned), **own, "seconds": round(seconds, 3)}
@@ -224,8 +230,10 @@ def _save(
             names.append(run.replay_name(number))
             save_arrays(run.folder / names[-1], episode.arrays(), {"episode": number})
         step, kind = agent.steps - len(episodes) + 1 + number - first, "episode" if learned else "played"
-        for name in ("return", *EPISODE_COLUMNS, *own):
-            writer.add_scalar(f"{kind}/{name}", row[name], step)
+        scalars = {f"{kind}/{name}": row[name] for name in ("return", *EPISODE_COLUMNS, *own)}
+        for name, value in scalars.items():
+            writer.add_scalar(name, value, step)
+        log(scalars, step)
         if agent.facts.action_names:
             writer.add_histogram(f"{kind}/actions", torch.tensor(_discrete_actions(episode)), step)
     writer.flush()

@@ -126,7 +126,7 @@ def scheduled_rates(schedule: str, config: TaskConfig, length: int) -> list[floa
         ValueError: there is no such schedule.
     """
     if schedule not in SCHEDULES:
-        raise ValueError(f"unknown schedule {schedule!r}; there are {', '.join(SCHEDULES)}")
+        raise ValueError(unknown_name("schedule", schedule, SCHEDULES))
     share = np.arange(length) / length
     rates = SCHEDULES[schedule].rate(NUMPY, np.full(length, config.learning_rate), share)
     return [float(rate) for rate in np.clip(rates, config.learning_rate_min, config.learning_rate_max)]

@@ -105,21 +105,30 @@ class EpisodeRecorder(gym.Wrapper[Any, Any, Any, Any]):
         finished: the last one that ended.
     """
 
-    def __init__(self, env: gym.Env[Any, Any]) -> None:
-        """env: one of qan-gym's, wrapped or not."""
+    def __init__(self, env: gym.Env[Any, Any], frames: bool = False) -> None:
+        """Around an environment.
+
+        Args:
+            env: one of qan-gym's, wrapped or not.
+            frames: whether observations are recorded too.
+        """
         super().__init__(env)
+        self.frames = frames
         self.episode = Episode()
         self.finished = Episode()
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """Begin an episode and its record."""
         self.episode = Episode()
-        return self.env.reset(**kwargs)
+        observation, info = self.env.reset(**kwargs)
+        if self.frames:
+            self.episode.frames.append(observation)
+        return observation, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Play an action and record it."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        self.episode.add(action, float(reward), info)
+        self.episode.add(action, float(reward), info, observation if self.frames else None)
         if terminated or truncated:
             self.episode.end(info, bool(terminated))
             self.finished = self.episode

@@ -5,7 +5,9 @@ from dataclasses import asdict
 from typing import Any
 
 from qan_agents.dqn.features import READ_THE_SCORE_LINE
+from qan_agents.dqn.presets import overridden
 from qan_agents.ppo.config import PPOConfig
+from qan_gym.utils.names import unknown_name
 
 
 def _quick(steps: int) -> PPOConfig:
@@ -51,11 +53,8 @@ def make_ppo_config(preset: str, steps: int, overrides: dict[str, Any], score_li
         ValueError: the preset or a hyperparameter is unknown, or a value out of its range.
     """
     if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; there are {', '.join(PRESETS)}")
+        raise ValueError(unknown_name("preset", preset, PRESETS))
     settings = asdict(PRESETS[preset](steps))
     if not score_line and settings["features"] in READ_THE_SCORE_LINE:
         settings["features"] = "flat"
-    unknown = overrides.keys() - settings.keys()
-    if unknown:
-        raise ValueError(f"unknown hyperparameters: {', '.join(sorted(unknown))}; there are {', '.join(settings)}")
-    return PPOConfig(**{**settings, **overrides})
+    return PPOConfig(**overridden(settings, overrides))

@@ -1,0 +1,1 @@
+"""What others can use: datasets for offline learning, and agents and controllers on a hub."""

@@ -1,0 +1,19 @@
+"""How an extra of the package is installed, for messages; it imports nothing beyond the standard library."""
+
+import shlex
+from pathlib import Path
+
+import qan_gym
+
+
+def install_extra(extra: str) -> str:
+    """The command that installs an extra: of the checkout that this package is in, else of the release.
+
+    Args:
+        extra: a name under [project.optional-dependencies] in pyproject.toml.
+    """
+    checkout = Path(qan_gym.__file__).parents[1]
+    if not (checkout / "pyproject.toml").is_file():
+        return f"python -m pip install 'qan-gym[{extra}]'"
+    folder = "." if checkout == Path.cwd() else str(checkout)
+    return f"python -m pip install -e {shlex.quote(f'{folder}[{extra}]')}"
