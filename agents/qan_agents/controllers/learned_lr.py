@@ -129,6 +129,7 @@ class LearnedLR(LRScheduler):
         """
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, not a {type(optimizer).__name__}")
+        optimizer = _unwrapped(optimizer)
         self.log = _log_of(log)
         self.settings = LearnedLRSettings(total_steps, warmup_steps, min_lr, max_lr, fallback)
         facts = TrainingFacts(batch_size, dataset_size, num_classes, loss_scale)
@@ -191,7 +192,7 @@ class LearnedLR(LRScheduler):
         rate = self._rate(self._clock)
         return [rate * ratio for ratio in self._ratios()]
 
-    def step(self, loss: Tensor | float | None = None) -> None:  # type: ignore[override]
+    def step(self, loss: Tensor | float | None = None) -> None:
         """Count the updates that were made since the last call, and set the learning rate of the next.
 
         Args:
@@ -270,8 +271,8 @@ class LearnedLR(LRScheduler):
             self.decisions.apply(np.full((1, 1), -1, np.float32))
 
     def _decide(self) -> None:
-        """The next action, by rank 0."""
-        if self._decides:
+        """The next action, by rank 0; the first one, which is the same everywhere, by all."""
+        if self._decides or not self._built:
             self._decide_here()
         if self._processes > 1 and self._built:
             self._hear()
@@ -452,6 +453,12 @@ def _log_of(log: Any) -> Log | None:
             log.add_scalar(f"LearnedLR/statistics/{name}", value, record["step"])
 
     return write
+
+
+def _unwrapped(optimizer: Optimizer) -> Optimizer:
+    """The optimizer in the wrappers of Accelerate and Lightning, whose `step` calls its own."""
+    inner = getattr(optimizer, "optimizer", None)
+    return _unwrapped(inner) if isinstance(inner, Optimizer) else optimizer
 
 
 def _check_groups(optimizer: Optimizer) -> None:
