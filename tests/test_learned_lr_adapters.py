@@ -81,9 +81,7 @@ def lightning_training(lightning, folder, accumulate=1, stop=None, checkpoint=No
                 rates.append(self.optimizers().param_groups[0]["lr"])
             if stop is not None and self.global_step == stop:
                 raise KeyError("stopped")
-            places = slice(
-                number * len(batch[0]), (number + 1) * len(batch[0])
-            )  # after a resume its loader begins anew
+            places = slice(number * len(batch[0]), (number + 1) * len(batch[0]))  # a resumed loader begins anew
             return cross_entropy(self.net(images[places]), labels[places])
 
         def configure_optimizers(self):
