@@ -47,9 +47,8 @@ def main() -> None:
     images, labels = digits("test")
     with torch.no_grad():
         logits = model.network(images)
-    print(
-        f"test loss {cross_entropy(logits, labels):.4f}, accuracy {(logits.argmax(dim=1) == labels).float().mean():.1%}"
-    )
+    accuracy = (logits.argmax(dim=1) == labels).float().mean()
+    print(f"test loss {cross_entropy(logits, labels):.4f}, accuracy {accuracy:.1%}")
     print(f"last learning rate {callback.scheduler.get_last_lr()[0]:.2g}")
 
 

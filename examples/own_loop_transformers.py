@@ -53,9 +53,8 @@ def main() -> None:
     images, labels = digits("test")
     with torch.no_grad():
         logits = model(images).logits
-    print(
-        f"test loss {cross_entropy(logits, labels):.4f}, accuracy {(logits.argmax(dim=1) == labels).float().mean():.1%}"
-    )
+    accuracy = (logits.argmax(dim=1) == labels).float().mean()
+    print(f"test loss {cross_entropy(logits, labels):.4f}, accuracy {accuracy:.1%}")
 
 
 if __name__ == "__main__":
