@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from helpers import made_network, made_npz, made_runs, start
 
 from qan_gym.config import FILTER_REGRESSION, TaskConfig
-from qan_gym.core.features import register_feature
+from qan_gym.core.features import LIMIT, register_feature
 from qan_gym.core.meta_momentum import Pull, filter_regression_pull
-from qan_gym.core.observation import LIMIT, Observer
+from qan_gym.core.observation import Observer
 from qan_gym.core.reward import REWARDS, reward_terms, safe_log
 from qan_gym.core.run_state import LOSS_LIMIT, RunState
 from qan_gym.core.training import StepResult, Training

@@ -57,6 +57,9 @@ def test_algorithms_play_the_family_of_tasks(name):
         ),
         ("save_and_fork", ()),
         pytest.param("custom_task", (), marks=pytest.mark.slow),
+        ("own_loop", ("--epochs", "1", "--batch-size", "64")),
+        pytest.param("own_loop_lightning", ("--epochs", "1"), marks=pytest.mark.slow),
+        pytest.param("own_loop_transformers", ("--steps", "30"), marks=pytest.mark.slow),
         pytest.param("ppo_on_64", ("--num-envs", "2", "--episodes", "2"), marks=pytest.mark.slow),
     ],
 )

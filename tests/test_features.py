@@ -11,8 +11,8 @@ from gymnasium.utils.env_checker import check_env as check_env_of_gymnasium
 from helpers import TINY
 from stable_baselines3.common.env_checker import check_env as check_env_of_sb3
 
-from qan_gym.core.features import FEATURES, register_feature
-from qan_gym.core.observation import ALWAYS_MEASURED, LIMIT, SCORE_LINE
+from qan_gym.core.features import FEATURES, LIMIT, register_feature
+from qan_gym.core.observation import ALWAYS_MEASURED, SCORE_LINE
 from qan_gym.core.statistics import STATISTICS
 from qan_gym.games import register_game
 from qan_gym.games.learning_rate import LearningRateGame

@@ -15,8 +15,7 @@ from helpers import TINY, made_deep_game, play, small_data, start
 
 import qan_gym
 from qan_gym.core import measurements, statistics, torch_engine
-from qan_gym.core.features import FEATURES
-from qan_gym.core.observation import LIMIT
+from qan_gym.core.features import FEATURES, LIMIT
 from qan_gym.core.run_state import TensorSpec
 from qan_gym.core.statistics import MEASURED, STATISTICS
 from qan_gym.core.training import Training

@@ -4,12 +4,15 @@ A feature says itself whether it needs measurements of the training (`qan_gym.co
 observation does, nothing is measured.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from qan_gym.core.reward import safe_log
 from qan_gym.core.run_state import RunState
 from qan_gym.utils.arrays import Array
+
+LIMIT = 10.0  # every value of an observation is kept within +-LIMIT
 
 Function = Callable[[RunState], Array]  # -> (N,), of any floating type, or one number for all runs
 
@@ -63,6 +66,18 @@ def feature(*, needs_measurements: bool = False) -> Callable[[Function], Functio
         return function
 
     return register
+
+
+def show(run: RunState, names: Iterable[str], line: Array) -> None:
+    """Write features into the columns of a line, (N, at least as many as there are names), as they are."""
+    for place, name in enumerate(names):
+        line[:, place] = FEATURES[name].function(run)
+
+
+def kept_within(xp: Any, values: Array) -> Array:
+    """Values within +-LIMIT, and 0 for what is not a number."""
+    within = xp.minimum(xp.maximum(values, -LIMIT), LIMIT)
+    return xp.where(within == within, within, 0.0)  # what is not a number does not equal itself
 
 
 @feature()

@@ -22,7 +22,11 @@ LANES = 16  # sums run along so many lanes, and then over them: a row's do not d
 
 def sampling_step(network: Network) -> int:
     """k: every k-th trained parameter is measured."""
-    count = sum(math.prod(network.shapes[name]) for name in network.trained)
+    return sampling_step_of(sum(math.prod(network.shapes[name]) for name in network.trained))
+
+
+def sampling_step_of(count: int) -> int:
+    """k, of so many trained parameters."""
     return -(-count // MOST) | 1
 
 
@@ -77,14 +81,14 @@ class Measurement:
             self.gradients[name].copy_(value)
         gradient, previous = self._vector(self.gradient), self.previous_gradient
         update = self._vector(self.memory) - self.before
-        square = self._dot(gradient, gradient)
-        found = {
-            "gradient_norm": square.sqrt(),
-            "gradient_cosine": _cosine(self._dot(gradient, previous), square, self._dot(previous, previous)),
-            "update_norm": self._dot(update, update).sqrt(),
-            "predicted_decrease": -self._dot(gradient, update),
-        }
-        sums, values = self.measured[:, : len(MEANS)], torch.stack([found[name] for name in MEANS], dim=1)
+        values = of_updates(
+            gradient=self._dot(gradient, gradient),
+            gradients=self._dot(gradient, previous),
+            previous=self._dot(previous, previous),
+            update=self._dot(update, update),
+            descent=self._dot(gradient, update),
+        )
+        sums = self.measured[:, : len(MEANS)]
         sums.copy_(values if number == 0 else sums + values)
         previous.copy_(gradient)
 
@@ -93,13 +97,12 @@ class Measurement:
         self.measured[:, : len(MEANS)] /= self.batches
         weights, last = self._vector(self.memory), self.previous_displacement
         moved = weights - self.start
-        square = self._dot(moved, moved)
-        found = {
-            "displacement": square.sqrt(),
-            "displacement_cosine": _cosine(self._dot(moved, last), square, self._dot(last, last)),
-            "weight_norm": self._dot(weights, weights).sqrt(),
-        }
-        self.measured[:, len(MEANS) :] = torch.stack([found[name] for name in MEASURED[len(MEANS) :]], dim=1)
+        self.measured[:, len(MEANS) :] = of_action(
+            moved=self._dot(moved, moved),
+            displacements=self._dot(moved, last),
+            last=self._dot(last, last),
+            weights=self._dot(weights, weights),
+        )
         last.copy_(moved)
 
     def _vector(self, memory: Tensor) -> Tensor:
@@ -113,6 +116,44 @@ class Measurement:
         """(n,), the products of each two rows."""
         products: Tensor = (a * b).unflatten(1, (-1, LANES))
         return self.scale * products.sum(dim=1).sum(dim=1)
+
+
+def of_updates(gradient: Tensor, gradients: Tensor, previous: Tensor, update: Tensor, descent: Tensor) -> Tensor:
+    """What `MEANS` are the means of.
+
+    Args:
+        gradient, previous, update: (n,) g_t . g_t, g_{t-1} . g_{t-1} and u_t . u_t.
+        gradients: (n,) g_t . g_{t-1}.
+        descent: (n,) g_t . u_t.
+
+    Returns:
+        (n, len(MEANS)).
+    """
+    found = {
+        "gradient_norm": gradient.sqrt(),
+        "gradient_cosine": _cosine(gradients, gradient, previous),
+        "update_norm": update.sqrt(),
+        "predicted_decrease": -descent,
+    }
+    return torch.stack([found[name] for name in MEANS], dim=1)
+
+
+def of_action(moved: Tensor, displacements: Tensor, last: Tensor, weights: Tensor) -> Tensor:
+    """The rest of `MEASURED`.
+
+    Args:
+        moved, last, weights: (n,) the squares of this displacement, of that of the action before, and of the weights.
+        displacements: (n,) the product of the two displacements.
+
+    Returns:
+        (n, len(MEASURED) - len(MEANS)).
+    """
+    found = {
+        "displacement": moved.sqrt(),
+        "displacement_cosine": _cosine(displacements, moved, last),
+        "weight_norm": weights.sqrt(),
+    }
+    return torch.stack([found[name] for name in MEASURED[len(MEANS) :]], dim=1)
 
 
 def _cosine(product: Tensor, square: Tensor, other_square: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from qan_gym.config import TaskConfig
-from qan_gym.core.features import FEATURES
+from qan_gym.core.features import FEATURES, LIMIT, kept_within, show
 from qan_gym.core.run_state import RunState
 from qan_gym.core.statistics import statistics_of
 from qan_gym.games import game_of
@@ -23,8 +23,6 @@ from qan_gym.optimizee.network import Network, Params
 from qan_gym.utils.arrays import Array, to_numpy
 from qan_gym.utils.names import unknown_name
 from qan_gym.utils.own_settings import own_settings
-
-LIMIT = 10.0  # every value is kept within +-LIMIT
 
 SCORE_LINE = (
     *("log_learning_rate", "budget_used", "log_loss", "log_loss_change", "last_action"),
@@ -99,12 +97,9 @@ class Observer:
         if self.filters:
             rows, columns = self.weights_shape
             screen[:, :rows, :columns] = _in_rows(weights, self.weights_shape)
-        for place, name in enumerate(self.features):
-            screen[:, -1, place] = FEATURES[name].function(run)
-        for place, name in enumerate(self.extra, start=len(SCORE_LINE)):
-            screen[:, -1, place] = FEATURES[name].function(run)
-        within = xp.minimum(xp.maximum(xp.reshape(screen, (shape[0], -1)), -LIMIT), LIMIT)
-        return xp.where(within == within, within, 0.0)  # what is not a number does not equal itself
+        show(run, self.features, screen[:, -1])
+        show(run, self.extra, screen[:, -1, len(SCORE_LINE) :])
+        return kept_within(xp, xp.reshape(screen, (shape[0], -1)))
 
 
 def _in_rows(weights: Array, shape: tuple[int, int]) -> Array:

@@ -13,6 +13,7 @@ from qan_gym.utils.validation import number as real
 
 VERSION = 1  # of the record and of the distribution behind it; raised when a number comes to mean another task
 DECISIONS = 25  # actions of an episode, whatever its budget
+START = {"sgd": 0.01, "adamw": 0.003}  # the learning rate of an episode's start, by optimizer
 NUMBER_LIMIT = 2**31  # of the tasks of a split
 
 

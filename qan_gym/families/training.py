@@ -22,13 +22,12 @@ from qan_gym.core.training import Info, Training, check_clock
 from qan_gym.data.datasets import DeviceData
 from qan_gym.families.engine import SLOTS, FamilyEngine, mini_batch
 from qan_gym.families.source import TaskSource
-from qan_gym.families.task import CONTEXT, DECISIONS, Task
+from qan_gym.families.task import CONTEXT, DECISIONS, START, Task
 from qan_gym.native import library
 from qan_gym.optimizee.network import Network, Params
 from qan_gym.optimizee.zoo import build_network
 from qan_gym.utils.own_settings import users_threads
 
-START = {"sgd": 0.01, "adamw": 0.003}  # the learning rate of an episode's start
 CONTEXT_TENSOR = "context"  # of the runs' tasks, (N, contexts), among the tensors of the game
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from gymnasium import spaces
 from numpy.typing import NDArray
 
 from qan_gym.config import TaskConfig
@@ -18,6 +17,8 @@ from qan_gym.utils.arrays import Array
 from qan_gym.utils.names import unknown_name
 
 if TYPE_CHECKING:
+    from gymnasium import spaces
+
     from qan_gym.core.run_state import RunState, TensorSpec
 
 
@@ -70,6 +71,8 @@ class Game:
 
     def action_names(self, config: TaskConfig, n_classes: int) -> list[str]:
         """A name per action of a Discrete space; empty for the others."""
+        from gymnasium import spaces
+
         space = self.action_space(config, n_classes)
         if not isinstance(space, spaces.Discrete):
             return []

@@ -6,7 +6,6 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from gymnasium import spaces
 from numpy.typing import NDArray
 
 from qan_gym.config import TaskConfig
@@ -14,6 +13,8 @@ from qan_gym.games.game import Game, register_game
 from qan_gym.utils.arrays import NUMPY, Array
 
 if TYPE_CHECKING:
+    from gymnasium import spaces
+
     from qan_gym.core.run_state import RunState
 
 RAISE, LOWER, KEEP = 0, 1, 2
@@ -33,6 +34,8 @@ class LearningRateGame(Game):
 
     def action_space(self, config: TaskConfig, n_classes: int) -> spaces.Space[Any]:
         """See `Game.action_space`."""
+        from gymnasium import spaces
+
         if config.continuous:
             return spaces.Box(-1.0, 1.0, (1,), np.float32)
         return spaces.Discrete(len(config.learning_rate_factors or (RAISE, LOWER, KEEP)))

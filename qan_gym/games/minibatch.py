@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from numpy.typing import NDArray
 
 from qan_gym.config import TaskConfig
@@ -15,6 +14,8 @@ from qan_gym.games.game import Game, register_game
 from qan_gym.utils.arrays import Array
 
 if TYPE_CHECKING:
+    from gymnasium import spaces
+
     from qan_gym.core.run_state import RunState
 
 REMEMBERED = 10  # actions that decide what a mini-batch holds
@@ -30,6 +31,8 @@ class MinibatchGame(Game):
 
     def action_space(self, config: TaskConfig, n_classes: int) -> spaces.Space[Any]:
         """See `Game.action_space`."""
+        from gymnasium import spaces
+
         return spaces.Discrete(n_classes)
 
     def tensors(self, config: TaskConfig, n_classes: int) -> dict[str, TensorSpec]:

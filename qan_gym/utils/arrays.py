@@ -7,7 +7,6 @@ PyTorch's, on CUDA the same lines are tensor operations that a graph captures.
 
 from typing import Any
 
-import array_api_compat.torch
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -26,6 +25,8 @@ class _CapturableTorch:
 
     def __getattr__(self, name: str) -> Any:
         """Everything else."""
+        import array_api_compat.torch  # nothing on CPU needs it
+
         return getattr(array_api_compat.torch, name)
 
     @staticmethod

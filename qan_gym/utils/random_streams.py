@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from array_api_compat import array_namespace
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from qan_gym.utils.arrays import NUMPY, TORCH
 
 # The purposes. Two streams with different purposes are independent.
 WEIGHTS = 1
@@ -112,7 +113,7 @@ def shuffled(seeds: Int64, purpose: int, epoch: Int64 | int, places: Int64, coun
     Returns:
         (N, B) int64, from 0 to count - 1.
     """
-    xp = array_namespace(places)
+    xp = NUMPY if isinstance(places, np.ndarray) else TORCH
     count = (places[:, :1] * 0 + count) if isinstance(count, int) else count[:, None]  # (N, 1)
     rows = xp.astype(xp.ceil(xp.sqrt(xp.astype(count, xp.float64))), xp.int64)
     columns = (count + rows - 1) // rows

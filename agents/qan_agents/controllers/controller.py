@@ -111,7 +111,7 @@ class Controller:
     def act(self, observations: NDArray[np.float32], memory: Float64) -> tuple[NDArray[np.float32], Float64]:
         """Actions (B, 1) in [-1, 1] for observations (B, D) and the memory (B, H), and the memory after it."""
         weights, clip = self.weights, self.settings.clip
-        hidden = np.clip((observations - weights["mean"]) / weights["deviation"], -clip, clip)
+        hidden = np.clip(self.scaled(observations), -clip, clip)
         for layer in range(self.layers - 1):
             hidden = ACTIVATIONS[self.settings.activation](
                 hidden @ weights[f"weight{layer}"].T + weights[f"bias{layer}"]
@@ -122,6 +122,11 @@ class Controller:
         if self.settings.choices:
             outputs = np.asarray(self.settings.choices)[outputs.argmax(axis=1)][:, None]
         return np.clip(outputs, -1, 1).astype(np.float32), memory
+
+    def scaled(self, observations: NDArray[np.float32]) -> Float64:
+        """Observations (B, D) in standard deviations from the mean of what it saw in meta-training."""
+        scaled: Float64 = (observations - self.weights["mean"]) / self.weights["deviation"]
+        return scaled
 
     def _linear(self, layer: int, inputs: Float64) -> Float64:
         return linear(inputs, self.weights[f"weight{layer}"], self.weights[f"bias{layer}"])

@@ -10,7 +10,8 @@ from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 
 from qan_agents.dqn import features
-from qan_gym.core.observation import LIMIT, SCORE_LINE
+from qan_gym.core.features import LIMIT
+from qan_gym.core.observation import SCORE_LINE
 from qan_gym.env import QanEnv
 
 
