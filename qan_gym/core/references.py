@@ -30,7 +30,8 @@ from qan_gym.utils.own_settings import own_settings
 
 SEED = 0
 DEPENDS_ON = (
-    *("dataset", "train_size", "resolution", "classes", "data_seed", "label_noise", "input_scale", "input_centre"),
+    *("dataset", "train_size", "resolution", "classes", "data_seed", "label_noise"),
+    *("imbalance", "input_scale", "input_centre"),
     *("preprocess", "augment", "network", "initial_scale", "batch_size", "epochs", "batches", "loss_scale"),
     *("optimizer", "learning_rate", "momentum", "nesterov", "weight_decay"),
 )

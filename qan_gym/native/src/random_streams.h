@@ -5,7 +5,7 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { WEIGHTS_PURPOSE = 1, SHUFFLED_PURPOSE = 4, ORDER_ROUNDS = 16 };
+enum { WEIGHTS_PURPOSE = 1, SHUFFLED_PURPOSE = 4, BY_CLASS_PURPOSE = 5, ORDER_ROUNDS = 16 };
 
 static const uint64_t GAMMA = 0x9E3779B97F4A7C15ULL, MIX1 = 0xBF58476D1CE4E5B9ULL, MIX2 = 0x94D049BB133111EBULL;
 
@@ -34,12 +34,12 @@ struct order {
 
 enum { ORDER_LANES = 8, ORDER_BLOCK = 4 * ORDER_LANES };
 
-// 1 <= total < 2^31.
-static inline struct order order_of(int64_t seed, int64_t epoch, int64_t total) {
+// The order of a number, as an epoch's, among those of a purpose; 1 <= total < 2^31.
+static inline struct order order_of(int64_t seed, uint64_t purpose, int64_t number, int64_t total) {
   struct order order = {.total = (uint32_t)total, .rows = (uint32_t)__builtin_sqrt((double)total)};
   order.rows += order.rows * order.rows < order.total;
   order.columns = (order.total + order.rows - 1) / order.rows;
-  const uint64_t stream = stream_of(seed, SHUFFLED_PURPOSE, epoch);
+  const uint64_t stream = stream_of(seed, purpose, number);
   for (int i = 0; i < ORDER_ROUNDS; i++) {
     const uint64_t bits = bits_at(stream, i);
     order.keys[i][0] = (uint32_t)bits;
