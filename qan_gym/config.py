@@ -141,9 +141,9 @@ class TaskConfig:
     # What the agent is shown and paid for.
     observation: str | tuple[str, ...] = setting(
         "screen",
-        either(one_of("screen", "filters", "statistics"), list_of(text(), "names of features")),
+        either(one_of("screen", "filters", "statistics", "classes"), list_of(text(), "names of features")),
         "'screen': filters and score line; 'filters': the paper's; 'statistics': what can be measured of any training; "
-        "or a list of registered features, one number each",
+        "'classes': how each class does; or a list of registered features, one number each, or one for each class",
     )
     reward: str = setting("log-loss", text(), "a registered name")
     divergence_penalty: float = setting(10.0, number(at_least=0), "what diverging costs, in the place of the reward")
@@ -152,6 +152,12 @@ class TaskConfig:
     )
     validate_every: int | None = setting(
         None, optional(integer(at_least=1)), "mini-batches from one validation to the next; None: an epoch"
+    )
+    class_validation_images: int = setting(
+        20,
+        integer(at_least=1),
+        "validation images of each class that its loss is measured on after every action, where the observation has "
+        "it; at most those there are",
     )
     early_stopping: int | None = setting(
         None, optional(integer(at_least=1)), "epochs without a lower validation loss that end the episode; None: none"

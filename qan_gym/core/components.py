@@ -148,7 +148,7 @@ def _assemble(
         precision=Precision(config.precision, device),
         network=network,
         optimizer=build_optimizer(config, game.hyperparameters),
-        observer=Observer(config, network),
+        observer=Observer(config, network, n_classes),
         data=data,
         fingerprint=fingerprint,
         engine=engine,

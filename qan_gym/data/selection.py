@@ -156,14 +156,19 @@ def class_sizes(n_classes: int, train_size: int, imbalance: float, data_seed: in
         imbalance: size of the largest class over that of the smallest, before rounding; every class has an image.
         data_seed: of the order of the classes by size.
     """
-    ranks = np.arange(n_classes)
-    weights = float(imbalance) ** (-ranks / max(n_classes - 1, 1))
+    weights = _weights(n_classes, imbalance)
     exact = train_size * weights / weights.sum()
     sizes = np.maximum(np.floor(exact), 1).astype(np.int64)
     left = train_size - int(sizes.sum())
     sizes[np.argsort(np.floor(exact) - exact, kind="stable")[: max(left, 0)]] += 1  # the largest remainders
     sizes[0] += min(left, 0)  # where the smallest classes have been given an image
     return sizes[_shuffle(data_seed, RARE, n_classes)]
+
+
+def _weights(n_classes: int, imbalance: float) -> NDArray[np.float64]:
+    """(K,), the sizes of the classes over that of the largest, which is the first."""
+    weights: NDArray[np.float64] = float(imbalance) ** (-np.arange(n_classes) / max(n_classes - 1, 1))
+    return weights
 
 
 def _by_label(found: Chosen, selection: Selection, available: int) -> Chosen:
@@ -216,9 +221,9 @@ def _sizes(selection: Selection, most: list[int]) -> Int64:
     n_classes, seed, size = len(most), selection.data_seed or 0, selection.train_size
     if size is None and selection.imbalance == 1:
         return np.array(most, np.int64)
-    if size is None:  # as many as the least frequent class of the data set allows to the largest
-        weights = float(selection.imbalance) ** (-np.arange(n_classes) / max(n_classes - 1, 1))
-        size = max(n_classes, int(min(most) * weights.sum()))
+    if size is None or selection.data_seed is None:  # as many as the least frequent class of the data set allows
+        largest = max(n_classes, int(min(most) * _weights(n_classes, selection.imbalance).sum()))
+        size = largest if size is None else min(size, largest)
     if size < n_classes:
         raise ValueError(f"train_size {size} is less than an image of each of the {n_classes} classes")
     sizes = class_sizes(n_classes, size, selection.imbalance, seed)

@@ -90,9 +90,5 @@ class History:
 
 @own_settings()
 def class_shares(training: Training) -> NDArray[np.float64] | None:
-    """The shares of the classes in the last action's mini-batches, (N, K), where the game is drawn by them."""
-    if training.parts.game.curve is not None:
-        return None
-    labels = training.data.labels["train"][training.run.batch_indices].flatten(1).cpu().numpy()  # (N, images)
-    shares: NDArray[np.float64] = (labels[:, :, None] == np.arange(training.parts.n_classes)).mean(axis=1)
-    return shares
+    """See `Training.class_shares`."""
+    return training.class_shares()

@@ -132,7 +132,7 @@ def require_class_choice(env: QanVectorEnv) -> None:
         ValueError: it is such a game.
     """
     training = env.training
-    if training.parts.game.class_counts(training.run, env.config) is None:
+    if training.shuffled:
         raise ValueError(f"this controller chooses classes, and the actions of the game {env.config.game!r} do not")
 
 

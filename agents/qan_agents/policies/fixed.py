@@ -102,8 +102,8 @@ class UniformPolicy:
     def start(self, env: gym.Env[Any, Any], seed: int) -> dict[str, Any]:
         """See `Policy.start`."""
         game_env = cast(QanEnv, env.unwrapped)
-        config, training = game_env.config, game_env.training
-        if training.parts.game.class_counts(training.run, config) is None:
+        config = game_env.config
+        if game_env.training.shuffled:
             raise ValueError(
                 f"uniform plays games that choose classes; the game {config.game!r} is shuffled SGD: play constant"
             )
