@@ -113,7 +113,7 @@ class TaskConfig:
     replacement: bool = setting(
         False,
         flag(),
-        "mini-batch game: classes are drawn with replacement, each beginning anew, in a new order, when it is exhausted",
+        "mini-batch game: classes are drawn with replacement; one that is exhausted begins anew, in a new order",
     )
     action_scale: str = setting(
         "additive",

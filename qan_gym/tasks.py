@@ -117,4 +117,7 @@ TASKS = {
     ),
 }
 
-FAMILIES = ("QanLR-Family-v0", "QanMinibatch-LongTail-v0")  # ids whose episodes draw their tasks, see `qan_gym.families`
+FAMILIES = (
+    "QanLR-Family-v0",
+    "QanMinibatch-LongTail-v0",
+)  # ids whose episodes draw their tasks, see `qan_gym.families`

@@ -113,7 +113,7 @@ class ClassMembers:
         within = self.starts[row, label] + xp.reshape(found, label.shape)
         return xp.astype(self.members[row, xp.minimum(within, self.members.shape[1] - 1)], xp.int64)
 
-    def draw_all(self, xp: Any, seeds: Int64, counts: Int64, used: Int64, room: int, native: bool) -> Int64:
+    def draw_all(self, xp: Any, seeds: Array, counts: Array, used: Array, room: int, native: bool) -> Int64:
         """The indices of several mini-batches of every run, on CPU: (N, M, room) int64, as those of `draw`.
 
         Args:

@@ -35,11 +35,11 @@ def sums_by_class(labels: Array, values: Array, n_classes: int) -> tuple[Array, 
     """
     if isinstance(labels, Tensor):
         shape = (len(labels), n_classes + 1)
-        sums, counts = (torch.zeros(shape, dtype=torch.float64, device=labels.device) for _ in range(2))
-        places = torch.where(labels < 0, n_classes, labels)
-        sums.scatter_add_(1, places, values.double())
-        counts.scatter_add_(1, places, torch.ones_like(values, dtype=torch.float64))
-        return sums[:, :-1], counts[:, :-1]
+        total, number = (torch.zeros(shape, dtype=torch.float64, device=labels.device) for _ in range(2))
+        at = torch.where(labels < 0, n_classes, labels)
+        total.scatter_add_(1, at, values.double())
+        number.scatter_add_(1, at, torch.ones_like(values, dtype=torch.float64))
+        return total[:, :-1], number[:, :-1]
     row, image = np.nonzero(labels >= 0)
     places, size = row * n_classes + labels[row, image], len(labels) * n_classes
     sums = np.bincount(places, weights=values[row, image].astype(np.float64), minlength=size)

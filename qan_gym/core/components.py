@@ -122,9 +122,7 @@ def selection_of(config: TaskConfig) -> Selection:
     """The part of the data set that a task has; but for the first `train_size` images, which `on_device` takes."""
     by_label = Selection(label_noise=config.label_noise, imbalance=config.imbalance).by_label
     size = config.train_size if config.data_seed is not None or by_label else None
-    return Selection(
-        config.resolution, config.classes, size, config.data_seed, config.label_noise, config.imbalance
-    )
+    return Selection(config.resolution, config.classes, size, config.data_seed, config.label_noise, config.imbalance)
 
 
 def _assemble(

@@ -74,7 +74,7 @@ class Engine(Protocol):
         """(N,) bool, whether every weight of a run, and its loss on the last mini-batch, is finite."""
 
     def class_losses(self, rows: Array) -> Array:
-        """(M, K) float32, the mean cross-entropy of the runs `rows` (M,) on the `class_validation_images` of each class.
+        """(M, K) float32, the mean cross-entropy of the runs `rows` (M,) on `class_validation_images` of each class.
 
         0 of a class that the validation split does not have.
         """

@@ -71,9 +71,7 @@ def feature(*, needs_measurements: bool = False, per_class: bool = False) -> Cal
     """Register a function under its own name; see `register_feature`."""
 
     def register(function: Function) -> Function:
-        register_feature(
-            function.__name__, function, needs_measurements=needs_measurements, per_class=per_class
-        )
+        register_feature(function.__name__, function, needs_measurements=needs_measurements, per_class=per_class)
         return function
 
     return register

@@ -242,8 +242,12 @@ class Training:
         run.n_classes.fill_(parts.n_classes)
         run.batch_size.fill_(parts.config.batch_size)
         run.train_size.fill_(len(self.data.labels["train"]))
-        run.class_sizes[:] = as_tensor(self.sampler.class_sizes)
+        run.class_sizes[:] = self._class_sizes()
         run.copy_clocks()
+
+    def _class_sizes(self) -> Tensor:
+        """Training images of each class, (K,), or (N, K) where the runs differ."""
+        return as_tensor(self.sampler.class_sizes)
 
     # --- what the rows train, where their tasks differ ---------------------------------------------------------------
 

@@ -162,7 +162,8 @@ def class_sizes(n_classes: int, train_size: int, imbalance: float, data_seed: in
     left = train_size - int(sizes.sum())
     sizes[np.argsort(np.floor(exact) - exact, kind="stable")[: max(left, 0)]] += 1  # the largest remainders
     sizes[0] += min(left, 0)  # where the smallest classes have been given an image
-    return sizes[_shuffle(data_seed, RARE, n_classes)]
+    permuted: Int64 = sizes[_shuffle(data_seed, RARE, n_classes)]
+    return permuted
 
 
 def _weights(n_classes: int, imbalance: float) -> NDArray[np.float64]:
@@ -230,8 +231,8 @@ def _sizes(selection: Selection, most: list[int]) -> Int64:
     if (sizes > most).any():
         label = int(np.argmax(sizes - np.array(most)))
         raise ValueError(
-            f"train_size {size} with imbalance {selection.imbalance:g} takes {sizes[label]} images of class {label}, and "
-            f"there are {most[label]}: make train_size smaller"
+            f"train_size {size} with imbalance {selection.imbalance:g} takes {sizes[label]} images of class {label}, "
+            f"and there are {most[label]}: make train_size smaller"
         )
     return sizes
 

@@ -198,7 +198,9 @@ class FamilyEngine:
             probes = [_probe(self._examples(row, "validation"), count) for row in rows[native]]
             each = self.kernels.evaluate_each(rows[native], probes)
             labels = np.stack([padded(probe.labels, each.shape[1]) for probe in probes])
-            sums, counts = sums_by_class(labels, np.nan_to_num(each.clip(-LOSS_LIMIT, LOSS_LIMIT), nan=LOSS_LIMIT), n_classes)
+            sums, counts = sums_by_class(
+                labels, np.nan_to_num(each.clip(-LOSS_LIMIT, LOSS_LIMIT), nan=LOSS_LIMIT), n_classes
+            )
             losses[native] = sums / np.maximum(counts, 1)
         for place in np.flatnonzero(~native):
             losses[place] = self.singles[int(rows[place])].engine.class_losses(np.zeros(1, np.int64))[0]

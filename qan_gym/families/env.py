@@ -28,9 +28,9 @@ class LongTailEnv(FamilyEnv):
 
     ## Description
     Where every image is seen once per epoch, choosing mini-batches gains nothing. Here classes are drawn *with
-    replacement*: one that is exhausted begins anew, in a new order, and the budget counts mini-batches. In every episode
-    other classes are rare and other classes are noisy, so that no fixed preference for a class can win; validation and
-    test images stay balanced and clean.
+    replacement*: one that is exhausted begins anew, in a new order, and the budget counts mini-batches. In every
+    episode other classes are rare and other classes are noisy, so that no fixed preference for a class can win;
+    validation and test images stay balanced and clean.
 
     Every episode draws a task from the bundled digits: an imbalance (images of the largest class over those of the
     smallest, the others exponentially between them) of 1 to 100, 100 to 400 images of the largest class, up to 5 noisy
@@ -48,12 +48,12 @@ class LongTailEnv(FamilyEnv):
     classes alike. A mini-batch holds each class in proportion to its share, rounded up or down at random.
 
     ## Observation Space
-    `Box(-10, 10, (55,))`, the observation `"classes"`. Ten numbers each, one per class: the running mean of its training
-    loss, its validation loss, its share of the mini-batches of the last action, its size, and how often its images were
-    seen. Then the share of the budget used, the learning rate, budget, batch size and epochs. The validation losses are
-    measured after every action on 20 images of each class (`class_validation_images`); these passes take about as long
-    as one to two mini-batches. With `context="observed"` the parameters of the task follow. Any list of registered
-    features otherwise.
+    `Box(-10, 10, (55,))`, the observation `"classes"`. Ten numbers each, one per class: the running mean of its
+    training loss, its validation loss, its share of the mini-batches of the last action, its size, and how often its
+    images were seen. Then the share of the budget used, the learning rate, budget, batch size and epochs. The
+    validation losses are measured after every action on 20 images of each class (`class_validation_images`); these
+    passes take as long as one to four mini-batches. With `context="observed"` the parameters of the task follow. Any
+    list of registered features otherwise.
 
     ## Rewards
     0, and at the end -ln(validation loss / ln K), at least -ln 4 (`"final-log-loss"`); a run that diverges ends with

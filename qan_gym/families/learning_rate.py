@@ -129,6 +129,11 @@ class LearningRateSource(TaskSource[Task]):
         for what, among in (("networks", NETWORKS), ("optimizers", OPTIMIZERS)):
             object.__setattr__(self, what, tuple(chosen(what, getattr(self, what), among)))
 
+    @property
+    def network_kinds(self) -> tuple[str, ...]:
+        """See `TaskSource.network_kinds`."""
+        return self.networks
+
     def draw_number(self, number: int) -> Task:
         """See `TaskSource.draw_number`."""
         return draw_task(self.split, number, self.networks, self.optimizers)

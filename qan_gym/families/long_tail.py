@@ -1,7 +1,7 @@
-"""The family of `QanMinibatch-LongTail-v0`: trainings with rare and noisy classes. Its records, and how they are drawn.
+"""The family of `QanMinibatch-LongTail-v0`: trainings with rare and noisy classes, and how they are drawn.
 
-Which classes are rare and which are noisy is drawn for every task, and so is which digit has which label. The two splits
-have no task in common: `data_seed` is even in one and odd in the other.
+Which classes are rare and which are noisy is drawn for every task, and so is which digit has which label. The two
+splits have no task in common: `data_seed` is even in one and odd in the other.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ BATCHES_OF_ACTION = (2, 12)  # mini-batches, least and most
 BATCH_SIZE = (16, 128)
 LARGEST_CLASS = (100, 400)  # images of the largest class; there are 400 of each digit
 IMBALANCE, LABEL_NOISE, NOISY_CLASSES = (1.0, 100.0), (0.0, 0.6), (0, 5)
+GOOD_RATES = {"mlp": 0.3, "mnist-cnn": 0.1}  # on the average of the tasks of a kind, without momentum
 MOST_IMAGES = DIGITS * LARGEST_CLASS[1]
 
-Range = float | tuple[float, float]
+Range = int | float | tuple[float, float]  # a number, or what it is drawn between
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,11 @@ class LongTailTask(TaskRecord):
     def start_learning_rate(self) -> float:
         """See `TaskRecord.start_learning_rate`."""
         return self.learning_rate
+
+    @property
+    def own_schedule(self) -> str:
+        """See `TaskRecord.own_schedule`."""
+        return self.schedule
 
     @property
     def class_sizes(self) -> tuple[int, ...]:
@@ -211,10 +217,7 @@ def _network(draws: Draws, kind: str) -> str:
 
 def _learning_rate(draws: Draws, kind: str, momentum: float) -> float:
     """Within a factor of 2 of what is good on the average of the tasks of a kind, see studies/longtail_headroom."""
-    return GOOD_RATES[kind] * (1 - momentum) ** RATE_BY_MOMENTUM * draws.log_uniform("learning_rate", 0.5, 2.0)
-
-
-GOOD_RATES, RATE_BY_MOMENTUM = {"mlp": 0.3, "mnist-cnn": 0.1}, 1.0
+    return GOOD_RATES[kind] * (1 - momentum) * draws.log_uniform("learning_rate", 0.5, 2.0)
 
 
 @dataclass(frozen=True)
@@ -240,12 +243,12 @@ class LongTailSource(TaskSource[LongTailTask]):
     )
 
     networks: tuple[str, ...] = setting(tuple(NETWORKS), some_of(NETWORKS), "the kinds of network to draw from")
-    imbalance: Range = setting(
+    imbalance: float | tuple[float, float] = setting(
         IMBALANCE,
         number_or_range(1, 100),
         "images of the largest class over those of the smallest, drawn uniformly in the logarithm",
     )
-    label_noise: Range = setting(
+    label_noise: float | tuple[float, float] = setting(
         LABEL_NOISE, number_or_range(0, 1), "of each noisy class, the share of its images that show any digit"
     )
     noisy_classes: int | tuple[int, int] = setting(
@@ -260,8 +263,11 @@ class LongTailSource(TaskSource[LongTailTask]):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
 
+    @property
+    def network_kinds(self) -> tuple[str, ...]:
+        """See `TaskSource.network_kinds`."""
+        return self.networks
+
     def draw_number(self, number: int) -> LongTailTask:
         """See `TaskSource.draw_number`."""
-        return draw_task(
-            self.split, number, self.networks, self.imbalance, self.label_noise, self.noisy_classes
-        )
+        return draw_task(self.split, number, self.networks, self.imbalance, self.label_noise, self.noisy_classes)

@@ -14,16 +14,14 @@ NUMBER_LIMIT = 2**31  # of the tasks of a split
 class TaskRecord:
     """One training, but for its initial weights and the order of its mini-batches, which are the episode's.
 
-    A family has a subclass, a frozen dataclass that declares these fields and its own, each with a default. The record can be printed,
-    written as JSON, and played again as the environment's `task`.
+    A family has a subclass, a frozen dataclass that declares these fields and its own, each with a default. The record
+    can be printed, written as JSON, and played again as the environment's `task`.
 
     Attributes:
         DECISIONS: actions of an episode, whatever its budget.
-        schedule: of the learning rate; None: that of the environment.
     """
 
     DECISIONS: ClassVar[int]
-    schedule: ClassVar[str | None] = None
 
     # What every record has.
     split: str
@@ -50,6 +48,11 @@ class TaskRecord:
         return self.network if self.network in ("mnist-cnn", "resnet-8") else self.network.partition("-")[0]
 
     @property
+    def own_schedule(self) -> str | None:
+        """Of the learning rate; None: that of the environment."""
+        return None
+
+    @property
     def name(self) -> str:
         """A few words, for titles."""
         return self.network
@@ -74,7 +77,7 @@ class TaskRecord:
     @cache
     def context_names(cls) -> tuple[str, ...]:
         """The names of the numbers of `context`."""
-        return tuple(cls().context())  # type: ignore[call-arg]
+        return tuple(cls().context())
 
     def lines(self) -> tuple[str, ...]:
         """The record in words, for pictures: lines of at most 40 characters."""

@@ -88,6 +88,11 @@ class TaskSource(Generic[Record]):
         return self.most_drawn if self.task is None else max(self.most_drawn, self.task.batches_per_action)
 
     @property
+    def network_kinds(self) -> tuple[str, ...]:
+        """The kinds of network that are drawn from, of `largest`."""
+        raise NotImplementedError
+
+    @property
     def room(self) -> tuple[int, int]:
         """Training images, and images of a mini-batch, that a run needs room for; see `most_images`."""
         if self.task is None or self.most_images == 0:

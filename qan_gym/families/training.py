@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,8 +23,8 @@ from qan_gym.core.run_state import Flags, Layout, RunState, TensorSpec
 from qan_gym.core.training import Info, Training, check_clock
 from qan_gym.data.datasets import DeviceData, load_dataset
 from qan_gym.families.engine import SLOTS, FamilyEngine, chosen_images, mini_batch, padded
-from qan_gym.families.source import TaskSource
 from qan_gym.families.record import TaskRecord
+from qan_gym.families.source import TaskSource
 from qan_gym.native import library
 from qan_gym.optimizee.network import Network, Params
 from qan_gym.optimizee.zoo import build_network
@@ -84,6 +84,10 @@ class FamilyTraining(Training):
         sizes |= {"batches_per_action": most, "budget": record.DECISIONS * most}
         return replace(layout, slots=SLOTS, sizes={**layout.sizes, **sizes}, game={**layout.game, **context})
 
+    def _class_sizes(self) -> Tensor:
+        """See `Training._class_sizes`: 0 until a row has a task."""
+        return torch.zeros_like(self.run.class_sizes)
+
     def _make_engine(self) -> FamilyEngine:  # type: ignore[override]
         threads = min(self.num_runs, users_threads())
         return FamilyEngine(self.config, self.run, self.parts.engine, threads)
@@ -114,7 +118,7 @@ class FamilyTraining(Training):
 
     def records(self) -> list[Any]:
         """See `Training.records`."""
-        return [None if task is None else asdict(task) for task in self.tasks]
+        return [None if task is None else asdict(cast(Any, task)) for task in self.tasks]
 
     def adopt(self, records: Sequence[Any]) -> None:
         """See `Training.adopt`; also of tasks."""
@@ -200,7 +204,7 @@ class FamilyTraining(Training):
         run.budgets[row], run.action_batches[row] = task.budget, task.batches_per_action
         run.epoch_batches[row] = task.train_size // task.batch_size
         self.running_mean_weight[row] = min(1.0, task.batch_size / RUNNING_MEAN_IMAGES)
-        self.schedules[row] = task.schedule or self.config.schedule
+        self.schedules[row] = task.own_schedule or self.config.schedule
         run.batch_size[row], run.train_size[row] = task.batch_size, task.train_size
         run.n_classes[row] = len(task.classes)
         run.game[self.source.context_name][row] = torch.tensor(list(task.context().values()))
@@ -279,12 +283,15 @@ class FamilyTraining(Training):
         assert shares is not None
         numbers = run.clock[:, None] + np.arange(most)  # (N, M)
         offsets = random_streams.uniform_at(self.run.seed[:, None], random_streams.SHARES, numbers)
-        flat = [np.repeat(value, most, axis=0) for value in (shares, self.members.sizes > 0, run.batch_size)]
-        wanted = counts_of_shares(self.parts.xp, *flat, offsets.reshape(-1)).reshape(self.num_runs, most, -1)
+        shares, there, sizes = (
+            np.repeat(value, most, axis=0) for value in (shares, self.members.sizes > 0, run.batch_size)
+        )
+        flat = counts_of_shares(self.parts.xp, shares, there, sizes, offsets.reshape(-1))  # (N * M, K)
+        wanted = flat.reshape(self.num_runs, most, -1)
         wanted *= (np.arange(most) < counts[:, None])[:, :, None] & run.by_class[:, None, None]
         native, room = self.parts.engine == "native", self.source.room[1]
         indices = self.members.draw_all(self.parts.xp, self.run.seed, wanted, run.class_used, room, native)
-        for row in np.flatnonzero(~run.by_class & (counts > 0)):
+        for row in np.flatnonzero(~run.by_class & (counts > 0)).tolist():
             self._draw_shuffled(row, indices[row, : counts[row]])
         return indices
 
@@ -364,7 +371,7 @@ def family_parts(config: TaskConfig, source: TaskSource[Any], device: str, engin
     if torch.device(device).type != "cpu":
         raise ValueError(f"the runs of a family are small and of different shapes: device must be cpu, not {device!r}")
     typical = build_components(replace(config, **(source.task or source.record()).settings()), device, "torch")
-    most = max(room(*source.largest[kind]) for kind in source.networks)
+    most = max(room(*source.largest[kind]) for kind in source.network_kinds)
     most = most if source.task is None else max(most, typical.network.size())
     network = Network(typical.network.image_shape, {"weights": (most,)}, typical.network.forward, shown="weights")
     found = decide(engine, _kernels_obstacle)

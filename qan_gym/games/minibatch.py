@@ -136,7 +136,7 @@ def logits_of_shares(shares: NDArray[np.float64]) -> NDArray[np.float32]:
     """
     largest = shares.max(axis=-1, keepdims=True)
     logits = np.log(np.maximum(shares / largest, np.exp(-2 * LOGIT_SCALE))) / LOGIT_SCALE + 1
-    return np.clip(logits, -1.0, 1.0).astype(np.float32)
+    return np.asarray(np.clip(logits, -1.0, 1.0), np.float32)
 
 
 register_game("minibatch", MinibatchGame())

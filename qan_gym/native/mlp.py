@@ -394,9 +394,7 @@ class MLPKernels:
             self._do(self._library.qan_begin_mlp_training, self._library.qan_train_mlp, job)
         return Trained(losses, measured, each)
 
-    def _given(
-        self, indices: Int64 | None, most: int, with_each: bool
-    ) -> tuple[int, int | None, Float32 | None]:
+    def _given(self, indices: Int64 | None, most: int, with_each: bool) -> tuple[int, int | None, Float32 | None]:
         """Images that a mini-batch has room for, the address of the indices, and where the losses of images go."""
         if indices is None:
             return 0, None, None
