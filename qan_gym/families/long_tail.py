@@ -28,7 +28,7 @@ BATCHES_OF_ACTION = (2, 12)  # mini-batches, least and most
 BATCH_SIZE = (16, 128)
 LARGEST_CLASS = (100, 400)  # images of the largest class; there are 400 of each digit
 IMBALANCE, LABEL_NOISE, NOISY_CLASSES = (1.0, 100.0), (0.0, 0.6), (0, 5)
-GOOD_RATES = {"mlp": 0.3, "mnist-cnn": 0.1}  # on the average of the tasks of a kind, without momentum
+GOOD_RATES = {"linear": 0.25, "one-cycle": 0.1}  # of perceptrons without momentum, on the average of the tasks
 MOST_IMAGES = DIGITS * LARGEST_CLASS[1]
 
 Range = int | float | tuple[float, float]  # a number, or what it is drawn between
@@ -183,6 +183,7 @@ def draw_task(
         rounded(draws.uniform(f"label_noise {label}", *_ends(label_noise))) if label in noisy else 0.0
         for label in range(DIGITS)
     ]
+    schedule = "one-cycle" if draws.happens("one-cycle", 0.5) else "linear"
     momentum = 0.9 if draws.happens("momentum", 0.5) else 0.0
     return LongTailTask(
         split=split,
@@ -194,8 +195,8 @@ def draw_task(
         imbalance=ratio,
         label_noise=tuple(noise),
         data_seed=2 * int(draws.uniform("data_seed") * 2**30) + (split == "test"),
-        learning_rate=rounded(_learning_rate(draws, kind, momentum)),
-        schedule="one-cycle" if draws.happens("one-cycle", 0.5) else "linear",
+        learning_rate=rounded(_learning_rate(draws, kind, momentum, schedule)),
+        schedule=schedule,
         momentum=momentum,
         weight_decay=0.0 if draws.happens("no weight decay", 0.5) else draws.log_uniform("weight_decay", 1e-5, 1e-3),
         batch_size=batch_size,
@@ -215,9 +216,10 @@ def _network(draws: Draws, kind: str) -> str:
     return "-".join(["mlp", *map(str, widths), *(() if draws.happens("relu", 0.5) else ("tanh",))])
 
 
-def _learning_rate(draws: Draws, kind: str, momentum: float) -> float:
-    """Within a factor of 2 of what is good on the average of the tasks of a kind, see studies/longtail_headroom."""
-    return GOOD_RATES[kind] * (1 - momentum) * draws.log_uniform("learning_rate", 0.5, 2.0)
+def _learning_rate(draws: Draws, kind: str, momentum: float, schedule: str) -> float:
+    """Within a factor of 2 of what is good on the average of the tasks."""
+    good = GOOD_RATES[schedule] * (0.5 if kind == "mnist-cnn" else 1.0)
+    return good * (1 - momentum) * draws.log_uniform("learning_rate", 0.5, 2.0)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,9 @@ from qan_gym.utils.arrays import Array
 from qan_gym.utils.own_settings import users_threads
 
 
+Rows = NDArray[np.int64]
+
+
 class FamilyTraining(Training):
     """N independent runs, each of the task that its episode has drawn; see `Training`.
 
@@ -291,16 +294,19 @@ class FamilyTraining(Training):
         wanted *= (np.arange(most) < counts[:, None])[:, :, None] & run.by_class[:, None, None]
         native, room = self.parts.engine == "native", self.source.room[1]
         indices = self.members.draw_all(self.parts.xp, self.run.seed, wanted, run.class_used, room, native)
-        for row in np.flatnonzero(~run.by_class & (counts > 0)).tolist():
-            self._draw_shuffled(row, indices[row, : counts[row]])
+        self._draw_shuffled(np.flatnonzero(~run.by_class & (counts > 0)), counts, indices)
         return indices
 
-    def _draw_shuffled(self, row: int, indices: NDArray[np.int64]) -> None:
-        """Write the next mini-batches of shuffled SGD, (count, room), of a row."""
-        task = self.tasks[row]
-        assert task is not None
-        for number, some in enumerate(indices, start=int(self.run.clock[row])):
-            some[: task.batch_size] = mini_batch(int(self.run.seed[row]), number, task.batch_size, task.train_size)
+    def _draw_shuffled(self, rows: Rows, counts: Rows, indices: NDArray[np.int64]) -> None:
+        """Write the next mini-batches of shuffled SGD of some rows into `indices` (N, M, room)."""
+        run, room = self.run, indices.shape[2]
+        row = np.repeat(rows, counts[rows])  # (all their mini-batches,)
+        number = np.concatenate([np.arange(count) for count in counts[rows]] or [rows])
+        size, batch_size = run.train_size.numpy()[row].astype(np.int64), run.batch_size.numpy()[row].astype(np.int64)
+        epoch, place = np.divmod(run.batch[row] + number, size // batch_size)
+        within = np.arange(room) < batch_size[:, None]
+        places = np.where(within, (place * batch_size)[:, None] + np.arange(room), 0)
+        indices[row, number] = random_streams.shuffled(run.seed[row], random_streams.SHUFFLED, epoch, places, size)
 
     def _images_of_action(self) -> tuple[Array, Array]:
         """See `Training._images_of_action`."""

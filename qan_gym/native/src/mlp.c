@@ -105,8 +105,7 @@ static void draw_class(const struct qan_class_draws *draws, int64_t row, int64_t
   while (count > 0) {
     const int64_t round = used / size, place = used % size, left = size - place, taken = count < left ? count : left;
     const struct order order = order_of(draws->seeds[row], BY_CLASS_PURPOSE, round * draws->classes + class, size);
-    order_from(&order, place, taken, indices);
-    for (int64_t i = 0; i < taken; i++) indices[i] = members[indices[i]];
+    for (int64_t i = 0; i < taken; i++) indices[i] = members[order_at(&order, place + i)];
     used += taken, count -= taken, indices += taken;
   }
 }

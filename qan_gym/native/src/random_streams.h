@@ -98,6 +98,29 @@ static inline void order_from(const struct order *order, int64_t first, int64_t 
   }
 }
 
+// What `move` does, of one number.
+static inline uint32_t moved(uint32_t x, uint32_t by, const uint32_t keys[2], uint32_t count) {
+  uint32_t h = by + keys[0];
+  h = (h ^ h >> 16) * 0x21f0aaadu;
+  h = (h ^ h >> 15 ^ keys[1]) * 0x735a2d97u;
+  h = x + ((h >> 16) * count >> 16);
+  return h >= count ? h - count : h;
+}
+
+// The index at one place: for a few of them faster than a block.
+static inline int64_t order_at(const struct order *order, int64_t place) {
+  uint32_t at = (uint32_t)place;
+  do {
+    uint32_t left = at / order->columns, right = at % order->columns;
+    for (int i = 0; i < ORDER_ROUNDS; i += 2) {
+      left = moved(left, right, order->keys[i], order->rows);
+      right = moved(right, left, order->keys[i + 1], order->columns);
+    }
+    at = left * order->columns + right;
+  } while (at >= order->total);
+  return (int64_t)at;
+}
+
 // --- normal numbers, by Box and Muller, within 1e-9; the same bits on every machine
 
 static const double TWO_PI = 6.283185307179586, SQRT_HALF = 0.7071067811865476, LOG_2 = 0.6931471805599453;
