@@ -33,7 +33,6 @@ from qan_gym.utils import random_streams
 from qan_gym.utils.arrays import Array
 from qan_gym.utils.own_settings import users_threads
 
-
 Rows = NDArray[np.int64]
 
 

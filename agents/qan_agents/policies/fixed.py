@@ -1,4 +1,5 @@
 """Fixed policies: schedules, rules for classes, random actions, shuffled SGD, behind the interface of all policies."""
+
 from typing import Any, Protocol, cast
 
 import gymnasium as gym
