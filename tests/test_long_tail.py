@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
+from test_rendering import content_of, require_legible
 from test_vector_env import check_vector_env
 
 from qan_agents.policies.class_rules import RULES, Classes, Deferred
@@ -280,6 +281,44 @@ def test_a_task_is_given_in_any_form(record):
     env.reset(seed=1)
     assert env.unwrapped.task == SMALL
     assert max(map(len, SMALL.lines())) <= 42
+
+
+LONG = LongTailTask(  # whose lines are about as long as they can be
+    network="mlp-64-64-tanh",
+    train_size=3_990,
+    label_noise=(0.599,) * 10,
+    learning_rate=0.01234,
+    momentum=0.9,
+    schedule="one-cycle",
+    batch_size=128,
+    batches_per_action=12,
+    number=2**31 - 1,
+)
+
+
+def test_pictures_show_the_record_and_the_classes():
+    """In frames and tiles no text lies on another; the losses of the classes are drawn where they are measured."""
+    assert max(map(len, LONG.lines())) <= 42
+    env = gym.make(ID, task=LONG, render_mode="rgb_array", baseline_run=True).unwrapped
+    env.reset(seed=0)
+    before = env.render()
+    for action in some_actions(env, 4):
+        env.step(action)
+    assert (env.render()[590:690, 530:1040] != before[590:690, 530:1040]).any()
+    task = env.training.task_lines(0)
+    for small in (False, True):
+        require_legible(env, content_of(env, title="a title", task=task), small=small)
+    history = env._history
+    assert history.shares().sum(axis=1) == pytest.approx(np.ones(4))
+    assert history.class_losses()[-1] == pytest.approx(env.training.run.class_validation_loss[0].numpy())
+    plain = gym.make(ID, task=SMALL, render_mode="rgb_array", observation=["budget_used"]).unwrapped
+    plain.reset(seed=0)
+    plain.step(3)
+    assert plain._history.class_losses().shape == (1, 0)
+    assert plain.render().shape == (720, 1080, 3)
+    text = gym.make(ID, task=SMALL, render_mode="ansi")
+    text.reset(seed=0)
+    assert all(line in text.render() for line in SMALL.lines())
 
 
 @pytest.mark.parametrize(

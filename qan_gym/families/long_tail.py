@@ -125,7 +125,8 @@ class LongTailTask(TaskRecord):
         return (
             f"{self.network}, {self.resolution} x {self.resolution} pixels",
             f"digits {' '.join(map(str, self.classes))}",
-            f"images {' '.join(map(str, self.class_sizes))}",
+            f"images {' '.join(map(str, self.class_sizes[:5]))}",
+            f"and {' '.join(map(str, self.class_sizes[5:]))}",
             f"noise % {' '.join(f'{100 * noise:.0f}' for noise in self.label_noise)}",
             f"{rate} {self.learning_rate:.3g}, momentum {self.momentum:.3g}",
             f"{self.budget:,} mini-batches of {self.batch_size}",

@@ -276,7 +276,8 @@ class Canvas:
             (self._control,) = axes.plot([], [], color=CONTROL, linewidth=1.8, drawstyle="steps-pre")
             self._add(self._control)
         else:
-            axes.set_title("classes of the mini-batches (dark: many of a class)", loc="left")
+            what = "dark: many" if self.small else "dark: many of a class"
+            axes.set_title(f"classes of the mini-batches ({what})", loc="left")
             axes.set(ylim=(-0.5, self.n_classes - 0.5), yticks=self._some_classes(), ylabel="class")
             look = {"cmap": SHARES, "vmin": 0, "vmax": 1, "aspect": "auto", "origin": "lower"}
             self._control = self._add(axes.imshow(np.zeros((self.n_classes, 1)), interpolation="nearest", **look))
