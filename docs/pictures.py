@@ -37,6 +37,7 @@ ACTIONS = {
     "QanMinibatch-MNIST5k-v1": None,
     "QanLR-CIFAR10-v0": 200,
     "QanLR-Family-v0": None,
+    "QanMinibatch-LongTail-v0": None,
 }
 # What `gym.make` is given beside the id: a network for CPUs, and no reference to train for hours before.
 KWARGS = {"QanLR-CIFAR10-v0": {"network": "resnet-8", "meta_momentum": None, "reference": None}}

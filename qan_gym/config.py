@@ -52,8 +52,17 @@ class TaskConfig:
         optional(integer(at_least=0)),
         "of the choice of train_size images and of the label noise; None: the first images",
     )
-    label_noise: float = setting(
-        0.0, number(at_least=0, at_most=1), "share of the training labels that are drawn anew, of any class"
+    label_noise: float | tuple[float, ...] = setting(
+        0.0,
+        either(number(at_least=0, at_most=1), list_of(number(at_least=0, at_most=1), "shares")),
+        "share of the training labels that are drawn anew, of any class; or a share for each class, of the images with "
+        "that label",
+    )
+    imbalance: float = setting(
+        1.0,
+        number(at_least=1),
+        "images of the largest class of the training split over those of the smallest, the others between them; "
+        "data_seed says which are rare; 1: as the data are",
     )
     input_scale: float = setting(1.0, number(above=0), "multiplies the normalised images")
     input_centre: float = setting(1.0, number(at_least=0, at_most=1), "share of the mean that normalising takes off")
@@ -97,7 +106,14 @@ class TaskConfig:
     # The actions.
     batches_per_action: int = setting(1, integer(at_least=1), "mini-batches of an action")
     continuous: bool = setting(
-        False, flag(), "learning-rate game: actions in Box(-1, 1) instead of raise, lower and keep"
+        False,
+        flag(),
+        "actions in Box(-1, 1): of the learning rate, or, in the mini-batch game, a logit for each class",
+    )
+    replacement: bool = setting(
+        False,
+        flag(),
+        "mini-batch game: classes are drawn with replacement; one that is exhausted begins anew, in a new order",
     )
     action_scale: str = setting(
         "additive",
@@ -125,9 +141,9 @@ class TaskConfig:
     # What the agent is shown and paid for.
     observation: str | tuple[str, ...] = setting(
         "screen",
-        either(one_of("screen", "filters", "statistics"), list_of(text(), "names of features")),
+        either(one_of("screen", "filters", "statistics", "classes"), list_of(text(), "names of features")),
         "'screen': filters and score line; 'filters': the paper's; 'statistics': what can be measured of any training; "
-        "or a list of registered features, one number each",
+        "'classes': how each class does; or a list of registered features, one number each, or one for each class",
     )
     reward: str = setting("log-loss", text(), "a registered name")
     divergence_penalty: float = setting(10.0, number(at_least=0), "what diverging costs, in the place of the reward")
@@ -136,6 +152,12 @@ class TaskConfig:
     )
     validate_every: int | None = setting(
         None, optional(integer(at_least=1)), "mini-batches from one validation to the next; None: an epoch"
+    )
+    class_validation_images: int = setting(
+        20,
+        integer(at_least=1),
+        "validation images of each class that its loss is measured on after every action, where the observation has "
+        "it; at most those there are",
     )
     early_stopping: int | None = setting(
         None, optional(integer(at_least=1)), "epochs without a lower validation loss that end the episode; None: none"
@@ -162,7 +184,7 @@ class TaskConfig:
     def __post_init__(self) -> None:
         """Check every field and what goes together; lists become tuples."""
         check_settings(self)
-        for name in ("observation", "classes", "learning_rate_factors"):
+        for name in ("observation", "classes", "learning_rate_factors", "label_noise"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         factors = self.learning_rate_factors

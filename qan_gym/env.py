@@ -18,7 +18,7 @@ from qan_gym.info import scalars
 from qan_gym.inspection import Inspection
 from qan_gym.rendering.baseline_run import BaselineRun
 from qan_gym.rendering.frames import FPS, FrameContent, FrameRenderer, require_matplotlib
-from qan_gym.rendering.history import History, class_shares
+from qan_gym.rendering.history import History, class_columns
 from qan_gym.rendering.window import Window
 from qan_gym.state import State, apply_state, take_state
 from qan_gym.tasks import device_name
@@ -140,8 +140,8 @@ class QanEnv(Inspection, gym.Env[NDArray[np.float32], Any]):
         if terminated or truncated:
             self._phase = "over"
         if self.render_mode is not None:
-            shares = class_shares(self.training)
-            self._history.add(info, action, None if shares is None else shares[0])
+            classes = class_columns(self.training)
+            self._history.add(info, action, None if classes is None else classes[0])
             self._show()
         return to_numpy(done.observation)[0], float(done.reward[0]), terminated, truncated, info
 
@@ -368,8 +368,12 @@ class MinibatchEnv(QanEnv):
     do nothing: the baseline of this game.
 
     ## Arguments
-    As `LearningRateEnv`, without `continuous`. `meta_momentum` is `"filter-regression"` by default: the pull of three
-    gradient steps of rate 0.01 on the mean squared distance of the first convolution's filters to the reference.
+    As `LearningRateEnv`. With `replacement=True` a class that is exhausted begins anew, in a new order, and the ten
+    actions of the roulette are shares of the mini-batches, at first all classes alike; with `continuous=True` too,
+    actions are `Box(-1, 1, (10,))` and the shares softmax(3 action). `imbalance`, `label_noise` of each class and
+    `data_seed` make the training images long-tailed and noisy. `meta_momentum` is `"filter-regression"` by default: the
+    pull of three gradient steps of rate 0.01 on the mean squared distance of the first convolution's filters to the
+    reference.
 
     ## Version History
     - v0: initial version.

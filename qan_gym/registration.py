@@ -13,6 +13,7 @@ ENTRY_POINTS = {
     "QanMinibatch-MNIST5k-v1": "qan_gym.env:MinibatchEnv",
     "QanLR-CIFAR10-v0": "qan_gym.env:LearningRateEnv",
     "QanLR-Family-v0": "qan_gym.families.env:LearningRateFamilyEnv",
+    "QanMinibatch-LongTail-v0": "qan_gym.families.env:LongTailEnv",
 }
 VECTOR_ENTRY_POINT = "qan_gym.vector_env:QanVectorEnv"
 LIBRARY = "gymnasium"

@@ -74,7 +74,7 @@ TASKS = {
     # 4,000 images: 2,000 batches of 10 in 200 decisions; 155 batches of 128, each a decision.
     "QanLR-MNIST5k-v1": replace(_LR, dataset="mnist5k", epochs=5, batches_per_action=10),
     "QanMinibatch-MNIST5k-v1": replace(_MINIBATCH, dataset="mnist5k", epochs=5),
-    # What the tasks of the family have in common; the rest is drawn for every episode.
+    # What the tasks of a family have in common; the rest is drawn for every episode.
     "QanLR-Family-v0": TaskConfig(
         dataset="mnist5k",
         learning_rate_min=1e-6,
@@ -84,6 +84,18 @@ TASKS = {
         learning_rate_factor=12.0,
         schedule="linear",
         observation="statistics",
+        reward="final-log-loss",
+        divergence_penalty=1.5,
+        meta_momentum=None,
+        reference=None,
+    ),
+    "QanMinibatch-LongTail-v0": TaskConfig(
+        game="minibatch",
+        dataset="mnist5k",
+        learning_rate_min=1e-6,
+        learning_rate_max=100.0,
+        replacement=True,
+        observation="classes",
         reward="final-log-loss",
         divergence_penalty=1.5,
         meta_momentum=None,
@@ -105,4 +117,7 @@ TASKS = {
     ),
 }
 
-FAMILIES = ("QanLR-Family-v0",)  # ids whose episodes draw their tasks, see `qan_gym.families`
+FAMILIES = (
+    "QanLR-Family-v0",
+    "QanMinibatch-LongTail-v0",
+)  # ids whose episodes draw their tasks, see `qan_gym.families`

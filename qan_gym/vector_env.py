@@ -19,7 +19,7 @@ from qan_gym.core.training import Info
 from qan_gym.env import RenderModes, wants_shuffled
 from qan_gym.inspection import Row
 from qan_gym.rendering.frames import FPS, FrameContent, FrameRenderer, require_matplotlib
-from qan_gym.rendering.history import History, class_shares
+from qan_gym.rendering.history import History, class_columns
 from qan_gym.tasks import device_name
 from qan_gym.utils.arrays import Array as Values
 from qan_gym.utils.arrays import as_array, as_tensor, to_numpy
@@ -326,11 +326,11 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
         if self.render_mode is None:
             return
         values = {name: value.tolist() for name, value in info.items()}
-        shares = class_shares(self.training)
+        classes = class_columns(self.training)
         played = None if actions is None else actions.tolist()
         for row in np.flatnonzero(mask).tolist():
             now = {name: value[row] for name, value in values.items()}
-            mine = None if shares is None else shares[row]
+            mine = None if classes is None else classes[row]
             if played is None:
                 self._histories[row].start(now)
                 self._frames[row] = []

@@ -20,9 +20,10 @@ from qan_agents.sb3 import vec_env
 from qan_gym.core.factory import arguments_of
 from qan_gym.core.statistics import STATISTICS
 from qan_gym.families import CONTEXT, Task, draw_task
-from qan_gym.families.factory import CONTEXT_FEATURES
+from qan_gym.families.learning_rate import LearningRateSource
 
 ID = "QanLR-Family-v0"
+CONTEXT_FEATURES = LearningRateSource.context_features()
 SMALL = Task(network="mlp-5", batches_per_action=1, batch_size=8, train_size=40, classes=(1, 7))
 FEW = {"networks": ("mlp",), "num_tasks": 20}
 

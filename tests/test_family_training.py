@@ -12,7 +12,9 @@ from qan_gym.config import TaskConfig
 from qan_gym.core.components import build_components
 from qan_gym.core.engine import engine_here
 from qan_gym.families import CONTEXT, Task, draw_task
-from qan_gym.families.training import START, FamilyTraining, TaskSource, family_parts
+from qan_gym.families.learning_rate import LearningRateSource as TaskSource
+from qan_gym.families.task import START
+from qan_gym.families.training import FamilyTraining, family_parts
 from qan_gym.tasks import TASKS
 from qan_gym.utils import random_streams
 

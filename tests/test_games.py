@@ -106,7 +106,7 @@ def test_a_taken_name_and_an_unknown_game_are_refused():
 
 
 def test_continuous_is_for_the_learning_rate_game():
-    with pytest.raises(ValueError, match="continuous=True is for the game 'learning-rate', not for 'minibatch'"):
+    with pytest.raises(ValueError, match="continuous=True needs replacement=True in the game 'minibatch'"):
         gym.make("QanMinibatch-MNIST5k-v1", continuous=True, **SHORT)
 
 

@@ -24,7 +24,7 @@ from qan_gym.env import QanEnv
 from qan_gym.games import Game
 from qan_gym.rendering.baseline_run import BaselineRun
 from qan_gym.rendering.frames import FrameContent, FrameRenderer
-from qan_gym.rendering.history import History, class_shares
+from qan_gym.rendering.history import History, class_columns
 
 LR, MINIBATCH = "QanLR-MNIST5k-v1", "QanMinibatch-MNIST5k-v1"
 INFO = {"batch": 0, "learning_rate": 0.05, "loss": 2.3, "smoothed_loss": 2.3, "validation_loss": 2.3}
@@ -117,7 +117,7 @@ def test_the_shares_are_those_of_the_mini_batch():
             classes = labels[env.unwrapped.batch_indices].reshape(-1)
             expected = np.bincount(classes, minlength=10) / len(classes)
             assert np.allclose(history_of(env).shares()[-1], expected)
-            assert np.allclose(class_shares(env.unwrapped.training)[0], expected)
+            assert np.allclose(class_columns(env.unwrapped.training)[0], expected)
 
 
 # --- the baseline run -----------------------------------------------------------------------------------------------

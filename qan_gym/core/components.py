@@ -112,7 +112,8 @@ def build_components(config: TaskConfig, device: str, engine: str = "auto") -> C
     network = build_network(config.network, (channels, height, width), dataset.n_classes)
     if config.augment is not None and min(network.image_shape[1:]) <= augmentation.PADDING:
         raise ValueError(f"augment needs images of more than {augmentation.PADDING} pixels a side")
-    size = config.train_size if config.data_seed is None else None  # else the choice has been made
+    chosen = selection_of(config).train_size is not None
+    size = None if chosen else config.train_size
     data = on_device(dataset, network.image_shape, size, config.preprocess, device)
     data = replace(data, mean=data.mean * config.input_centre, std=data.std / config.input_scale)
     return _assemble(config, torch.device(device), engine, network, data, dataset.fingerprint, dataset.n_classes)
@@ -120,8 +121,9 @@ def build_components(config: TaskConfig, device: str, engine: str = "auto") -> C
 
 def selection_of(config: TaskConfig) -> Selection:
     """The part of the data set that a task has; but for the first `train_size` images, which `on_device` takes."""
-    size = config.train_size if config.data_seed is not None else None
-    return Selection(config.resolution, config.classes, size, config.data_seed, config.label_noise)
+    by_label = Selection(label_noise=config.label_noise, imbalance=config.imbalance).by_label
+    size = config.train_size if config.data_seed is not None or by_label else None
+    return Selection(config.resolution, config.classes, size, config.data_seed, config.label_noise, config.imbalance)
 
 
 def _assemble(
@@ -145,7 +147,7 @@ def _assemble(
         precision=Precision(config.precision, device),
         network=network,
         optimizer=build_optimizer(config, game.hyperparameters),
-        observer=Observer(config, network),
+        observer=Observer(config, network, n_classes),
         data=data,
         fingerprint=fingerprint,
         engine=engine,

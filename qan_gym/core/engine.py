@@ -40,9 +40,12 @@ class Engine(Protocol):
 
     Attributes:
         in_order: whether it has `train_in_order`.
+        each: (N, B) float32, where the state measures classes: of the images of the last mini-batch, the losses before
+            the update, without the loss scale.
     """
 
     in_order: bool
+    each: Array
 
     def train(self, indices: Array, number: int) -> Array:
         """One mini-batch of every run: gradient, update, pull, with the hyperparameters that stand in the state.
@@ -69,6 +72,12 @@ class Engine(Protocol):
 
     def finite(self) -> Array:
         """(N,) bool, whether every weight of a run, and its loss on the last mini-batch, is finite."""
+
+    def class_losses(self, rows: Array) -> Array:
+        """(M, K) float32, the mean cross-entropy of the runs `rows` (M,) on `class_validation_images` of each class.
+
+        0 of a class that the validation split does not have.
+        """
 
     def evaluate(self, rows: Array, split: str) -> tuple[Array, Array]:
         """Mean cross-entropy and accuracy, (M,) float32 each, of the runs `rows` (M,) int64 on a whole split."""

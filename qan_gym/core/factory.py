@@ -58,7 +58,7 @@ def arguments_of(env_id: str) -> dict[str, Argument]:
     if env_id in FAMILIES:
         from qan_gym.families.factory import family_arguments
 
-        kinds = family_arguments()
+        kinds = family_arguments(env_id)
     defaults = {kind: TASKS[env_id] if kind is TaskConfig else kind() for kind in kinds.values()}
     described = {kind: describe_settings(kind) for kind in defaults}
     return {

@@ -1,4 +1,6 @@
-"""The registry of features: a feature is one number per run, a function of the run's state, that an agent can be shown.
+"""The registry of features: a feature is a function of the state of the runs that an agent can be shown.
+
+It is one number per run, or one for each class of a run.
 
 A feature says itself whether it needs measurements of the training (`qan_gym.core.statistics`); where no feature of an
 observation does, nothing is measured.
@@ -14,7 +16,8 @@ from qan_gym.utils.arrays import Array
 
 LIMIT = 10.0  # every value of an observation is kept within +-LIMIT
 
-Function = Callable[[RunState], Array]  # -> (N,), of any floating type, or one number for all runs
+# -> (N,), of any floating type, or one number for all runs; (N, K) of a feature that is one number for each class
+Function = Callable[[RunState], Array]
 
 
 @dataclass(frozen=True)
@@ -25,18 +28,25 @@ class Feature:
         function: see `register_feature`.
         needs_measurements: whether it reads fields of the state that are there only where something is measured.
         reads: the tensor of a game, in `run.game`, that it reads.
+        per_class: whether it is one number for each class.
     """
 
     function: Function
     needs_measurements: bool = False
     reads: str | None = None
+    per_class: bool = False
 
 
 FEATURES: dict[str, Feature] = {}
 
 
 def register_feature(
-    name: str, function: Function, *, needs_measurements: bool = False, reads: str | None = None
+    name: str,
+    function: Function,
+    *,
+    needs_measurements: bool = False,
+    reads: str | None = None,
+    per_class: bool = False,
 ) -> None:
     """Make a feature available under a name, for `observation=[...]` and for the score line of a game.
 
@@ -49,29 +59,44 @@ def register_feature(
             measured; where this feature is observed, it is.
         reads: the name in `run.game` of a game's tensor that the function reads; environments without it refuse the
             feature. None: it reads none.
+        per_class: the function gives (N, K), one number for each class, which stand side by side in the observation;
+            where it is observed, the losses are measured by class (`qan_gym.core.class_statistics`).
 
     Raises:
         ValueError: the name is taken.
     """
     if name in FEATURES:
         raise ValueError(f"a feature cannot be registered as {name!r}: the name is taken")
-    FEATURES[name] = Feature(function, needs_measurements, reads)
+    FEATURES[name] = Feature(function, needs_measurements, reads, per_class)
 
 
-def feature(*, needs_measurements: bool = False) -> Callable[[Function], Function]:
+def feature(*, needs_measurements: bool = False, per_class: bool = False) -> Callable[[Function], Function]:
     """Register a function under its own name; see `register_feature`."""
 
     def register(function: Function) -> Function:
-        register_feature(function.__name__, function, needs_measurements=needs_measurements)
+        register_feature(function.__name__, function, needs_measurements=needs_measurements, per_class=per_class)
         return function
 
     return register
 
 
 def show(run: RunState, names: Iterable[str], line: Array) -> None:
-    """Write features into the columns of a line, (N, at least as many as there are names), as they are."""
-    for place, name in enumerate(names):
-        line[:, place] = FEATURES[name].function(run)
+    """Write features into the columns of a line, one after another, as they are; see `Feature.per_class`.
+
+    Args:
+        run: the state that they are of.
+        names: of the features.
+        line: (N, at least as many as they have together).
+    """
+    place = 0
+    for name in names:
+        values, width = FEATURES[name].function(run), 1
+        if FEATURES[name].per_class:
+            width = values.shape[1]
+            line[:, place : place + width] = values
+        else:
+            line[:, place] = values
+        place += width
 
 
 def kept_within(xp: Any, values: Array) -> Array:

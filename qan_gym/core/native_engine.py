@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qan_gym.config import TaskConfig
+from qan_gym.core.class_statistics import class_probe, means_by_class
 from qan_gym.core.meta_momentum import Pull
 from qan_gym.core.run_state import RunState
 from qan_gym.native.kernels import BatchSequence, Call, Images, Kernels, Measuring, Update
@@ -38,6 +39,9 @@ class NativeEngine:
         self.indices = np.zeros((num_runs, parts.config.batch_size), np.int64)
         self.loss, self.accuracy = np.zeros(num_runs, np.float32), np.zeros(num_runs, np.float32)
         self.is_finite = np.ones(num_runs, np.bool_)
+        self.n_classes = parts.n_classes
+        by_class = run.layout.measures_classes
+        self.each = np.zeros(self.indices.shape, np.float32)
         update = Update(
             optimizer=kernel_optimizer(parts.optimizer),
             learning_rate=run.learning_rate.numpy(),
@@ -61,18 +65,34 @@ class NativeEngine:
         )
         images, finite = self.images("train"), self.is_finite.view(np.uint8)
         train = partial(self.kernels.training, measuring=_measuring(run), loss_scale=run.loss_scale.numpy())
-        self.on_batch = train(images, self.weights, self.indices, self.loss, finite, update)
+        each = self.each if by_class else None
+        self.on_batch = train(images, self.weights, self.indices, self.loss, finite, update, each=each)
         self.on_sequence = train(
             *(images, self.weights, run.batch_indices.numpy(), run.loss.numpy(), finite, update),
             sequence=sequence,
         )
         self.measure: dict[str, Call] = {}  # by the name of the split
+        self.probe = class_probe(self.data.labels["validation"], parts.config.class_validation_images)
+        self.probe_each = np.zeros((num_runs, len(self.probe) if by_class else 0), np.float32)
+        self.measure_probe = self._probing() if by_class else None
 
     def images(self, split: str) -> Images:
         """The images of a split, as the kernels take them."""
         data = self.data
         mean, std = (value.flatten().numpy() for value in (data.mean, data.std))
         return Images(data.images[split].numpy(), data.labels[split].numpy(), mean, std)
+
+    def _probing(self) -> Call:
+        whole, places = self.images("validation"), self.probe.numpy()
+        images, labels = np.ascontiguousarray(whole.images[places]), np.ascontiguousarray(whole.labels[places])
+        some = Images(images, labels, whole.mean, whole.std)
+        return self.kernels.evaluation(some, self.weights, self.loss, self.accuracy, self.probe_each)
+
+    def class_losses(self, rows: Array) -> Array:
+        """See `Engine.class_losses`."""
+        assert self.measure_probe is not None
+        self.measure_probe(rows)
+        return means_by_class(self.data.labels["validation"][self.probe], self.probe_each[rows], self.n_classes)
 
     def train(self, indices: Array, number: int) -> Array:
         """See `Engine.train`."""

@@ -1,5 +1,7 @@
 """Observations: the filters, the score line of registered features, or features alone.
 
+The observation "classes" shows how each class does, and nothing of the weights.
+
 The screen has one row per filter and one column per weight (of the networks for CIFAR-10, 192 rows of 192 weights of
 the last convolution), and a last row, the score line.
 The score line has the features SCORE_LINE in these places (the last two only with `validate_every`, else 0), then those
@@ -15,6 +17,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from qan_gym.config import TaskConfig
+from qan_gym.core.class_statistics import CLASSES
 from qan_gym.core.features import FEATURES, LIMIT, kept_within, show
 from qan_gym.core.run_state import RunState
 from qan_gym.core.statistics import statistics_of
@@ -37,10 +40,11 @@ class Observer:
     Attributes:
         shape: (rows, columns) of the screen; (1, number of features) where the observation is one of features alone.
         needs_measurements: whether a feature of it does.
+        needs_classes: whether a feature of it is one number for each class.
     """
 
-    def __init__(self, config: TaskConfig, network: Network) -> None:
-        """Resolve the names of the features.
+    def __init__(self, config: TaskConfig, network: Network, n_classes: int = 0) -> None:
+        """Resolve the names of the features; n_classes: K, of which features for each class have one number each.
 
         Raises:
             ValueError: a feature is not registered.
@@ -49,14 +53,18 @@ class Observer:
         self.filters = config.observation in ("screen", "filters")
         score_line = SCORE_LINE if config.validate_every is not None else SCORE_LINE[:ALWAYS_MEASURED]
         extra = game_of(config).features
-        named = {"screen": score_line, "filters": (), "statistics": statistics_of(config)}
+        named = {"screen": score_line, "filters": (), "statistics": statistics_of(config), "classes": CLASSES}
         self.features = named.get(str(config.observation), tuple(config.observation))
         self.extra = extra if config.observation == "screen" else ()
         for name in (*self.features, *self.extra):
             if name not in FEATURES:
                 raise ValueError(unknown_name("feature", name, FEATURES))
         self.needs_measurements = any(FEATURES[name].needs_measurements for name in (*self.features, *self.extra))
-        self.shape = (1, len(self.features))
+        self.needs_classes = any(FEATURES[name].per_class for name in (*self.features, *self.extra))
+        self.widths = [n_classes if FEATURES[name].per_class else 1 for name in self.features]
+        if any(FEATURES[name].per_class for name in self.extra) or (self.filters and self.needs_classes):
+            raise ValueError("features of each class have no place on a score line: observe them by their names")
+        self.shape = (1, sum(self.widths))
         if self.filters:
             rows, columns = self.weights_shape = _weights_shape(network)
             self.shape = (

@@ -34,7 +34,8 @@ SEED = 0
 TIMED = 10  # mini-batches, from which it is known how long a training takes,
 LONG = 20  # seconds, from which on it is said
 DEPENDS_ON = (
-    *("dataset", "train_size", "resolution", "classes", "data_seed", "label_noise", "input_scale", "input_centre"),
+    *("dataset", "train_size", "resolution", "classes", "data_seed", "label_noise"),
+    *("imbalance", "input_scale", "input_centre"),
     *("preprocess", "augment", "network", "initial_scale", "batch_size", "epochs", "batches", "loss_scale"),
     *("optimizer", "learning_rate", "momentum", "nesterov", "weight_decay"),
 )

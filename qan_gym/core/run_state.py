@@ -41,6 +41,7 @@ class TensorSpec:
         saved: whether the future depends on it, so that it belongs to a saved state.
         on_host: a NumPy array on the host, which the step reads without waiting for the device.
         measured: only there where a feature of the observation needs measurements; else None.
+        by_class: only there where a feature of the observation is one number for each class; else None.
         at_least, at_most, below: the range of its elements within an episode, which a saved state must keep: numbers,
             names of sizes or of fields of `TaskConfig`; None: no bound.
         carried: whether an episode hands it on to the next one, because no reset sets it.
@@ -52,6 +53,7 @@ class TensorSpec:
     saved: bool = True
     on_host: bool = False
     measured: bool = False
+    by_class: bool = False
     at_least: float | str | None = None
     at_most: float | str | None = None
     below: float | str | None = None
@@ -85,6 +87,7 @@ class Layout:
         slots: the buffers that the optimizer keeps of each parameter.
         own_reference: whether each run has a reference of its own, the last episode's final weights.
         measures: whether a feature of the observation needs measurements.
+        measures_classes: whether a feature of the observation is one number for each class.
         sizes: the sizes that shapes name.
         action_shape, action_dtype: of the actions of one run.
         game: the tensors that the game adds.
@@ -100,6 +103,11 @@ class Layout:
     action_shape: tuple[int, ...]
     action_dtype: torch.dtype
     game: Mapping[str, TensorSpec]
+    measures_classes: bool = False
+
+    def has(self, spec: TensorSpec) -> bool:
+        """Whether the runs have a tensor."""
+        return not (spec.measured and not self.measures) and not (spec.by_class and not self.measures_classes)
 
     def tensor(self, spec: TensorSpec) -> Tensor:
         """A tensor of zeros."""
@@ -193,9 +201,9 @@ class RunState:
         "train_size", dtype=torch.int32, at_reset=None, at_least=0, below="train_size"
     )
     by_class: Tensor = per_run(dtype=torch.bool, at_reset=None)  # whether mini-batches are drawn by class
-    class_used: Tensor = per_run(  # images drawn by class in this epoch
-        "n_classes", dtype=torch.int64, at_reset=None, at_least=0, at_most="train_size"
-    )
+    class_sizes: Tensor = per_run("n_classes", dtype=torch.int64, at_reset=None, saved=False)  # training images
+    # Images drawn by class in this epoch; with replacement, in this episode.
+    class_used: Tensor = per_run("n_classes", dtype=torch.int64, at_least=0)
     batch_indices: Tensor = per_run(  # of the last action
         "batches_per_action", "batch_size", dtype=torch.int64, at_least=0, below="train_size"
     )
@@ -211,6 +219,14 @@ class RunState:
     epochs_since_best: Tensor = per_run(dtype=torch.int64, at_least=0, at_most="epochs")
     test_loss: Tensor = a_loss(at_reset=math.nan)  # of an episode that has ended; else NaN
     test_accuracy: Tensor = per_run(at_reset=math.nan, at_least=0, at_most=1)
+
+    # What is known of each class, see `qan_gym.core.class_statistics`.
+    class_loss: Tensor = per_run("n_classes", at_reset=None, by_class=True, at_least=LEAST_LOSS, at_most=LOSS_LIMIT)
+    class_validation_loss: Tensor = per_run(
+        "n_classes", at_reset=None, by_class=True, at_least=LEAST_LOSS, at_most=LOSS_LIMIT
+    )
+    class_share: Tensor = per_run("n_classes", by_class=True, at_least=0, at_most=1)  # of the last action's images
+    class_drawn: Tensor = per_run("n_classes", dtype=torch.int64, by_class=True, at_least=0)  # images in the episode
 
     # What features need that are measured, see `qan_gym.core.statistics`.
     measured: Tensor = per_run("measured", measured=True)  # by the engine: `MEASURED`, of the last action
@@ -259,7 +275,7 @@ class RunState:
         values: dict[str, Any] = {"layout": layout}
         for one in fields(cls):
             spec = one.metadata.get("spec")
-            if isinstance(spec, TensorSpec) and spec.measured and not layout.measures:
+            if isinstance(spec, TensorSpec) and not layout.has(spec):
                 values[one.name] = None
             elif isinstance(spec, TensorSpec):
                 values[one.name] = layout.tensor(spec).numpy() if spec.on_host else layout.tensor(spec)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from qan_gym.core.class_statistics import class_probe, means_by_class
 from qan_gym.core.measurements import Measurement
 from qan_gym.core.meta_momentum import Pull
 from qan_gym.core.run_state import RunState
@@ -52,6 +53,10 @@ class TorchEngine:
         self._evenly = torch.full_like(run.memory[0], 1 / self.network.size())
         num_runs = len(run.memory)
         self.loss = torch.zeros(num_runs, device=parts.device)
+        by_class, room = run.layout.measures_classes, (num_runs, parts.config.batch_size)
+        self._each = torch.zeros(room if by_class else (num_runs, 0), device=parts.device)
+        self.each = as_array(self._each)
+        self.probe = class_probe(self.data.labels["validation"], parts.config.class_validation_images)
         together = num_runs if parts.device.type != "cpu" else min(num_runs, CPU_BLOCK)
         self.blocks = self._divide(num_runs, together if self.network.at_once else 1)
 
@@ -89,9 +94,11 @@ class TorchEngine:
                 soft_targets = self.network.forward(reference, images, False).softmax(dim=2)  # (n, B, K)
             weight = run.has_reference[rows] * self.config.distillation
         scale = None if self.config.loss_scale == 1 else run.loss_scale[rows]
+        each = self._each[rows] if run.layout.measures_classes else None
         with self.parts.precision:
             loss, gradients = loss_and_gradients(
-                self.network, block.params, images, labels, soft_targets, weight, self.parts.precision.dtype, scale
+                *(self.network, block.params, images, labels, soft_targets, weight),
+                *(self.parts.precision.dtype, scale, each),
             )
         hyper = Hyperparameters(run.learning_rate[rows], run.momentum[rows], run.weight_decay[rows])
         if block.measurement is not None:
@@ -126,6 +133,19 @@ class TorchEngine:
         return as_array(mean - mean == 0)  # infinity minus infinity is not a number
 
     # --- evaluation -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def class_losses(self, rows: Array) -> Array:
+        """See `Engine.class_losses`."""
+        images = self.data.normalise(self.data.images["validation"][self.probe])  # (n, C, H, W)
+        labels = self.data.labels["validation"][self.probe]
+        each = []
+        for row in as_tensor(rows).split(1):
+            params = rows_of(self.run.params, row)
+            with self.exact:
+                logits = self.network.forward(params, images[None], False)[0]  # (n, K)
+            each.append(torch.nn.functional.cross_entropy(logits, labels, reduction="none"))
+        return means_by_class(labels, as_array(torch.stack(each)), self.parts.n_classes)
 
     @torch.no_grad()
     def evaluate(self, rows: Array, split: str) -> tuple[Array, Array]:

@@ -15,7 +15,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qan_gym.core import statistics
+from qan_gym.core import class_statistics, statistics
+from qan_gym.core.class_sampling import ReplacementSampler
 from qan_gym.core.components import Components
 from qan_gym.core.engine import Engine, make_engine
 from qan_gym.core.measurements import measured_size
@@ -103,7 +104,7 @@ class Training:
         self.parts, self.config, self.network, self.data = parts, config, parts.network, parts.data
         self.device, self.num_runs, self.tests = parts.device, num_runs, tests
         self.own_settings = own_settings(parts.threads)
-        self.sampler = Sampler(self.data.labels["train"], num_runs, parts.n_classes, config.batch_size)
+        self.sampler = self._make_sampler()
         self.schedule = SCHEDULES[config.schedule]
         self.pull = Pull(config, self.network, parts.batches_per_epoch)
         self.loss_limit = as_array(torch.tensor(LOSS_LIMIT, device=parts.device))
@@ -116,10 +117,24 @@ class Training:
             self.run.has_reference.fill_(reference is not None)
         self._describe_task()
         self.engine = self._make_engine()
-        self.shuffled = parts.game.class_counts(self.arrays, config) is None  # whether mini-batches are never by class
-        on_cuda = self.device.type == "cuda"
+        shape = self.run.batch_indices.shape if self.run.layout.measures_classes else (0,)
+        self._image_losses = as_array(torch.zeros(shape, device=self.device))  # of the last action
+        self.shuffled = self._wanted_classes() is None  # whether mini-batches are never by class
+        on_cuda = self.device.type == "cuda" and not config.replacement  # drawing with it waits for the device
         self.act_and_train: Callable[[], None] = CapturedGraph(self._act_and_train) if on_cuda else self._act_and_train
         self.see: Callable[[], Seen] = CapturedGraph(self._see) if on_cuda else self._see
+
+    def _make_sampler(self) -> Sampler:
+        labels, parts = self.data.labels["train"], self.parts
+        of_task = (labels, self.num_runs, parts.n_classes, parts.config.batch_size)
+        if parts.config.replacement:
+            return ReplacementSampler(*of_task, native=parts.engine == "native")
+        return Sampler(*of_task)
+
+    def _wanted_classes(self) -> Array | None:
+        """What the game wants the next mini-batches to hold: counts, or with replacement shares, of the classes."""
+        game, run = self.parts.game, self.arrays
+        return game.class_shares(run, self.config) if self.config.replacement else game.class_counts(run, self.config)
 
     def close(self) -> None:
         """Break the reference cycles (the two halves of a step refer to it), so that its memory is freed at once."""
@@ -161,7 +176,10 @@ class Training:
             raise ValueError("the state's order does not hold every training image once")
         if self.shuffled and tensors["by_class"].any():
             raise ValueError(f"the state's by_class is True, and the game {self.config.game!r} does not draw by class")
-        if (to_numpy(as_array(tensors["class_used"])) > to_numpy(self.sampler.class_sizes)).any():
+        most = to_numpy(self.sampler.class_sizes)
+        if self.config.replacement:
+            most = np.array(batch * self.config.batch_size)  # images of the episode
+        if (to_numpy(as_array(tensors["class_used"])) > most).any():
             raise ValueError("the state's class_used is larger than the classes are")
 
     def _allocate(self) -> RunState:
@@ -190,6 +208,7 @@ class Training:
             slots=parts.optimizer.slots,
             own_reference=config.reference == "previous",
             measures=parts.observer.needs_measurements,
+            measures_classes=parts.observer.needs_classes,
             sizes={
                 "train_size": len(self.data.labels["train"]),
                 "n_classes": parts.n_classes,
@@ -223,7 +242,12 @@ class Training:
         run.n_classes.fill_(parts.n_classes)
         run.batch_size.fill_(parts.config.batch_size)
         run.train_size.fill_(len(self.data.labels["train"]))
+        run.class_sizes[:] = self._class_sizes()
         run.copy_clocks()
+
+    def _class_sizes(self) -> Tensor:
+        """Training images of each class, (K,), or (N, K) where the runs differ."""
+        return as_tensor(self.sampler.class_sizes)
 
     # --- what the rows train, where their tasks differ ---------------------------------------------------------------
 
@@ -287,6 +311,9 @@ class Training:
             loss[rows] = (run.loss_scale[rows] * run.validation_loss[rows]).clamp(max=LOSS_LIMIT)
         for loss in (run.validation_loss_before, run.best_validation_loss):
             loss[rows] = run.validation_loss[rows]
+        self._validate_classes(mask)
+        if run.layout.measures_classes:
+            run.class_loss[rows] = run.class_validation_loss[rows]
         seen = self._see()
         for value in seen.reward_terms.values():
             value[rows] = 0
@@ -329,6 +356,7 @@ class Training:
         run.over |= ended
         self._set("ended", ended)
         self._finish(ended, ended & ~diverged)
+        self._validate_classes(playing)
         seen = self.see()
         return StepResult(
             observation=seen.observation,
@@ -418,6 +446,8 @@ class Training:
         run.smoothed_loss[:] = xp.fmin(run.smoothed_loss, self.loss_limit)
         if run.layout.measures:
             statistics.after_action(run)
+        if run.layout.measures_classes:
+            class_statistics.after_batches(run, *self._images_of_action())
         if config.target_loss is not None:
             run.success[:] = ~run.diverged & (run.smoothed_loss <= config.target_loss)
 
@@ -431,7 +461,7 @@ class Training:
 
     def _train_on_batches(self, first: int, end: int) -> None:
         """The mini-batches first, ..., end - 1 of an action; no run begins an epoch after the first of them."""
-        if not (self.engine.in_order and self.shuffled):
+        if not (self.engine.in_order and self.shuffled and not self.run.layout.measures_classes):
             with np.errstate(all="ignore"):  # what is not finite is replaced
                 for number in range(first, end):
                     self._train_on_batch(number)
@@ -446,7 +476,7 @@ class Training:
     def _train_on_batch(self, number: int) -> None:
         """Mini-batch, gradient, update, pull."""
         run = self.arrays
-        indices = self.sampler.draw(run, self.parts.game.class_counts(run, self.config))  # (N, B)
+        indices = self.sampler.draw(run, self._wanted_classes())  # (N, B)
         run.batch_indices[:, number] = indices
         run.learning_rate[:] = self._learning_rates(0)
         run.pull[:] = (run.has_reference & (run.clock < self.pull.batches)) * self.pull.strength
@@ -454,6 +484,8 @@ class Training:
         run.smoothed_loss += self.parts.running_mean_weight * (loss - run.smoothed_loss)
         run.loss += loss
         run.clock += 1
+        if run.layout.measures_classes:
+            self._image_losses[:, number] = self.engine.each
 
     def _learning_rates(self, ahead: Array) -> Array:
         """(N,) of the next mini-batch, or (T, N) of those that are `ahead` (T, 1) of it."""
@@ -469,6 +501,26 @@ class Training:
             rows = as_array(self._rows(mask))
             loss, self.arrays.validation_accuracy[rows] = self.engine.evaluate(rows, "validation")
             self.arrays.validation_loss[rows] = self.parts.xp.fmin(loss, self.loss_limit)
+
+    def _validate_classes(self, mask: Flags) -> None:
+        """Measure the validation loss of each class of some runs, where the observation has it."""
+        if self.run.layout.measures_classes and np.count_nonzero(mask):
+            rows = as_array(self._rows(mask))
+            losses = self.parts.xp.fmin(self.engine.class_losses(rows), self.loss_limit)
+            self.arrays.class_validation_loss[rows] = losses
+
+    def _images_of_action(self) -> tuple[Array, Array]:
+        """The labels, -1 where there is no image, and the losses of the images of the last action, (N, I) each."""
+        labels = as_array(self.data.labels["train"])[self.arrays.batch_indices]
+        return labels.reshape(self.num_runs, -1), self._image_losses.reshape(self.num_runs, -1)
+
+    def class_shares(self) -> NDArray[np.float64] | None:
+        """The shares of the classes in the last action's mini-batches, (N, K), where the game is drawn by them."""
+        if self.parts.game.curve is not None:
+            return None
+        labels = self.data.labels["train"][self.run.batch_indices].flatten(1).cpu().numpy()  # (N, images)
+        shares: NDArray[np.float64] = (labels[:, :, None] == np.arange(self.parts.n_classes)).mean(axis=1)
+        return shares
 
     @in_own_settings
     def validate_unfinished(self) -> None:

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from qan_gym.config import TaskConfig
+from qan_gym.core.class_statistics import class_probe, sums_by_class
 from qan_gym.core.components import Components, build_components, selection_of
 from qan_gym.core.engine import Engine, make_engine
 from qan_gym.core.meta_momentum import Pull
 from qan_gym.core.native_engine import kernel_optimizer
-from qan_gym.core.run_state import RunState, TensorSpec
+from qan_gym.core.run_state import LOSS_LIMIT, RunState, TensorSpec
 from qan_gym.data.datasets import Dataset, load_dataset, mean_and_deviation
-from qan_gym.data.selection import Selection, at_resolution, choose
-from qan_gym.families.task import Task
+from qan_gym.data.selection import Chosen, Selection, at_resolution, choose
+from qan_gym.families.record import TaskRecord
 from qan_gym.games import game_of
 from qan_gym.native.mlp import INPUTS, Examples, MLPKernels, MLPState, MLPTask
 from qan_gym.optimizee.optimizers import build_optimizer
@@ -50,14 +52,24 @@ class SingleRow:
     engine: Engine
     train_size: int
 
-    def train(self, rates: NDArray[np.float64], losses: Float32) -> None:
-        """The mini-batches of an action, at the learning rates (m,); writes the losses (m,)."""
-        run, clock = self.run, int(self.run.clock[0])
+    def train(
+        self, rates: NDArray[np.float64], losses: Float32, given: Int64 | None = None, each: Float32 | None = None
+    ) -> None:
+        """The mini-batches of an action, at the learning rates (m,); writes the losses (m,).
+
+        With `given` (m, at least B), of these images, whose losses go to `each`, of the same shape.
+        """
+        run, clock, batch_size = self.run, int(self.run.clock[0]), self.parts.config.batch_size
         for number, rate in enumerate(rates):
-            indices = mini_batch(int(run.seed[0]), clock + number, self.parts.config.batch_size, self.train_size)
+            if given is None:
+                indices = mini_batch(int(run.seed[0]), clock + number, batch_size, self.train_size)
+            else:
+                indices = given[number, :batch_size]
             run.learning_rate[:] = rate
             losses[number] = float(self.engine.train(indices[None], number)[0])
             run.clock += 1
+            if each is not None:
+                each[number, :batch_size] = self.engine.each[0]
 
 
 class FamilyEngine:
@@ -79,7 +91,7 @@ class FamilyEngine:
         num_runs = len(run.memory)
         self.base, self.run = base, run
         self.engine = "auto" if engine == "native" else engine  # the kernels are for some networks only
-        self.tasks: list[Task | None] = [None] * num_runs
+        self.tasks: list[TaskRecord | None] = [None] * num_runs
         self.singles: dict[int, SingleRow] = {}
         self.is_finite = np.ones(num_runs, np.uint8)
         self.kernels = MLPKernels(self._kernel_state(), threads) if engine == "native" else None
@@ -100,18 +112,18 @@ class FamilyEngine:
             state.previous_displacement = run.previous_displacement.numpy()
         return state
 
-    def begin(self, row: int, task: Task, seed: int) -> None:
+    def begin(self, row: int, task: TaskRecord, seed: int) -> None:
         """Give a row a task, with fresh weights from a seed; clock and hyperparameters stand in the state."""
         config = self._adopt(row, task)
         if self.kernels is not None and kernels_take(config):
             self.kernels.assign(row, kernel_task(config, seed))
             return
         single = self.singles[row] = single_row(self.run, row, config, self.engine)
-        initial = single.parts.network.initial_params(torch.tensor([seed]), task.initial_scale)
+        initial = single.parts.network.initial_params(torch.tensor([seed]), config.initial_scale)
         for name, value in initial.items():
             single.run.params[name].copy_(value)
 
-    def restore(self, row: int, task: Task, seed: int) -> None:
+    def restore(self, row: int, task: TaskRecord, seed: int) -> None:
         """Give a row a task, and leave its state as it is; seed: that the row has begun with."""
         config = self._adopt(row, task)
         if self.kernels is not None and kernels_take(config):
@@ -119,37 +131,47 @@ class FamilyEngine:
         else:
             self.singles[row] = single_row(self.run, row, config, self.engine)
 
-    def _adopt(self, row: int, task: Task) -> TaskConfig:
+    def _adopt(self, row: int, task: TaskRecord) -> TaskConfig:
         self.tasks[row], self.is_finite[row] = task, 1
         self.singles.pop(row, None)
         return replace(self.base, **task.settings())
 
-    def train(self, counts: Int64, rates: NDArray[np.float64]) -> Float32:
+    def train(
+        self, counts: Int64, rates: NDArray[np.float64], indices: Int64 | None = None
+    ) -> tuple[Float32, Float32 | None]:
         """The mini-batches of an action.
 
         Args:
             counts: (N,), of each row; 0: none.
             rates: (N, M) float64, the learning rates.
+            indices: (N, M, B) int64, of the training images of each mini-batch, of which a row reads as many as its
+                batch size; None: the mini-batches of the epochs.
 
         Returns:
-            (N, M) float32, the losses before each update, times the loss scale; 0 from the row's count on.
+            (N, M) float32, the losses before each update, times the loss scale; 0 from the row's count on. And, with
+            indices where the state measures classes, (N, M, B) float32, those of the images, without it.
         """
+        with_each = indices is not None and self.run.layout.measures_classes
+        each = None
         singles = [row for row in self.singles if counts[row] > 0]
         if self.kernels is not None:
             own = counts.copy()
             own[list(self.singles)] = 0
-            trained = self.kernels.train(own, rates)
-            losses = trained.losses
+            trained = self.kernels.train(own, rates, indices, with_each)
+            losses, each = trained.losses, trained.each
             if trained.measured is not None:
                 rows = own > 0
                 self.run.measured.numpy()[rows] = trained.measured[rows]
         else:
             losses = np.zeros(rates.shape, np.float32)
+            if with_each and indices is not None:
+                each = np.zeros(indices.shape, np.float32)
         for row in singles:
             single, count = self.singles[row], int(counts[row])
-            single.train(rates[row, :count], losses[row, :count])
+            given = None if indices is None else indices[row, :count]
+            single.train(rates[row, :count], losses[row, :count], given, None if each is None else each[row, :count])
             self.is_finite[row] = bool(single.engine.finite()[0])
-        return losses
+        return losses, each
 
     def finite(self) -> NDArray[np.bool_]:
         """(N,), whether the losses and weights of a row have been finite."""
@@ -166,6 +188,23 @@ class FamilyEngine:
             found = self.singles[int(rows[place])].engine.evaluate(np.zeros(1, np.int64), split)
             loss[place], accuracy[place] = (float(value[0]) for value in found)
         return loss, accuracy
+
+    def class_losses(self, rows: Int64) -> Float32:
+        """(M, K) float32, of some rows, see `Engine.class_losses`."""
+        n_classes, count = self.run.layout.sizes["n_classes"], self.base.class_validation_images
+        losses = np.zeros((len(rows), n_classes), np.float32)
+        native = np.array([row not in self.singles for row in rows], np.bool_)
+        if native.any() and self.kernels is not None:
+            probes = [_probe(self._examples(row, "validation"), count) for row in rows[native]]
+            each = self.kernels.evaluate_each(rows[native], probes)
+            labels = np.stack([padded(probe.labels, each.shape[1]) for probe in probes])
+            sums, counts = sums_by_class(
+                labels, np.nan_to_num(each.clip(-LOSS_LIMIT, LOSS_LIMIT), nan=LOSS_LIMIT), n_classes
+            )
+            losses[native] = sums / np.maximum(counts, 1)
+        for place in np.flatnonzero(~native):
+            losses[place] = self.singles[int(rows[place])].engine.class_losses(np.zeros(1, np.int64))[0]
+        return losses
 
     def _examples(self, row: int, split: str) -> Examples:
         task = self.tasks[row]
@@ -191,7 +230,7 @@ def kernels_take(config: TaskConfig) -> bool:
 def kernel_task(config: TaskConfig, seed: int) -> MLPTask:
     """The task of a configuration as the kernels take it; see `native_obstacle` for those that they cannot train."""
     dataset, selection = load_dataset(config.dataset), selection_of(config)
-    small, chosen = at_resolution(dataset, selection.resolution), choose(dataset, selection, "train")
+    small, chosen = at_resolution(dataset, selection.resolution), chosen_images(dataset, selection)
     mean, deviation = _mean_and_deviation(small, chosen.places)
     scale = config.input_scale / deviation
     widths, activation = mlp_sizes(config.network)
@@ -247,6 +286,26 @@ def _row_of(run: RunState, row: int, parts: Components) -> RunState:
     sizes = {**run.layout.sizes, "network_size": size, "train_size": train_size, "batches_per_action": count}
     layout = replace(run.layout, num_runs=1, network=network, slots=tuple(parts.optimizer.slots), sizes=sizes)
     return replace(run, layout=layout, **values)
+
+
+@lru_cache(maxsize=256)
+def chosen_images(dataset: Dataset, selection: Selection) -> Chosen:
+    """The training images of a task; those of a few tasks are kept."""
+    return choose(dataset, selection, "train")
+
+
+def padded(labels: NDArray[Any], count: int) -> Int64:
+    """Labels, (n,), and -1 behind them, (count,)."""
+    out = np.full(count, -1, np.int64)
+    out[: len(labels)] = labels
+    return out
+
+
+@lru_cache(maxsize=4096)
+def _probe(examples: Examples, count: int) -> Examples:
+    """The first `count` images of each class, see `class_probe`."""
+    places = class_probe(torch.from_numpy(examples.labels.astype(np.int64)), count).numpy()
+    return Examples(examples.images, examples.chosen[places], examples.labels[places])
 
 
 def _mean_and_deviation(dataset: Dataset, places: Int64) -> tuple[float, float]:

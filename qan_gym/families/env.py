@@ -1,10 +1,88 @@
-"""The environment of a family of tasks."""
+"""The environments of families of tasks."""
+
+from typing import Any
 
 from qan_gym.env import QanEnv
-from qan_gym.families.task import Task
+from qan_gym.families.record import TaskRecord
+from qan_gym.families.source import TaskSource
 
 
-class LearningRateFamilyEnv(QanEnv):
+class FamilyEnv(QanEnv):
+    """An environment whose episodes draw their tasks; the families' own pages are those of its subclasses."""
+
+    @property
+    def task(self) -> TaskRecord | None:
+        """The record of the task of the episode; None before the first reset."""
+        tasks: list[TaskRecord | None] = self.training.tasks  # type: ignore[attr-defined]
+        return tasks[0]
+
+    @property
+    def source(self) -> TaskSource[Any]:
+        """Where the tasks come from."""
+        source: TaskSource[Any] = self.training.source  # type: ignore[attr-defined]
+        return source
+
+
+class LongTailEnv(FamilyEnv):
+    """Choose the classes of the mini-batches of a training with rare and noisy classes, another one in every episode.
+
+    ## Description
+    Where every image is seen once per epoch, choosing mini-batches gains nothing. Here classes are drawn *with
+    replacement*: one that is exhausted begins anew, in a new order, and the budget counts mini-batches. In every
+    episode other classes are rare and other classes are noisy, so that no fixed preference for a class can win;
+    validation and test images stay balanced and clean.
+
+    Every episode draws a task from the bundled digits: an imbalance (images of the largest class over those of the
+    smallest, the others exponentially between them) of 1 to 100, 100 to 400 images of the largest class, up to 5 noisy
+    classes of which 0 to 60 % of the images show any digit, and which digit has which label. Networks: multilayer
+    perceptrons of one or two layers of 16 to 64 on images of 14 x 14 (97 % of the tasks), and `mnist-cnn`. SGD with or
+    without momentum 0.9, a linear or one-cycle schedule of a learning rate within a factor of 2 of one that is good on
+    the average, batches of 16 to 128, 80 to 480 mini-batches. `qan_gym.families.long_tail.draw_task` draws them.
+
+    Tasks have numbers. The two splits have none in common; `split="test"` is for judging only.
+
+    ## Action Space
+    `Discrete(10)`: a class. The last ten actions are the roulette: each has a tenth of the next mini-batches. At first
+    they stand for all classes alike. With `continuous=True`, `Box(-1, 1, (10,))`: the shares of the classes in the next
+    mini-batches are softmax(3 action), so that two classes differ by a factor of at most e^6 = 403, and 0 are all
+    classes alike. A mini-batch holds each class in proportion to its share, rounded up or down at random.
+
+    ## Observation Space
+    `Box(-10, 10, (55,))`, the observation `"classes"`. Ten numbers each, one per class: the running mean of its
+    training loss, its validation loss, its share of the mini-batches of the last action, its size, and how often its
+    images were seen. Then the share of the budget used, the learning rate, budget, batch size and epochs. The
+    validation losses are measured after every action on 20 images of each class (`class_validation_images`); these
+    passes take as long as one to four mini-batches. With `context="observed"` the parameters of the task follow. Any
+    list of registered features otherwise.
+
+    ## Rewards
+    0, and at the end -ln(validation loss / ln K), at least -ln 4 (`"final-log-loss"`); a run that diverges ends with
+    -1.5. With `reward="validation-loss", validate_every=1`, the drop of ln(validation loss) after every action. Others
+    as everywhere.
+
+    ## Starting State
+    A task and initial weights, from the seed of the episode. `reset(options={"sampler": "shuffled"})` plays an episode
+    of shuffled SGD, in which actions do nothing: the baseline.
+
+    ## Episode End
+    Truncated after 40 actions, which share the task's budget evenly. Terminated if the run has diverged.
+
+    ## Information
+    As `LearningRateEnv`, and `task`, a dict of the task's parameters as numbers. The validation loss is measured at the
+    reset and at the end, and every `validate_every` mini-batches.
+
+    ## Arguments
+    `split`, `num_tasks`, `start_task`, `context` and `task` as `LearningRateFamilyEnv`; `networks` (`"mlp"`,
+    `"mnist-cnn"`); `imbalance`, `label_noise` (of the noisy classes) and `noisy_classes` (how many), each a number or
+    two, which it is drawn between; and the fields of `TaskConfig` that tasks do not say. `env.unwrapped.task` is the
+    record of the episode; pictures and text show it. CPU only.
+
+    ## Version History
+    v0: version 1 of the tasks.
+    """
+
+
+class LearningRateFamilyEnv(FamilyEnv):
     """Control the learning rate of a training that is another one in every episode.
 
     ## Description
@@ -53,9 +131,3 @@ class LearningRateFamilyEnv(QanEnv):
     ## Version History
     v0: version 1 of the tasks.
     """
-
-    @property
-    def task(self) -> Task | None:
-        """The `Task` of the episode; None before the first reset."""
-        tasks: list[Task | None] = self.training.tasks  # type: ignore[attr-defined]
-        return tasks[0]

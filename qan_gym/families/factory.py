@@ -5,28 +5,29 @@ from functools import partial
 from typing import Any
 
 from qan_gym.config import TaskConfig
+from qan_gym.core.class_statistics import CLASSES
 from qan_gym.core.features import register_feature
 from qan_gym.core.run_state import RunState
 from qan_gym.core.statistics import statistics_of
+from qan_gym.families.learning_rate import LearningRateSource
+from qan_gym.families.long_tail import LongTailSource
 from qan_gym.families.source import TaskSource
-from qan_gym.families.task import CONTEXT, Task
-from qan_gym.families.training import CONTEXT_TENSOR, FamilyTraining, family_parts
+from qan_gym.families.training import FamilyTraining, family_parts
 from qan_gym.tasks import make_task_config
 from qan_gym.utils.arrays import Array
 
-CONTEXT_FEATURES = tuple(f"task_{name}" for name in CONTEXT)  # of `Task.context`
-
-IDLE = (  # settings of single tasks that those of a family do not have
-    *("epochs", "learning_rate", "nesterov", "preprocess", "augment"),
-    *("meta_momentum", "pull_epochs", "reference", "distillation"),
-)
+FAMILIES: dict[str, type[TaskSource[Any]]] = {  # of the ids in `qan_gym.tasks.FAMILIES`
+    "QanLR-Family-v0": LearningRateSource,
+    "QanMinibatch-LongTail-v0": LongTailSource,
+}
 
 
-def family_arguments() -> dict[str, type]:
+def family_arguments(env_id: str) -> dict[str, type]:
     """The names of the keyword arguments of a family, and the class that describes each."""
-    taken = {*Task().settings(), *IDLE}
+    family = FAMILIES[env_id]
+    taken = {*family.record().settings(), *family.idle}
     rest = {one.name: TaskConfig for one in fields(TaskConfig) if one.name not in taken}
-    return {**{one.name: TaskSource for one in fields(TaskSource)}, **rest}
+    return {**{one.name: family for one in fields(family)}, **rest}
 
 
 def make_family_training(
@@ -41,36 +42,40 @@ def make_family_training(
     return FamilyTraining(family_parts(config, source, device, engine), source, num_runs)
 
 
-def family_config(env_id: str, arguments: dict[str, Any]) -> tuple[TaskConfig, TaskSource]:
+def family_config(env_id: str, arguments: dict[str, Any]) -> tuple[TaskConfig, TaskSource[Any]]:
     """The configuration that the tasks complete, with a typical task in it, and where they come from.
 
     Raises:
         ValueError: an argument is unknown, out of its range, or for the task to say.
     """
-    source = TaskSource.from_arguments(arguments)
-    own = {one.name for one in fields(TaskSource)}
+    family = FAMILIES[env_id]
+    source = family.from_arguments(arguments)
+    own = {one.name for one in fields(family)}
     others = {name: value for name, value in arguments.items() if name not in own}
-    typical = Task().settings()
+    typical = family.record().settings()
     if drawn := others.keys() & typical.keys():
+        kinds = " and ".join(f"`{name}`" for name in family.kinds)
         raise ValueError(
-            f"{', '.join(sorted(drawn))}: every task of the family has its own; `networks` and `optimizers` choose "
+            f"{', '.join(sorted(drawn))}: every task of the family has its own; {kinds} choose "
             "among the kinds, and `task` plays one task"
         )
     config = make_task_config(env_id, others)
     base = make_task_config(env_id, {})
-    if idle := [name for name in others if name in IDLE and getattr(config, name) != getattr(base, name)]:
+    if idle := [name for name in others if name in family.idle and getattr(config, name) != getattr(base, name)]:
         raise ValueError(f"{', '.join(idle)}: no setting of a family, whose tasks say how they are trained")
     if config.observation in ("screen", "filters"):
         raise ValueError(f"observation={config.observation!r} shows weights, and those of the tasks differ in shape")
     if source.context == "observed":
-        names = statistics_of(config) if config.observation == "statistics" else config.observation
-        config = replace(config, observation=(*names, *CONTEXT_FEATURES))
+        named = {"statistics": statistics_of(config), "classes": CLASSES}
+        names = named.get(str(config.observation), config.observation)
+        config = replace(config, observation=(*names, *family.context_features()))
     return replace(config, **typical), source
 
 
-def _context(column: int, run: RunState) -> Array:
-    return run.game[CONTEXT_TENSOR][:, column]
+def _context(tensor: str, column: int, run: RunState) -> Array:
+    return run.game[tensor][:, column]
 
 
-for _column, _name in enumerate(CONTEXT_FEATURES):
-    register_feature(_name, partial(_context, _column), reads=CONTEXT_TENSOR)
+for _family in FAMILIES.values():
+    for _column, _name in enumerate(_family.context_features()):
+        register_feature(_name, partial(_context, _family.context_name, _column), reads=_family.context_name)

@@ -1,16 +1,18 @@
-"""The family of `QanLR-Family-v0`: how its tasks are drawn. A task depends on its split and its number alone.
+"""The family of `QanLR-Family-v0`: how its tasks are drawn.
 
-Every field has a random number of its own, so that a choice of networks or optimizers leaves the other fields as they
-are. The two splits have no task in common: `data_seed` is even in one and odd in the other.
+The two splits have no task in common: `data_seed` is even in one and odd in the other.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
 
-from qan_gym.families.task import DECISIONS, NUMBER_LIMIT, VERSION, Task
+from qan_gym.families.draws import Draws, chosen, rounded
+from qan_gym.families.source import TaskSource, some_of
+from qan_gym.families.task import DECISIONS, VERSION, Task
+from qan_gym.utils.validation import setting
 
 NETWORKS = {"mlp": 0.85, "cnn": 0.06, "mnist-cnn": 0.03, "resnet-8": 0.03, "vit": 0.03}  # kind -> share of the tasks
 OPTIMIZERS = {"sgd": 0.5, "adamw": 0.5}
@@ -19,40 +21,6 @@ DEEP_BUDGET = (100, 1_000)  # of the networks that take milliseconds a step
 BATCH_SIZE, DEEP_BATCH_SIZE = (4, 128), (8, 32)
 IMAGES_OF_A_CLASS = 400  # of the bundled training images
 RESOLUTIONS = {"mlp": (7, 7, 7, 14, 14, 28), "cnn": (14, 28), "vit": (14, 28), "mnist-cnn": (28,), "resnet-8": (28,)}
-
-
-class Draws:
-    """Uniform random numbers by name, of one task."""
-
-    def __init__(self, split: str, number: int) -> None:
-        """The random numbers of a task."""
-        self.key = f"QanLR-Family/{VERSION}/{split}/{number}"
-
-    def uniform(self, name: str, low: float = 0.0, high: float = 1.0) -> float:
-        """In [low, high)."""
-        digest = hashlib.blake2b(f"{self.key}/{name}".encode(), digest_size=8).digest()
-        return low + (high - low) * (int.from_bytes(digest) >> 11) * 2.0**-53
-
-    def log_uniform(self, name: str, low: float, high: float) -> float:
-        """In [low, high), uniform in the logarithm, of four digits: the same on every machine."""
-        return rounded(math.exp(self.uniform(name, math.log(low), math.log(high))))
-
-    def log_integer(self, name: str, low: int, high: int) -> int:
-        """In low, ..., high, uniform in the logarithm."""
-        return min(high, int(self.log_uniform(name, low, high + 1)))
-
-    def happens(self, name: str, share: float) -> bool:
-        """True in a share of the tasks."""
-        return self.uniform(name) < share
-
-    def weighted(self, name: str, weights: Mapping[str, float]) -> str:
-        """One of some options, by their weights."""
-        place = self.uniform(name) * sum(weights.values())
-        for option, weight in weights.items():
-            place -= weight
-            if place < 0:
-                return option
-        return option
 
 
 def draw_task(
@@ -69,11 +37,7 @@ def draw_task(
     Raises:
         ValueError: there is no such split, number, kind of network or optimizer.
     """
-    if split not in ("train", "test"):
-        raise ValueError(f"split must be train or test, not {split!r}")
-    if not 0 <= number < NUMBER_LIMIT:
-        raise ValueError(f"the number of a task must be from 0 to {NUMBER_LIMIT - 1}, not {number}")
-    draws = Draws(split, number)
+    draws = Draws(f"QanLR-Family/{VERSION}", split, number)
     kind = draws.weighted("network", chosen("networks", networks, NETWORKS))
     optimizer = draws.weighted("optimizer", chosen("optimizers", optimizers, OPTIMIZERS))
     deep = kind in ("mnist-cnn", "resnet-8", "vit")
@@ -103,23 +67,6 @@ def draw_task(
     )
 
 
-def rounded(value: float) -> float:
-    """Four digits: the functions of the C library differ between machines in the last ones."""
-    return float(f"{value:.4g}")
-
-
-def chosen(what: str, names: Iterable[str], among: Mapping[str, float]) -> dict[str, float]:
-    """The weights of some options.
-
-    Raises:
-        ValueError: there are none, or one is not among those there are.
-    """
-    wanted = (names,) if isinstance(names, str) else tuple(names)
-    if not wanted or not set(wanted) <= among.keys():
-        raise ValueError(f"{what} must be some of {', '.join(among)}, not {names!r}")
-    return {name: weight for name, weight in among.items() if name in wanted}
-
-
 def _network(draws: Draws, kind: str) -> str:
     if kind in ("mnist-cnn", "resnet-8"):
         return kind
@@ -138,12 +85,7 @@ def _activation(draws: Draws) -> tuple[str, ...]:
 
 def _classes(draws: Draws) -> tuple[int, ...]:
     """2 to 10 of the digits, in any order."""
-    left, order = list(range(10)), int(draws.uniform("class order") * math.factorial(10))
-    digits = []
-    for remaining in range(10, 0, -1):
-        order, place = divmod(order, remaining)
-        digits.append(left.pop(place))
-    return tuple(digits[: 2 + int(draws.uniform("classes") * 9)])
+    return tuple(draws.permutation("class order", 10)[: 2 + int(draws.uniform("classes") * 9)])
 
 
 def _momentum(draws: Draws, optimizer: str) -> float:
@@ -157,3 +99,41 @@ def _weight_decay(draws: Draws, optimizer: str) -> float:
     if draws.happens("no weight decay", 0.5):
         return 0.0
     return draws.log_uniform("weight_decay", *((1e-3, 1.0) if optimizer == "adamw" else (1e-5, 1e-2)))
+
+
+@dataclass(frozen=True)
+class LearningRateSource(TaskSource[Task]):
+    """Which tasks the episodes of `QanLR-Family-v0` have, and whether they are shown.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    record: ClassVar[type[Task]] = Task
+    kinds: ClassVar[tuple[str, ...]] = ("networks", "optimizers")
+    most_drawn: ClassVar[int] = BUDGET[1] // DECISIONS
+    largest: ClassVar[dict[str, tuple[str, int]]] = {
+        "mlp": ("mlp-64-64-64", 28),
+        "cnn": ("cnn-16-32", 28),
+        "mnist-cnn": ("mnist-cnn", 28),
+        "resnet-8": ("resnet-8", 28),
+        "vit": ("vit-48-3", 28),
+    }
+
+    networks: tuple[str, ...] = setting(tuple(NETWORKS), some_of(NETWORKS), "the kinds of network to draw from")
+    optimizers: tuple[str, ...] = setting(tuple(OPTIMIZERS), some_of(OPTIMIZERS), "the optimizers to draw from")
+
+    def __post_init__(self) -> None:
+        """Check; the kinds come in the order of the family's own."""
+        super().__post_init__()
+        for what, among in (("networks", NETWORKS), ("optimizers", OPTIMIZERS)):
+            object.__setattr__(self, what, tuple(chosen(what, getattr(self, what), among)))
+
+    @property
+    def network_kinds(self) -> tuple[str, ...]:
+        """See `TaskSource.network_kinds`."""
+        return self.networks
+
+    def draw_number(self, number: int) -> Task:
+        """See `TaskSource.draw_number`."""
+        return draw_task(self.split, number, self.networks, self.optimizers)

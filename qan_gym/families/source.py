@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
-from qan_gym.families.learning_rate import BUDGET, NETWORKS, OPTIMIZERS, chosen, draw_task
-from qan_gym.families.task import DECISIONS, NUMBER_LIMIT, Task
+from qan_gym.families.record import NUMBER_LIMIT, TaskRecord
 from qan_gym.utils.validation import Rule, check_settings, integer, one_of, optional, setting
+
+Record = TypeVar("Record", bound=TaskRecord)
 
 
 def some_of(among: Mapping[str, float]) -> Rule:
@@ -28,51 +29,91 @@ def some_of(among: Mapping[str, float]) -> Rule:
 def only_task() -> Rule:
     """A task, or None; the other forms have been read before."""
     return Rule(
-        lambda value, _: isinstance(value, Task | None), lambda _: "None, or a Task, a dict of its fields, their JSON"
+        lambda value, source: value is None or isinstance(value, source.record),
+        lambda _: "None, or a Task, a dict of its fields, their JSON",
     )
 
 
 @dataclass(frozen=True)
-class TaskSource:
-    """Which tasks the episodes of a family have, and whether they are shown.
+class TaskSource(Generic[Record]):
+    """Which tasks the episodes of a family have, and whether they are shown. A family has a subclass of its own.
+
+    Attributes:
+        record: the class of the family's records.
+        kinds: the names of the fields of the subclass that say what is drawn from.
+        most_drawn: the most mini-batches of an action of a task that is drawn.
+        most_images, most_batch: the most training images, and images of a mini-batch, of a task that is drawn; 0 where
+            the family's game does not choose classes.
+        largest: of each kind of network, the name of the largest that is drawn, and the pixels a side that it sees.
+        context_name: of the tensor of the runs that holds the parameters of their tasks.
+        context_prefix: of the names of the features that show them.
+        idle: settings of single tasks that the family's environment does not have.
 
     Raises:
         ValueError: a value is out of its range.
     """
+
+    record: ClassVar[type[TaskRecord]]
+    kinds: ClassVar[tuple[str, ...]]
+    most_drawn: ClassVar[int]
+    most_images: ClassVar[int] = 0
+    most_batch: ClassVar[int] = 0
+    largest: ClassVar[dict[str, tuple[str, int]]]
+    context_name: ClassVar[str] = "context"
+    context_prefix: ClassVar[str] = "task_"
+    idle: ClassVar[tuple[str, ...]] = (
+        *("epochs", "learning_rate", "nesterov", "preprocess", "augment", "imbalance", "replacement"),
+        *("meta_momentum", "pull_epochs", "reference", "distillation"),
+    )
 
     split: str = setting("train", one_of("train", "test"), "of the tasks; the two have none in common")
     num_tasks: int | None = setting(
         None, optional(integer(at_least=1)), "how many different tasks; None: all from start_task on"
     )
     start_task: int = setting(0, integer(at_least=0), "the number of the first task")
-    networks: tuple[str, ...] = setting(tuple(NETWORKS), some_of(NETWORKS), "the kinds of network to draw from")
-    optimizers: tuple[str, ...] = setting(tuple(OPTIMIZERS), some_of(OPTIMIZERS), "the optimizers to draw from")
     context: str = setting(
         "hidden", one_of("hidden", "observed"), "whether the observation ends with the task's parameters"
     )
-    task: Task | None = setting(None, only_task(), "the only one; None: drawn")  # noqa: RUF009 (a record is immutable)
+    task: Record | None = setting(None, only_task(), "the only one; None: drawn")  # noqa: RUF009 (a record is immutable)
 
     def __post_init__(self) -> None:
-        """Check; the kinds come in the order of the family's own."""
+        """Check."""
         check_settings(self)
         if self.start_task + (self.num_tasks or 1) > NUMBER_LIMIT:
             raise ValueError(f"start_task + num_tasks must be at most {NUMBER_LIMIT}")
-        for what, among in (("networks", NETWORKS), ("optimizers", OPTIMIZERS)):
-            object.__setattr__(self, what, tuple(chosen(what, getattr(self, what), among)))
 
     @property
     def most_batches(self) -> int:
         """The most mini-batches of an action; one for all drawn tasks, so that sums do not depend on the other rows."""
-        drawn = BUDGET[1] // DECISIONS
-        return drawn if self.task is None else max(drawn, self.task.batches_per_action)
+        return self.most_drawn if self.task is None else max(self.most_drawn, self.task.batches_per_action)
 
-    def draw(self, seed: int) -> Task:
+    @property
+    def network_kinds(self) -> tuple[str, ...]:
+        """The kinds of network that are drawn from, of `largest`."""
+        raise NotImplementedError
+
+    @property
+    def room(self) -> tuple[int, int]:
+        """Training images, and images of a mini-batch, that a run needs room for; see `most_images`."""
+        if self.task is None or self.most_images == 0:
+            return self.most_images, self.most_batch
+        return max(self.most_images, self.task.train_size), max(self.most_batch, self.task.batch_size)
+
+    def draw(self, seed: int) -> Record:
         """The task of the episode with a seed."""
         if self.task is not None:
             return self.task
         count = self.num_tasks or NUMBER_LIMIT - self.start_task
-        number = self.start_task + (seed % 2**62 * 0x9E3779B97F4A7C15 % 2**64 >> 16) % count
-        return draw_task(self.split, number, self.networks, self.optimizers)
+        return self.draw_number(self.start_task + (seed % 2**62 * 0x9E3779B97F4A7C15 % 2**64 >> 16) % count)
+
+    def draw_number(self, number: int) -> Record:
+        """The task of a number."""
+        raise NotImplementedError
+
+    @classmethod
+    def context_features(cls) -> tuple[str, ...]:
+        """The names of the features that show the parameters of a task."""
+        return tuple(cls.context_prefix + name for name in cls.record.context_names())
 
     @classmethod
     def from_arguments(cls, arguments: dict[str, Any]) -> Self:
@@ -83,7 +124,7 @@ class TaskSource:
         """
         own = {one.name: arguments[one.name] for one in fields(cls) if one.name in arguments}
         if own.get("task") is not None:
-            own["task"] = Task.from_record(own["task"])
+            own["task"] = cls.record.from_record(own["task"])
             if others := ", ".join(name for name in own if name not in ("task", "context")):
                 raise ValueError(f"with a task there is nothing to draw: leave out {others}")
         return cls(**own)

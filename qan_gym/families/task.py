@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
+from qan_gym.families.record import TaskRecord
 from qan_gym.utils.validation import check_settings, integer, list_of, one_of, setting, text
 from qan_gym.utils.validation import number as real
 
 VERSION = 1  # of the record and of the distribution behind it; raised when a number comes to mean another task
 DECISIONS = 25  # actions of an episode, whatever its budget
 START = {"sgd": 0.01, "adamw": 0.003}  # the learning rate of an episode's start, by optimizer
-NUMBER_LIMIT = 2**31  # of the tasks of a split
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(TaskRecord):
     """One training, but for its initial weights and the order of its mini-batches, which are the episode's.
 
     The record can be printed, written as JSON, and played again: `gym.make("QanLR-Family-v0", task=record)`.
@@ -26,6 +24,8 @@ class Task:
     Raises:
         ValueError: a value is out of its range, or the record is of another version.
     """
+
+    DECISIONS: ClassVar[int] = DECISIONS
 
     split: str = setting("train", one_of("train", "test"), "of the family's tasks")
     number: int = setting(0, integer(at_least=0), "of the task in its split")
@@ -66,21 +66,14 @@ class Task:
             raise ValueError(f"batch_size {self.batch_size} is larger than the {self.train_size} training images")
 
     @property
-    def budget(self) -> int:
-        """Mini-batches of an episode."""
-        return DECISIONS * self.batches_per_action
+    def name(self) -> str:
+        """See `TaskRecord.name`."""
+        return f"{self.network}, {self.optimizer}"
 
     @property
-    def kind(self) -> str:
-        """The kind of network: "mlp", "cnn", "mnist-cnn", "resnet-8" or "vit"."""
-        return self.network if self.network in ("mnist-cnn", "resnet-8") else self.network.partition("-")[0]
-
-    def settings(self) -> dict[str, Any]:
-        """The settings of a `TaskConfig` that the task says."""
-        record = asdict(self)
-        return {name: record[name] for name in record if name not in ("split", "number", "version")} | {
-            "batches": self.budget
-        }
+    def start_learning_rate(self) -> float:
+        """See `TaskRecord.start_learning_rate`."""
+        return START[self.optimizer]
 
     def context(self) -> dict[str, float]:
         """The parameters of the task as numbers of order 1, for `info["task"]` and `context="observed"`."""
@@ -121,32 +114,5 @@ class Task:
             f"task {self.number} of the {self.split} split",
         )
 
-    def to_json(self) -> str:
-        """One line of JSON."""
-        return json.dumps(asdict(self))
 
-    @classmethod
-    def from_record(cls, record: Task | Mapping[str, Any] | str) -> Task:
-        """A task from itself, from a dict of its fields, or from its JSON.
-
-        Raises:
-            ValueError: it is no record of a task; the message says what is wrong.
-        """
-        if isinstance(record, Task):
-            return record
-        if isinstance(record, str):
-            try:
-                record = json.loads(record)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"a task must be a Task, a dict of its fields, or their JSON: {error}") from error
-        if not isinstance(record, Mapping):
-            raise ValueError(f"a task must be a Task, a dict of its fields, or their JSON, not {record!r}")
-        names = {one.name for one in fields(cls)}
-        if missing := names - record.keys():
-            raise ValueError(f"the record of the task has no {', '.join(sorted(missing))}")
-        if unknown := record.keys() - names:
-            raise ValueError(f"the record of the task has unknown fields: {', '.join(sorted(map(str, unknown)))}")
-        return cls(**record)
-
-
-CONTEXT = tuple(Task().context())  # its names
+CONTEXT = Task.context_names()  # its names

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,21 +14,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qan_gym.config import TaskConfig
-from qan_gym.core.components import RUNNING_MEAN_IMAGES, Components, build_components
+from qan_gym.core.class_sampling import ClassMembers, counts_of_shares
+from qan_gym.core.class_statistics import sums_by_class
+from qan_gym.core.components import RUNNING_MEAN_IMAGES, Components, build_components, selection_of
 from qan_gym.core.engine import decide, namespace
 from qan_gym.core.observation import Observer
 from qan_gym.core.run_state import Flags, Layout, RunState, TensorSpec
 from qan_gym.core.training import Info, Training, check_clock
-from qan_gym.data.datasets import DeviceData
-from qan_gym.families.engine import SLOTS, FamilyEngine, mini_batch
+from qan_gym.data.datasets import DeviceData, load_dataset
+from qan_gym.families.engine import SLOTS, FamilyEngine, chosen_images, mini_batch, padded
+from qan_gym.families.record import TaskRecord
 from qan_gym.families.source import TaskSource
-from qan_gym.families.task import CONTEXT, DECISIONS, START, Task
 from qan_gym.native import library
 from qan_gym.optimizee.network import Network, Params
 from qan_gym.optimizee.zoo import build_network
+from qan_gym.schedules import SCHEDULES
+from qan_gym.utils import random_streams
+from qan_gym.utils.arrays import Array
 from qan_gym.utils.own_settings import users_threads
 
-CONTEXT_TENSOR = "context"  # of the runs' tasks, (N, contexts), among the tensors of the game
+Rows = NDArray[np.int64]
 
 
 class FamilyTraining(Training):
@@ -44,12 +49,12 @@ class FamilyTraining(Training):
     def __init__(
         self,
         parts: Components,
-        source: TaskSource,
+        source: TaskSource[Any],
         num_runs: int = 1,
         *,
         run: RunState | None = None,
         tests: bool = True,
-        tasks: Sequence[Task | None] = (),
+        tasks: Sequence[TaskRecord | None] = (),
     ) -> None:
         """Allocate the runs; `reset` begins their episodes.
 
@@ -62,19 +67,28 @@ class FamilyTraining(Training):
             tasks: of the rows of `run`.
         """
         self.source = source
-        self._next_tasks: Sequence[Task] | None = None
+        self._next_tasks: Sequence[TaskRecord] | None = None
         super().__init__(parts, None, num_runs, run=run, tests=tests)
         self.rows = np.arange(num_runs)
+        images, _ = source.room
+        self.members = ClassMembers.empty(num_runs, images, self.run.layout.sizes["n_classes"])
+        self.labels = np.full((num_runs, images), -1)  # of the training images
+        self.schedules: list[str] = [self.config.schedule] * num_runs
         self.running_mean_weight = np.ones(num_runs, np.float32)
         self.adopt(tasks)
 
     def _layout(self) -> Layout:
         layout = super()._layout()
-        context = {CONTEXT_TENSOR: TensorSpec((len(CONTEXT),), at_reset=None, saved=False)}
-        most = self.source.most_batches
-        sizes = {"train_size": 0, "batch_size": 0, "n_classes": 0}
-        sizes |= {"batches_per_action": most, "budget": DECISIONS * most}
+        record = self.source.record
+        context = {self.source.context_name: TensorSpec((len(record.context_names()),), at_reset=None, saved=False)}
+        most, (images, batch_size) = self.source.most_batches, self.source.room
+        sizes = {"train_size": images, "batch_size": batch_size, "n_classes": self.parts.n_classes if images else 0}
+        sizes |= {"batches_per_action": most, "budget": record.DECISIONS * most}
         return replace(layout, slots=SLOTS, sizes={**layout.sizes, **sizes}, game={**layout.game, **context})
+
+    def _class_sizes(self) -> Tensor:
+        """See `Training._class_sizes`: 0 until a row has a task."""
+        return torch.zeros_like(self.run.class_sizes)
 
     def _make_engine(self) -> FamilyEngine:  # type: ignore[override]
         threads = min(self.num_runs, users_threads())
@@ -83,7 +97,7 @@ class FamilyTraining(Training):
     # --- tasks ------------------------------------------------------------------------------------------------------
 
     def reset(
-        self, mask: Flags, seeds: NDArray[np.int64], shuffled: bool = False, tasks: Sequence[Task] | None = None
+        self, mask: Flags, seeds: NDArray[np.int64], shuffled: bool = False, tasks: Sequence[TaskRecord] | None = None
     ) -> tuple[Tensor, Info]:
         """See `Training.reset`; tasks: of the N rows, where they are not drawn.
 
@@ -100,19 +114,19 @@ class FamilyTraining(Training):
         return super().reset(mask, seeds, shuffled)
 
     @property
-    def tasks(self) -> list[Task | None]:
+    def tasks(self) -> list[TaskRecord | None]:
         """Of the rows; None before the first episode."""
         return self.engine.tasks
 
     def records(self) -> list[Any]:
         """See `Training.records`."""
-        return [None if task is None else asdict(task) for task in self.tasks]
+        return [None if task is None else asdict(cast(Any, task)) for task in self.tasks]
 
     def adopt(self, records: Sequence[Any]) -> None:
         """See `Training.adopt`; also of tasks."""
         for row, record in enumerate(records):
             if record is not None:
-                task = Task.from_record(record)
+                task = self.source.record.from_record(record)
                 self.engine.restore(row, task, int(self.run.seed[row]))
                 self._tell(row, task)
         self.run.copy_clocks()
@@ -126,14 +140,16 @@ class FamilyTraining(Training):
             if tensors["batch"].any():
                 raise ValueError("the state's run has begun, and has no task")
             return
-        task = Task.from_record(records[0])
+        task = self.source.record.from_record(records[0])
         self.run.check_values(tensors, self.config)
         check_clock(tensors, task.batches_per_action, task.budget)
+        if (tensors["class_used"] > int(tensors["batch"]) * task.batch_size).any():
+            raise ValueError("the state's class_used is larger than the mini-batches are")
 
     def task_info(self) -> Info:
         """See `Training.task_info`: the context."""
-        context = self.arrays.game[CONTEXT_TENSOR]
-        return {name: context[:, column] for column, name in enumerate(CONTEXT)}
+        context = self.arrays.game[self.source.context_name]
+        return {name: context[:, column] for column, name in enumerate(self.source.record.context_names())}
 
     def budget_of(self, row: int) -> int:
         """See `Training.budget_of`."""
@@ -143,7 +159,7 @@ class FamilyTraining(Training):
     def task_name(self, row: int) -> str:
         """See `Training.task_name`."""
         task = self.tasks[row]
-        return "" if task is None else f"{task.network}, {task.optimizer}"
+        return "" if task is None else task.name
 
     def task_lines(self, row: int) -> tuple[str, ...]:
         """See `Training.task_lines`."""
@@ -167,6 +183,9 @@ class FamilyTraining(Training):
         task, clock = self.tasks[row], int(self.run.batch[row])
         if task is None or clock == 0:
             return np.zeros((0, 0), np.int64)
+        if not self.shuffled:
+            indices = self.run.batch_indices[row, : task.batches_per_action, : task.batch_size]
+            return indices.numpy().copy()
         seed, numbers = int(self.run.seed[row]), range(clock - task.batches_per_action, clock)
         return np.stack([mini_batch(seed, number, task.batch_size, task.train_size) for number in numbers])
 
@@ -181,15 +200,22 @@ class FamilyTraining(Training):
             raise ResetNeeded("no task has been drawn: call reset() first")
         return build_components(replace(self.config, **task.settings()), "cpu", "torch")
 
-    def _tell(self, row: int, task: Task) -> None:
+    def _tell(self, row: int, task: TaskRecord) -> None:
         """What the bookkeeping needs to know of a row's task."""
         run = self.run
         run.budgets[row], run.action_batches[row] = task.budget, task.batches_per_action
         run.epoch_batches[row] = task.train_size // task.batch_size
         self.running_mean_weight[row] = min(1.0, task.batch_size / RUNNING_MEAN_IMAGES)
+        self.schedules[row] = task.own_schedule or self.config.schedule
         run.batch_size[row], run.train_size[row] = task.batch_size, task.train_size
         run.n_classes[row] = len(task.classes)
-        run.game[CONTEXT_TENSOR][row] = torch.tensor(list(task.context().values()))
+        run.game[self.source.context_name][row] = torch.tensor(list(task.context().values()))
+        if not self.shuffled:
+            config = replace(self.config, **task.settings())
+            labels = chosen_images(load_dataset(config.dataset), selection_of(config)).labels
+            self.members.assign(row, labels)
+            self.labels[row] = padded(labels, self.labels.shape[1])
+            run.class_sizes[row] = torch.from_numpy(self.members.sizes[row])
 
     def _begin(self, mask: Flags) -> None:
         """Draw the tasks of the runs of a mask, and their initial weights."""
@@ -200,10 +226,10 @@ class FamilyTraining(Training):
             self._tell(row, task)
             self.engine.begin(row, task, seed)
             run.momentum[row], run.weight_decay[row] = task.momentum, task.weight_decay
-            run.loss_scale[row] = task.loss_scale
-            run.learning_rate[row] = run.chosen_learning_rate[row] = START[task.optimizer]
+            run.loss_scale[row] = task.settings().get("loss_scale", self.config.loss_scale)
+            run.learning_rate[row] = run.chosen_learning_rate[row] = task.start_learning_rate
             if run.layout.measures:
-                run.start_learning_rate[row] = run.chosen_learning_rate_before[row] = START[task.optimizer]
+                run.start_learning_rate[row] = run.chosen_learning_rate_before[row] = task.start_learning_rate
         run.copy_clocks()
 
     # --- the step ---------------------------------------------------------------------------------------------------
@@ -218,7 +244,8 @@ class FamilyTraining(Training):
         counts = np.where(self.run.over, 0, self.run.action_batches)
         most = max(1, int(counts.max()))
         rates = np.broadcast_to(self._learning_rates(np.arange(most)[:, None]), (most, self.num_runs)).T  # (N, M)
-        losses = self.engine.train(counts, np.ascontiguousarray(rates))
+        indices = None if self.shuffled else self._draw(counts, most)
+        losses, each = self.engine.train(counts, np.ascontiguousarray(rates), indices)
         run.learning_rate[:] = rates[self.rows, np.maximum(counts, 1) - 1]
         with np.errstate(all="ignore"):  # what is not finite is replaced
             for number in range(most):
@@ -228,6 +255,85 @@ class FamilyTraining(Training):
                 run.loss += np.where(played, loss, np.float32(0))
         if self.run.layout.measures:
             run.losses[:, :most] = losses
+        if indices is not None:
+            run.batch_indices[:, :most] = indices
+        if each is not None:
+            self._image_losses[:] = 0
+            self._image_losses[:, :most] = each
+
+    def _learning_rates(self, ahead: Array) -> Array:
+        """See `Training._learning_rates`; by each row's schedule."""
+        names = set(self.schedules)
+        if len(names) == 1:
+            self.schedule = SCHEDULES[self.schedules[0]]
+            return super()._learning_rates(ahead)
+        run, xp = self.arrays, self.parts.xp
+        share = xp.astype(run.clock + ahead, xp.float64) / run.budget
+        rates = np.zeros(np.broadcast_shapes(share.shape, (self.num_runs,)))
+        for name in names:
+            mine = np.array([own == name for own in self.schedules])
+            rates[..., mine] = SCHEDULES[name].rate(xp, run.chosen_learning_rate[mine], share[..., mine])
+        return rates
+
+    def _draw(self, counts: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+        """The indices of the mini-batches of an action, (N, most, images of the largest mini-batch).
+
+        counts: (N,), of the mini-batches of each row.
+        """
+        run: Any = self.arrays
+        shares = self._wanted_classes()
+        assert shares is not None
+        numbers = run.clock[:, None] + np.arange(most)  # (N, M)
+        offsets = random_streams.uniform_at(self.run.seed[:, None], random_streams.SHARES, numbers)
+        shares, there, sizes = (
+            np.repeat(value, most, axis=0) for value in (shares, self.members.sizes > 0, run.batch_size)
+        )
+        flat = counts_of_shares(self.parts.xp, shares, there, sizes, offsets.reshape(-1))  # (N * M, K)
+        wanted = flat.reshape(self.num_runs, most, -1)
+        wanted *= (np.arange(most) < counts[:, None])[:, :, None] & run.by_class[:, None, None]
+        native, room = self.parts.engine == "native", self.source.room[1]
+        indices = self.members.draw_all(self.parts.xp, self.run.seed, wanted, run.class_used, room, native)
+        self._draw_shuffled(np.flatnonzero(~run.by_class & (counts > 0)), counts, indices)
+        return indices
+
+    def _draw_shuffled(self, rows: Rows, counts: Rows, indices: NDArray[np.int64]) -> None:
+        """Write the next mini-batches of shuffled SGD of some rows into `indices` (N, M, room)."""
+        run, room = self.run, indices.shape[2]
+        row = np.repeat(rows, counts[rows])  # (all their mini-batches,)
+        number = np.concatenate([np.arange(count) for count in counts[rows]] or [rows])
+        size, batch_size = run.train_size.numpy()[row].astype(np.int64), run.batch_size.numpy()[row].astype(np.int64)
+        epoch, place = np.divmod(run.batch[row] + number, size // batch_size)
+        within = np.arange(room) < batch_size[:, None]
+        places = np.where(within, (place * batch_size)[:, None] + np.arange(room), 0)
+        indices[row, number] = random_streams.shuffled(run.seed[row], random_streams.SHUFFLED, epoch, places, size)
+
+    def _images_of_action(self) -> tuple[Array, Array]:
+        """See `Training._images_of_action`."""
+        run: Any = self.arrays
+        room = run.batch_indices.shape
+        numbers, places = np.arange(room[1])[:, None], np.arange(room[2])
+        there = (numbers < run.per_action[:, None, None]) & (places < run.batch_size[:, None, None])  # (N, M, B)
+        labels = self.labels[self.rows[:, None, None], run.batch_indices]
+        labels = np.where(there & ~self.run.over[:, None, None], labels, -1)
+        return labels.reshape(self.num_runs, -1), self._image_losses.reshape(self.num_runs, -1)
+
+    def class_shares(self) -> NDArray[np.float64] | None:
+        """See `Training.class_shares`."""
+        if self.shuffled:
+            return None
+        labels, n_classes = self._images_of_action()[0], self.members.sizes.shape[1]
+        _, counts = sums_by_class(labels, np.zeros(labels.shape, np.float32), n_classes)
+        shares: NDArray[np.float64] = counts / np.maximum(counts.sum(axis=1), 1)[:, None]
+        return shares
+
+    def only_source(self) -> TaskSource[Any]:
+        """Of the task of the only run.
+
+        Raises:
+            ResetNeeded: it has none yet.
+        """
+        self._parts_of(0)
+        return type(self.source)(task=self.tasks[0])
 
     def _validation_due(self, before: NDArray[np.int64], epochs: NDArray[np.int64]) -> Flags:
         """Only where the task asks for it, for the epochs of small tasks are short."""
@@ -249,23 +355,13 @@ class FamilyTraining(Training):
         return copied
 
 
-LARGEST = {  # of each kind that the family draws, and the pixels a side that it sees
-    "mlp": ("mlp-64-64-64", 28),
-    "cnn": ("cnn-16-32", 28),
-    "mnist-cnn": ("mnist-cnn", 28),
-    "resnet-8": ("resnet-8", 28),
-    "vit": ("vit-48-3", 28),
-}
-
-
 @cache
-def room(kind: str) -> int:
-    """Numbers of the largest network of a kind; building one takes up to a tenth of a second."""
-    name, side = LARGEST[kind]
+def room(name: str, side: int) -> int:
+    """Numbers of a network, by its name and the pixels a side that it sees; building one takes up to 0.1 seconds."""
     return build_network(name, (1, side, side), 10).size()
 
 
-def family_parts(config: TaskConfig, source: TaskSource, device: str, engine: str) -> Components:
+def family_parts(config: TaskConfig, source: TaskSource[Any], device: str, engine: str) -> Components:
     """What the runs of a family have in common.
 
     Args:
@@ -279,11 +375,12 @@ def family_parts(config: TaskConfig, source: TaskSource, device: str, engine: st
     """
     if torch.device(device).type != "cpu":
         raise ValueError(f"the runs of a family are small and of different shapes: device must be cpu, not {device!r}")
-    typical = build_components(replace(config, **(source.task or Task()).settings()), device, "torch")
-    most = max(*map(room, source.networks), 0 if source.task is None else typical.network.size())
+    typical = build_components(replace(config, **(source.task or source.record()).settings()), device, "torch")
+    most = max(room(*source.largest[kind]) for kind in source.network_kinds)
+    most = most if source.task is None else max(most, typical.network.size())
     network = Network(typical.network.image_shape, {"weights": (most,)}, typical.network.forward, shown="weights")
     found = decide(engine, _kernels_obstacle)
-    observer = Observer(typical.config, network)
+    observer = Observer(typical.config, network, typical.n_classes)
     return replace(typical, network=network, observer=observer, engine=found, xp=namespace(found, typical.device))
 
 

@@ -59,7 +59,8 @@ class Game:
             ValueError: what is wrong, and what to do.
         """
         if config.continuous:
-            raise ValueError(f"continuous=True is for the game 'learning-rate', not for {config.game!r}")
+            raise ValueError(f"continuous=True: the actions of the game {config.game!r} are not continuous")
+        refuse_replacement(config)
 
     def action_space(self, config: TaskConfig, n_classes: int) -> spaces.Space[Any]:
         """Discrete, MultiDiscrete or Box, of one run."""
@@ -116,6 +117,13 @@ class Game:
         """(N, K) int64, how many images of each class the next mini-batch is to have; None: shuffled SGD."""
         return None
 
+    def class_shares(self, run: RunState, config: TaskConfig) -> Array | None:
+        """(N, K) float64, of any sum, the shares of the classes in the next mini-batches, drawn with replacement.
+
+        None: shuffled SGD. It is asked where `config.replacement`, and `class_counts` where not.
+        """
+        return None
+
     def shown_action(self, actions: Array, config: TaskConfig) -> Array:
         """The number that stands for the last action on the score line, (N,)."""
         return actions.reshape(len(actions), -1)[:, 0]
@@ -130,6 +138,16 @@ class Game:
             first: the actions that were played last by somebody, one per row.
         """
         return np.broadcast_to(np.asarray(self.no_op(config), first.dtype), first.shape)
+
+
+def refuse_replacement(config: TaskConfig) -> None:
+    """Refuse replacement=True in a game that does not choose classes.
+
+    Raises:
+        ValueError: it is asked for.
+    """
+    if config.replacement:
+        raise ValueError(f"replacement=True is for games that choose classes, and {config.game!r} does not")
 
 
 GAMES: dict[str, Game] = {}

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qan_gym.config import TaskConfig
-from qan_gym.games.game import Game, register_game
+from qan_gym.games.game import Game, refuse_replacement, register_game
 from qan_gym.utils.arrays import NUMPY, Array
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ class LearningRateGame(Game):
     baselines = ("constant", "cosine")
 
     def check(self, config: TaskConfig) -> None:
-        """See `Game.check`: every configuration can be played."""
+        """See `Game.check`."""
+        refuse_replacement(config)
 
     def action_space(self, config: TaskConfig, n_classes: int) -> spaces.Space[Any]:
         """See `Game.action_space`."""

@@ -185,6 +185,7 @@ class Kernels:
         sequence: BatchSequence | None = None,
         measuring: Measuring | None = None,
         loss_scale: Float32 | None = None,
+        each: Float32 | None = None,
     ) -> "Call":
         """Prepare the training of N networks on one mini-batch each: gradients of the mean cross-entropy, update, pull.
 
@@ -204,6 +205,8 @@ class Kernels:
                 rates.
             measuring: with `update`: what is measured of it; None: nothing.
             loss_scale: (N,) float32, which the loss and its gradient are multiplied by; None: 1.
+            each: (N, B) float32, out, without a sequence: the loss of each image before the update, without the loss
+                scale; None: they are not kept.
 
         Raises:
             ValueError: an array is not as described, or what is needed is missing.
@@ -220,6 +223,10 @@ class Kernels:
         job.finite = addresses.of("finite", finite, np.uint8, (number,), written=True)
         scale = np.ones(number, np.float32) if loss_scale is None else loss_scale
         job.loss_scale = addresses.of("loss_scale", scale, np.float32, (number,))
+        if each is not None:
+            if sequence is not None:
+                raise ValueError("each: the losses of a sequence's images are not kept")
+            job.each = addresses.of("each", each, np.float32, shape, written=True)
         if (update is None) == (gradients is None):
             raise ValueError("either update or gradients must be given")
         if gradients is not None:
@@ -235,7 +242,9 @@ class Kernels:
         most_batches = most[0] if most else 0
         return Call(self, job, addresses, self._library.qan_begin_training, self._library.qan_train, most_batches)
 
-    def evaluation(self, data: Images, weights: Float32, loss: Float32, accuracy: Float32) -> "Call":
+    def evaluation(
+        self, data: Images, weights: Float32, loss: Float32, accuracy: Float32, each: Float32 | None = None
+    ) -> "Call":
         """Prepare the evaluation of N networks on all images.
 
         Args:
@@ -243,6 +252,7 @@ class Kernels:
             weights: (N, size) float32, laid out as `Network.views` says.
             loss: (N,) float32, out: the mean cross-entropy.
             accuracy: (N,) float32, out, from 0 to 1; of equal logits the first counts.
+            each: (N, n) float32, out: the cross-entropy of each image; None: they are not kept.
 
         Raises:
             ValueError: an array is not as described.
@@ -253,6 +263,8 @@ class Kernels:
         job.weights = addresses.memory("weights", weights, number, self.size)
         job.loss = addresses.of("loss", loss, np.float32, (number,), written=True)
         job.accuracy = addresses.of("accuracy", accuracy, np.float32, (number,), written=True)
+        if each is not None:
+            job.each = addresses.of("each", each, np.float32, (number, job.data.count), written=True)
         return Call(self, job, addresses, self._library.qan_begin_evaluation, self._library.qan_evaluate)
 
     def _work(self, number: int) -> library.Work:

@@ -96,14 +96,17 @@ class Training(Structure):
         *((name, c_void_p) for name in ("learning_rate", "momentum", "weight_decay", "loss_scale")),
         ("beta2", c_double),
         ("epsilon", c_double),
-        *((name, c_void_p) for name in ("step", "strength", "loss", "finite")),
+        *((name, c_void_p) for name in ("step", "strength", "loss", "finite", "each")),
     )
 
 
 class Evaluation(Structure):
     """struct qan_evaluation."""
 
-    _fields_ = (("work", Work), ("data", Images), ("weights", Memory), ("loss", c_void_p), ("accuracy", c_void_p))
+    _fields_ = (
+        *(("work", Work), ("data", Images), ("weights", Memory)),
+        *((name, c_void_p) for name in ("loss", "accuracy", "each")),
+    )
 
 
 class Examples(Structure):
@@ -146,6 +149,8 @@ class MLPTraining(Structure):
         *((name, c_void_p) for name in ("momentum", "weight_decay", "clock", "counts")),
         ("most", c_int64),
         *((name, c_void_p) for name in ("rates", "losses", "finite", "measured")),
+        ("room", c_int64),
+        *((name, c_void_p) for name in ("indices", "each")),
     )
 
 
@@ -159,6 +164,17 @@ class MLPEvaluation(Structure):
         ("weights", Memory),
         ("loss", c_void_p),
         ("accuracy", c_void_p),
+        ("room", c_int64),
+        ("each", c_void_p),
+    )
+
+
+class ClassDraws(Structure):
+    """struct qan_class_draws."""
+
+    _fields_ = (
+        *((name, c_int64) for name in ("rows", "batches", "classes", "room", "most")),
+        *((name, c_void_p) for name in ("seeds", "counts", "sizes", "members", "used", "indices")),
     )
 
 
@@ -180,6 +196,7 @@ def declare(library: ctypes.CDLL) -> ctypes.CDLL:
         "qan_train_mlp": (None, [POINTER(MLPTraining), c_void_p]),
         "qan_evaluate_mlp": (None, [POINTER(MLPEvaluation), c_void_p]),
         "qan_initialise_mlp": (None, [POINTER(MLPTask), c_int64, c_double, c_void_p]),
+        "qan_draw_classes": (None, [POINTER(ClassDraws)]),
         "qan_shuffled": (None, [*[c_int64] * 5, c_void_p]),
         **{f"qan_{name}": (None, [c_void_p, c_void_p, c_int64]) for name in ("exp", "log", "cos")},
         **{f"qan_{name}_of": (c_double, [c_double]) for name in ("exp", "log", "cos")},

@@ -254,10 +254,13 @@ class Trained:
             is not finite; 0 from the row's count on.
         measured: (N, 7) float32, `qan_gym.core.statistics.MEASURED` of the mini-batches of this call; NaN where the row
             is not finite; 0 where it had no mini-batches. None: nothing is measured.
+        each: (N, M, B) float32, where it was asked for: the cross-entropy of each image before the update; 0 behind a
+            row's count and batch size, and once it is not finite.
     """
 
     losses: Float32
     measured: Float32 | None
+    each: Float32 | None = None
 
 
 class MLPKernels:
@@ -355,12 +358,17 @@ class MLPKernels:
             self.tasks[row], self._examples[row] = task, None
             self._declared_tasks[row] = task.declared()
 
-    def train(self, counts: Int64 | Sequence[int], rates: Float64) -> Trained:
+    def train(
+        self, counts: Int64 | Sequence[int], rates: Float64, indices: Int64 | None = None, with_each: bool = False
+    ) -> Trained:
         """Train each row on its next mini-batches.
 
         Args:
             counts: (N,) integers from 0 to M; a row without a task must have 0.
             rates: (N, M) float64, the learning rate of each mini-batch; M at least 1.
+            indices: (N, M, B) int64, of the training images in each mini-batch, as many as the row's batch size, which
+                is at most B; what lies behind them is not read. None: the mini-batches of the epochs.
+            with_each: with `indices`: give the loss of each image.
 
         Raises:
             ValueError: an argument is not as described; nothing has been written.
@@ -374,15 +382,42 @@ class MLPKernels:
         most = rates.shape[1]
         losses = np.empty((number, most), np.float32)
         measured = np.empty((number, library.MEASUREMENTS), np.float32) if self.measures else None
+        room, place, each = self._given(indices, most, with_each)
         at = Addresses().of("rates", rates, np.float64, (number, most))
         job = self._training
         with self._workers.lock:
             self._counts[:] = counts
             job.most, job.rates, job.losses = most, at, losses.ctypes.data
             job.measured = None if measured is None else measured.ctypes.data
+            job.room, job.indices, job.each = room, place, None if each is None else each.ctypes.data
             job.work.count, job.work.rows = number, None
             self._do(self._library.qan_begin_mlp_training, self._library.qan_train_mlp, job)
-        return Trained(losses, measured)
+        return Trained(losses, measured, each)
+
+    def _given(self, indices: Int64 | None, most: int, with_each: bool) -> tuple[int, int | None, Float32 | None]:
+        """Images that a mini-batch has room for, the address of the indices, and where the losses of images go."""
+        if indices is None:
+            return 0, None, None
+        if not isinstance(indices, np.ndarray) or indices.ndim != 3:
+            raise ValueError(f"indices: they must be ({self._number}, {most}, B) of int64")
+        shape = (self._number, most, indices.shape[2])
+        place = Addresses().of("indices", indices, np.int64, shape)
+        return shape[2], place, np.zeros(shape, np.float32) if with_each else None
+
+    def evaluate_each(self, rows: Int64 | Sequence[int], examples: Sequence[Examples]) -> Float32:
+        """The cross-entropy of every image, (m, largest number of them) float32; 0 behind a row's.
+
+        Args:
+            rows: as `evaluate`.
+            examples: for each of those rows.
+
+        Raises:
+            ValueError: as `evaluate`.
+        """
+        room = max((len(one.labels) for one in examples), default=0)
+        each = np.zeros((self._number, room), np.float32)
+        self._evaluate(rows, examples, each)
+        return each[np.asarray(rows, np.int64)]
 
     def evaluate(self, rows: Int64 | Sequence[int], examples: Examples | Sequence[Examples]) -> tuple[Float32, Float32]:
         """Mean cross-entropy, without the loss scale, and accuracy from 0 to 1, of some rows; of equal logits the first
@@ -398,6 +433,11 @@ class MLPKernels:
         Raises:
             ValueError: an argument is not as described, or a row has no task.
         """
+        return self._evaluate(rows, examples, None)
+
+    def _evaluate(
+        self, rows: Int64 | Sequence[int], examples: Examples | Sequence[Examples], each: Float32 | None
+    ) -> tuple[Float32, Float32]:
         numbers = np.asarray(rows)
         if numbers.ndim != 1 or (len(numbers) and numbers.dtype.kind not in "iu") or len(numbers) > self._number:
             raise ValueError(f"rows: at most {self._number} integers, each at most once")
@@ -411,6 +451,7 @@ class MLPKernels:
                 self._set_examples(row, one)
             self._rows[: len(numbers)] = numbers
             job.work.count, job.work.rows = len(numbers), self._rows.ctypes.data
+            job.room, job.each = (0, None) if each is None else (each.shape[1], each.ctypes.data)
             self._do(self._library.qan_begin_mlp_evaluation, self._library.qan_evaluate_mlp, job)
             return self._loss[numbers], self._accuracy[numbers]
 
@@ -439,6 +480,7 @@ class MLPKernels:
             "repeated row": "rows: each at most once",
             "wrong count": f"counts: they must be from 0 to {getattr(job, 'most', 0)}",
             "wrong clock": "clock: it must count from 0",
+            "wrong index": "indices: they must be of a row's training images",
             "wrong task": f"row {without[0] if without else '?'} has no task",
         }.get(error, error)
 

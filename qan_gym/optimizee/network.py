@@ -150,6 +150,7 @@ def loss_and_gradients(
     weight: Tensor | None,
     dtype: torch.dtype = torch.float32,
     scale: Tensor | None = None,
+    each: Tensor | None = None,
 ) -> tuple[Tensor, Params]:
     """Cross-entropy of N mini-batches and its gradients, with soft targets if given, both times a scale.
 
@@ -165,6 +166,7 @@ def loss_and_gradients(
         weight: (N,) of the soft-target term; used with `soft_targets`.
         dtype: that the network computes in; the loss, the parameters and their gradients are float32 in any case.
         scale: (N,) float32; None: 1.
+        each: (N, B) float32, out: the loss of each image, without the scale; None: they are not kept.
 
     Returns:
         The loss (N,), detached, and the gradients of the trained parameters, shaped like them.
@@ -172,7 +174,10 @@ def loss_and_gradients(
     with torch.enable_grad():
         logits = logits_of(network, params, images, True, dtype)  # (N, B, K)
     log_likelihood = logits.detach().log_softmax(dim=2)  # (N, B, K)
-    loss = -log_likelihood.gather(2, labels[..., None]).mean(dim=(1, 2))  # (N,)
+    own = -log_likelihood.gather(2, labels[..., None])  # (N, B, 1)
+    loss = own.mean(dim=(1, 2))  # (N,)
+    if each is not None:
+        each.copy_(own[..., 0])
     # The gradient of cross-entropy with regard to the logits is softmax - targets: written out, it is faster.
     likelihood = log_likelihood.exp()
     minus_one = likelihood.new_full((1, 1, 1), -1.0).expand(*labels.shape, 1)

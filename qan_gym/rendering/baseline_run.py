@@ -13,8 +13,6 @@ from torch import Tensor
 
 from qan_gym.config import TaskConfig
 from qan_gym.core.training import Training
-from qan_gym.families.source import TaskSource
-from qan_gym.families.task import Task
 from qan_gym.families.training import FamilyTraining
 from qan_gym.games import Game
 
@@ -38,6 +36,8 @@ class NoGame(Game):
 class BaselineRun:
     """A training of the same seed on shuffled mini-batches with the initial hyperparameters, constant throughout.
 
+    But for the schedule of a task that has one.
+
     It has the initial weights, the data order and the reference of the episode. It is trained by `until`, only as far
     as that asks.
 
@@ -50,9 +50,9 @@ class BaselineRun:
         config = replace(
             episode.config, schedule="constant", target_loss=None, early_stopping=None, validate_every=None
         )
-        self._parts, self._records = episode.parts, episode.records()
-        if self._records:
-            self._parts = replace(self._parts, config=config)
+        self._parts, self._source = episode.parts, None
+        if isinstance(episode, FamilyTraining):
+            self._parts, self._source = replace(self._parts, config=config), episode.only_source()
         else:
             game = NoGame()
             parts = episode.parts.with_config(config)
@@ -70,7 +70,7 @@ class BaselineRun:
         """Its curve up to a mini-batch: mini-batches done and the running mean of the loss, (steps + 1,) each."""
         if self.training is None:
             self.training = self._fresh()
-            _, info = self.training.reset(np.ones(1, np.bool_), self._seed)
+            _, info = self.training.reset(np.ones(1, np.bool_), self._seed, shuffled=True)
             self._losses.append(info["smoothed_loss"].item())
         only = torch.zeros_like(self.training.run.action)
         while self._batches[-1] < batch and not self.training.run.over[0]:
@@ -81,10 +81,9 @@ class BaselineRun:
         return np.array(self._batches[:count], np.float64), np.array(self._losses[:count])
 
     def _fresh(self) -> Training:
-        if not self._records:
+        if self._source is None:
             return Training(self._parts, self._reference, tests=False)
-        source = TaskSource(task=Task.from_record(self._records[0]))
-        return FamilyTraining(self._parts, source, tests=False)
+        return FamilyTraining(self._parts, self._source, tests=False)
 
     def close(self) -> None:
         """Give its memory back."""

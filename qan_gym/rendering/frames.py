@@ -24,6 +24,7 @@ LAST_ACTIONS = 50  # that the strip shows
 MOST_NUMBERS = 10  # of Q-values beside their bars
 CANVASES = 8  # kept for reuse; an episode needs a few, and the next one the same
 LONGEST_LINE = 1_500  # points of a curve that are drawn at most; more than its pixels
+CLASS_LOSSES = (0.05, 5.0)  # nats, of the colour scale, which is logarithmic
 LEAST_LOSS, LARGEST_LOSS = 1e-6, 1e3  # the widest limits of the loss axis
 
 # Okabe and Ito's colours, for the colour-blind; widths, dashes and marks distinguish curves in grey prints.
@@ -69,6 +70,7 @@ class AxesLayout(NamedTuple):
     baseline: bool
     values: int
     task: int
+    classes: bool
 
 
 def tiles(filters: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -150,6 +152,7 @@ class FrameRenderer:
             baseline=content.baseline is not None,
             values=0 if content.values is None or self.small else len(content.values),
             task=len(content.task),
+            classes=content.history.measured > 0,
         )
 
     def _width(self, content: FrameContent) -> int:
@@ -235,7 +238,11 @@ class Canvas:
                 control = figure.add_axes((0.49, 0.66, 0.48, 0.235))
                 self._add_control(control, layout)
                 self._add_loss(figure.add_axes((0.49, 0.285, 0.48, 0.28), sharex=control), layout)
-                self._add_strip(figure.add_axes((0.49, 0.045, 0.48, 0.125)))
+                below = figure.add_axes((0.49, 0.045, 0.48, 0.125))
+                if layout.classes:
+                    self._add_class_losses(below, layout)
+                else:
+                    self._add_strip(below)
             for artist in self._artists:
                 artist.set_animated(True)
             self._canvas.draw()
@@ -270,7 +277,8 @@ class Canvas:
             (self._control,) = axes.plot([], [], color=CONTROL, linewidth=1.8, drawstyle="steps-pre")
             self._add(self._control)
         else:
-            axes.set_title("classes of the mini-batches (dark: many of a class)", loc="left")
+            what = "dark: many" if self.small else "dark: many of a class"
+            axes.set_title(f"classes of the mini-batches ({what})", loc="left")
             axes.set(ylim=(-0.5, self.n_classes - 0.5), yticks=self._some_classes(), ylabel="class")
             look = {"cmap": SHARES, "vmin": 0, "vmax": 1, "aspect": "auto", "origin": "lower"}
             self._control = self._add(axes.imshow(np.zeros((self.n_classes, 1)), interpolation="nearest", **look))
@@ -333,6 +341,15 @@ class Canvas:
             handles = self._strip[: len(COMPONENTS)]
             axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1.0, 1.02), ncols=len(handles), **beside)
 
+    def _add_class_losses(self, axes: Any, layout: AxesLayout) -> None:
+        """In the place of the strip: the actions are what the shares show."""
+        axes.set_title("validation loss of each class (dark: much)", loc="left")
+        axes.set(ylim=(-0.5, self.n_classes - 0.5), yticks=self._some_classes(), ylabel="class", xticks=[])
+        low, high = (np.log(bound) for bound in CLASS_LOSSES)
+        look = {"cmap": SHARES, "vmin": low, "vmax": high, "aspect": "auto", "origin": "lower"}
+        self._class_losses = self._add(axes.imshow(np.zeros((self.n_classes, 1)), interpolation="nearest", **look))
+        axes.set_xlim(0, layout.width)
+
     def _first_action(self) -> int:
         """The number of the first action of a Discrete space."""
         return int(getattr(self.parts.action_space, "start", 0))
@@ -365,9 +382,7 @@ class Canvas:
         if self.game.curve is not None:
             self._control.set_data(*_thinned(batch, history.curve(self.game.curve)))
         else:
-            shares = history.shares()
-            self._control.set_data(shares.T if len(shares) else np.zeros((self.n_classes, 1)))
-            self._control.set_extent((batch[0], max(batch[-1], batch[0] + 1), -0.5, self.n_classes - 0.5))
+            self._draw_classes(self._control, history.shares(), batch)
         self._losses["mini-batches"].set_data(*_thinned(batch[1:], history.curve("loss")[1:]))
         self._losses["running mean"].set_data(*_thinned(batch, history.curve("smoothed_loss")))
         validation = history.curve("validation_loss")
@@ -375,11 +390,18 @@ class Canvas:
         self._losses["validation"].set_data(batch[measured], validation[measured])
         if content.baseline is not None:
             self._losses["baseline"].set_data(*_thinned(*content.baseline))
-        if not self.small:
+        if not self.small and history.measured:
+            self._draw_classes(self._class_losses, np.log(history.class_losses().clip(LEAST_LOSS)), batch)
+        elif not self.small:
             self._update_strip(history.played()[-LAST_ACTIONS:])
         if content.values is not None and not self.small:
             played = history.played()
             self._update_values(content.values, played[-1, 0] - self._first_action() if len(played) else None)
+
+    def _draw_classes(self, picture: Artist, values: NDArray[np.float64], batch: NDArray[np.float64]) -> None:
+        """Values of the classes, (steps, K), over the mini-batches, (steps + 1,)."""
+        picture.set_data(values.T if len(values) else np.full((self.n_classes, 1), picture.get_clim()[0]))
+        picture.set_extent((batch[0], max(batch[-1], batch[0] + 1), -0.5, self.n_classes - 0.5))
 
     def _update_strip(self, actions: NDArray[np.float64]) -> None:
         if isinstance(self.parts.action_space, spaces.Discrete):

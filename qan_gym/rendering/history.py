@@ -13,10 +13,13 @@ SCALARS = ("batch", "learning_rate", "loss", "smoothed_loss", "validation_loss",
 
 
 class History:
-    """Scalars of the info, the action, and the shares of the classes where a game draws by class, of every step.
+    """Scalars of the info, the action, and what is drawn of the classes where a game draws by them, of every step.
 
     Attributes:
         scalars: SCALARS, and what the game draws beside.
+        actions: numbers in an action.
+        classes: K, where the shares of the classes are kept; else 0.
+        measured: K, where their validation losses are kept, too; else 0.
     """
 
     def __init__(self, training: Training, rows: NDArray[np.float64] | None = None) -> None:
@@ -32,9 +35,10 @@ class History:
         parts = training.parts
         curve = parts.game.curve
         self.scalars = SCALARS if curve is None or curve in SCALARS else (*SCALARS, curve)
-        self.actions = training.run.action[0].numel()  # numbers in an action
+        self.actions = training.run.action[0].numel()
         self.classes = parts.n_classes if curve is None else 0
-        columns = len(self.scalars) + self.actions + self.classes
+        self.measured = self.classes if training.run.layout.measures_classes else 0
+        columns = len(self.scalars) + self.actions + self.classes + self.measured
         if rows is not None and rows.size > 0 and (rows.ndim != 2 or rows.shape[1] != columns):
             raise ValueError(f"the state's history has rows of {rows.shape[1:]}, not {columns} numbers")
         if rows is not None and (rows.dtype != np.float64 or not np.isfinite(rows).all()):
@@ -50,14 +54,14 @@ class History:
         self._length = 0
         self.add(info, NO_ACTION)
 
-    def add(self, info: dict[str, Any], action: Any, shares: NDArray[np.float64] | None = None) -> None:
-        """Add a step; shares: (K,) of the classes in its mini-batches."""
+    def add(self, info: dict[str, Any], action: Any, classes: NDArray[np.float64] | None = None) -> None:
+        """Add a step; classes: a row of `class_columns`."""
         if self._length == len(self._rows):
             self._rows = np.concatenate([self._rows, np.zeros((max(256, self._length), self._rows.shape[1]))])
         row = self._rows[self._length]
         row[: len(self.scalars)] = [float(info[name]) for name in self.scalars]
         row[len(self.scalars) : len(self.scalars) + self.actions] = np.asarray(action, np.float64).reshape(-1)
-        row[len(self.scalars) + self.actions :] = 0.0 if shares is None else shares
+        row[len(self.scalars) + self.actions :] = 0.0 if classes is None else classes
         self._length += 1
 
     def rows(self) -> NDArray[np.float64]:
@@ -74,7 +78,12 @@ class History:
 
     def shares(self) -> NDArray[np.float64]:
         """The shares of the classes, (steps, K), in [0, 1]; a view."""
-        return self.rows()[1:, len(self.scalars) + self.actions :]
+        begin = len(self.scalars) + self.actions
+        return self.rows()[1:, begin : begin + self.classes]
+
+    def class_losses(self) -> NDArray[np.float64]:
+        """The validation losses of the classes, (steps, K) in nats, (steps, 0) where they are not measured; a view."""
+        return self.rows()[1:, len(self.scalars) + self.actions + self.classes :]
 
     def line(self) -> str:
         """The last step in one line of text."""
@@ -89,10 +98,12 @@ class History:
 
 
 @own_settings()
-def class_shares(training: Training) -> NDArray[np.float64] | None:
-    """The shares of the classes in the last action's mini-batches, (N, K), where the game is drawn by them."""
-    if training.parts.game.curve is not None:
-        return None
-    labels = training.data.labels["train"][training.run.batch_indices].flatten(1).cpu().numpy()  # (N, images)
-    shares: NDArray[np.float64] = (labels[:, :, None] == np.arange(training.parts.n_classes)).mean(axis=1)
-    return shares
+def class_columns(training: Training) -> NDArray[np.float64] | None:
+    """What is drawn of the classes after an action, (N, K) or (N, 2 K): their shares, and their validation losses.
+
+    The losses are there where they are measured. None: the game does not draw by class.
+    """
+    shares = training.class_shares()
+    if shares is None or not training.run.layout.measures_classes:
+        return shares
+    return np.concatenate([shares, training.run.class_validation_loss.double().cpu().numpy()], axis=1)

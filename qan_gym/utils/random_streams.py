@@ -28,6 +28,8 @@ WEIGHTS = 1
 ORDER = 2
 AUGMENTATION = 3
 SHUFFLED = 4  # native/src/random_streams.h has the same numbers
+BY_CLASS = 5
+SHARES = 6
 
 _ROUNDS = 16  # of `shuffled`
 _LOW = 2**32 - 1
@@ -80,6 +82,19 @@ def uniform(seeds: Tensor, purpose: int, counter: Tensor | int, count: int) -> T
 def permutation(seeds: Tensor, purpose: int, counter: Tensor | int, count: int) -> Tensor:
     """A random order of `range(count)` per run, (N, count) int64; arguments as `random_bits`."""
     return random_bits(seeds, purpose, counter, count).argsort(dim=1)
+
+
+def uniform_at(seeds: Int64, purpose: int, counters: Int64) -> Any:
+    """One float64 number in [0, 1) for each seed and counter, a multiple of 2**-53.
+
+    Args:
+        seeds: int64, NumPy's or PyTorch's; `counters`, of the same kind, goes with it by broadcasting.
+        purpose: which of the run's streams.
+        counters: int64, number the streams of the purpose.
+    """
+    xp = NUMPY if isinstance(counters, np.ndarray) else TORCH
+    bits = _mix(_mix(_mix(seeds + _wrapped(purpose * _GAMMA)) + counters * _GAMMA) + _GAMMA)
+    return xp.astype(_shift_right(bits, 11), xp.float64) * 2.0**-53
 
 
 def _wrapped(number: int) -> int:

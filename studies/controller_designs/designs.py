@@ -22,7 +22,7 @@ from qan_agents.controllers.meta_training import EVALUATION_TASKS, MetaRun
 from qan_agents.controllers.trainings import play_controller
 from qan_gym.core.statistics import STATISTICS
 from qan_gym.families import OPTIMIZERS, draw_task
-from qan_gym.families.task import NUMBER_LIMIT
+from qan_gym.families.record import NUMBER_LIMIT
 from qan_gym.utils.files import write_aside, write_bytes
 
 RESULTS = Path(__file__).parent / "results"

@@ -30,9 +30,8 @@ from scipy.stats import chi2, friedmanchisquare
 
 from qan_gym.core.reward import safe_log
 from qan_gym.env import QanEnv
-from qan_gym.families import Task
-from qan_gym.families.env import LearningRateFamilyEnv
-from qan_gym.families.source import TaskSource
+from qan_gym.families.env import FamilyEnv
+from qan_gym.families.record import TaskRecord
 from qan_gym.registration import VECTOR_ENTRY_POINT
 from qan_gym.utils.arrays import NUMPY
 from qan_gym.vector_env import QanVectorEnv
@@ -168,9 +167,9 @@ class CheckedEnv:
         env = gym.make(self.env_id, **self.kwargs)
         inner = env.unwrapped
         games, batches = [self.kwargs], []
-        if isinstance(inner, LearningRateFamilyEnv):
+        if isinstance(inner, FamilyEnv):
             tasks = dict.fromkeys(_task_of(env, seed) for seed in range(most))
-            drawing = {one.name for one in fields(TaskSource)}
+            drawing = {one.name for one in fields(inner.source)}
             kept = {name: value for name, value in self.kwargs.items() if name not in drawing}
             games, batches = [{**kept, "task": one} for one in tasks], [one.batches_per_action for one in tasks]
         elif isinstance(inner, QanEnv):
@@ -267,10 +266,10 @@ def _named(actions: dict[str, Any], env: gym.Env[Any, Any]) -> dict[str, Any]:
     return {names[action]: action for action in actions.values()}
 
 
-def _task_of(env: gym.Env[Any, Any], seed: int) -> Task:
+def _task_of(env: gym.Env[Any, Any], seed: int) -> TaskRecord:
     """What an environment that draws tasks plays with a seed."""
     env.reset(seed=seed)
-    task: Task = env.get_wrapper_attr("task")
+    task: TaskRecord = env.get_wrapper_attr("task")
     return task
 
 

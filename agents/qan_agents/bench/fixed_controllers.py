@@ -17,6 +17,7 @@ from qan_agents.bench.controllers import (
 from qan_agents.bench.trained_agents import agent_env_kwargs, check_env_settings
 from qan_agents.bench.tuned_schedules import ABSOLUTE_ACTIONS, ScheduleController
 from qan_agents.bench.tuning_task import Settings, TuningTask, task_config
+from qan_agents.policies.class_rules import RULES, require_shares, rule_actions
 from qan_gym.games import game_of
 from qan_gym.optimizee.network import evaluate
 from qan_gym.vector_env import QanVectorEnv
@@ -64,12 +65,47 @@ class ShuffledSGD:
     def start(self, env: QanVectorEnv) -> Settings:
         """See `Controller.start`."""
         require_class_choice(env)
-        self.rows = env.num_envs
+        space = env.action_space
+        self.actions = np.zeros(space.shape or (), space.dtype)
         return {"sampler": "shuffled"}
 
-    def act(self, observations: NDArray[Any], infos: dict[str, Any]) -> NDArray[np.int64]:
+    def act(self, observations: NDArray[Any], infos: dict[str, Any]) -> NDArray[Any]:
         """See `Controller.act`."""
-        return np.zeros(self.rows, np.int64)
+        return self.actions
+
+
+class ClassRule:
+    """The mini-batch game with shares of the classes as its actions: one of `RULES`."""
+
+    def __init__(self, name: str) -> None:
+        """name: of the rule."""
+        self.rule = RULES[name]
+
+    def start(self, env: QanVectorEnv) -> None:
+        """See `Controller.start`."""
+        require_shares(env.training)
+        self.training = env.training
+
+    def act(self, observations: NDArray[Any], infos: dict[str, Any]) -> NDArray[np.float32]:
+        """See `Controller.act`."""
+        return rule_actions(self.rule, self.training)
+
+
+class ByActions:
+    """One controller for classes as actions, another for their shares."""
+
+    def __init__(self, classes: Controller, shares: Controller) -> None:
+        """The two."""
+        self.classes, self.shares = classes, shares
+
+    def start(self, env: QanVectorEnv) -> Settings | None:
+        """See `Controller.start`."""
+        self.chosen = self.shares if env.config.continuous else self.classes
+        return self.chosen.start(env)
+
+    def act(self, observations: NDArray[Any], infos: dict[str, Any]) -> NDArray[Any]:
+        """See `Controller.act`."""
+        return np.asarray(self.chosen.act(observations, infos))
 
 
 class ClassBalanced:
@@ -132,7 +168,7 @@ def require_class_choice(env: QanVectorEnv) -> None:
         ValueError: it is such a game.
     """
     training = env.training
-    if training.parts.game.class_counts(training.run, env.config) is None:
+    if training.shuffled:
         raise ValueError(f"this controller chooses classes, and the actions of the game {env.config.game!r} do not")
 
 
@@ -179,5 +215,7 @@ def _register(name: str, make: Callable[[int], Controller]) -> None:
 
 _register("random", RandomActions)
 _register("shuffled", lambda _: ShuffledSGD())
-_register("class-balanced", lambda _: ClassBalanced())
-_register("loss-proportional", LossProportional)
+_register("class-balanced", lambda _: ByActions(ClassBalanced(), ClassRule("class-balanced")))
+_register("loss-proportional", lambda seed: ByActions(LossProportional(seed), ClassRule("loss-proportional")))
+for _name in ("natural", "square-root", "deferred", "validation-proportional"):
+    _register(_name, lambda _, name=_name: ClassRule(name))  # type: ignore[misc]

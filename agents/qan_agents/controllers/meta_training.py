@@ -35,7 +35,8 @@ from qan_agents.dqn.vector_env import TensorVectorEnv
 from qan_agents.experiments.run_folder import locked
 from qan_agents.seeds import training_seed
 from qan_gym.families.learning_rate import draw_task
-from qan_gym.families.task import DECISIONS, NUMBER_LIMIT, Task
+from qan_gym.families.record import NUMBER_LIMIT
+from qan_gym.families.task import DECISIONS, Task
 from qan_gym.utils.files import load_arrays, reading, require_writable, write_bytes
 from qan_gym.vector_env import QanVectorEnv
 

@@ -16,7 +16,8 @@ from qan_agents.controllers.meta_training import MetaRun, Row, chosen_kinds
 from qan_agents.controllers.trainings import play_controller
 from qan_agents.experiments.plots import STYLES
 from qan_gym.families.learning_rate import draw_task
-from qan_gym.families.task import DECISIONS, NUMBER_LIMIT, Task
+from qan_gym.families.record import NUMBER_LIMIT
+from qan_gym.families.task import DECISIONS, Task
 from qan_gym.schedules import SCHEDULES
 from qan_gym.utils.files import write_aside
 

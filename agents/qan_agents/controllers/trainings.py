@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from qan_agents.controllers.controller import FAMILY, Controller
 from qan_gym.config import TaskConfig
 from qan_gym.core.reward import CHANCES
-from qan_gym.families.source import TaskSource
+from qan_gym.families.learning_rate import LearningRateSource
 from qan_gym.families.task import DECISIONS, Task
 from qan_gym.families.training import FamilyTraining, family_parts
 from qan_gym.schedules import SCHEDULES, Schedule
@@ -194,11 +194,11 @@ def _play(
     return Outcomes.join(parts).take(np.argsort(order))
 
 
-def source_of(tasks: Sequence[Task]) -> TaskSource:
+def source_of(tasks: Sequence[Task]) -> LearningRateSource:
     """A source with room for some tasks; one task, many times over, may be larger than those of the family."""
     if len(set(tasks)) == 1:
-        return TaskSource(task=tasks[0])
-    return TaskSource(networks=tuple({task.kind for task in tasks}))
+        return LearningRateSource(task=tasks[0])
+    return LearningRateSource(networks=tuple({task.kind for task in tasks}))
 
 
 def _play_piece(training: FamilyTraining, observation: NDArray[Any], act: Act, tasks: list[Task]) -> Outcomes:

@@ -1,4 +1,4 @@
-"""Fixed policies: every registered schedule, random actions, and shuffled SGD, behind the interface of all policies."""
+"""Fixed policies: schedules, rules for classes, random actions, shuffled SGD, behind the interface of all policies."""
 
 from typing import Any, Protocol, cast
 
@@ -6,6 +6,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from qan_agents.policies.class_rules import RULES, RulePolicy
 from qan_gym.config import TaskConfig
 from qan_gym.env import QanEnv
 from qan_gym.games import game_of
@@ -102,16 +103,18 @@ class UniformPolicy:
     def start(self, env: gym.Env[Any, Any], seed: int) -> dict[str, Any]:
         """See `Policy.start`."""
         game_env = cast(QanEnv, env.unwrapped)
-        config, training = game_env.config, game_env.training
-        if training.parts.game.class_counts(training.run, config) is None:
+        config = game_env.config
+        if game_env.training.shuffled:
             raise ValueError(
                 f"uniform plays games that choose classes; the game {config.game!r} is shuffled SGD: play constant"
             )
+        space = game_env.action_space
+        self.any_action = np.zeros(space.shape or (), space.dtype)
         return {"sampler": "shuffled"}
 
     def act(self, observation: NDArray[Any], info: dict[str, Any]) -> Any:
         """See `Policy.act`; any action, as it is ignored."""
-        return 0
+        return self.any_action
 
 
 def scheduled_rates(schedule: str, config: TaskConfig, length: int) -> list[float]:
@@ -149,7 +152,7 @@ def fixed_env_kwargs(name: str, config: TaskConfig) -> dict[str, Any]:
 
 def fixed_policies() -> list[str]:
     """The names of all fixed policies there are now."""
-    return [*SCHEDULES, "random", "uniform"]
+    return [*SCHEDULES, *RULES, "random", "uniform"]
 
 
 def make_policy(name: str) -> Policy:
@@ -160,6 +163,8 @@ def make_policy(name: str) -> Policy:
     """
     if name in SCHEDULES:
         return ScheduledPolicy(name)
+    if name in RULES:
+        return RulePolicy(RULES[name])
     if name == "random":
         return RandomPolicy()
     if name == "uniform":

@@ -104,6 +104,7 @@ struct qan_training {
   float *strength;                        // (N,) of the pull; or NULL: no pull; set by a sequence
   float *loss;                            // (N,) out; a sequence adds each loss to what is there
   uint8_t *finite;  // (N,) out: 1 if the loss and all weights after the update are finite; GRADIENTS_ONLY: the loss
+  float *each;      // (N, batch) out, without a sequence: of each image, without the loss scale; or NULL
 };
 
 struct qan_evaluation {
@@ -112,6 +113,7 @@ struct qan_evaluation {
   struct qan_memory weights;
   float *loss;      // (N,) out: mean cross-entropy
   float *accuracy;  // (N,) out, from 0 to 1
+  float *each;      // (N, n) out: the cross-entropy of each image; or NULL
 };
 
 enum qan_error {

@@ -19,6 +19,16 @@ static int are_examples(const struct qan_examples *examples) {
   return examples->images && examples->chosen && examples->labels && within(examples->count, 1, INT32_MAX);
 }
 
+static int are_indices(const struct qan_mlp_training *job, int64_t row) {
+  const struct qan_mlp_task *task = &job->tasks[row];
+  for (int64_t t = 0; t < job->counts[row]; t++) {
+    const int64_t *indices = job->indices + (row * job->most + t) * job->room;
+    for (int64_t b = 0; b < task->batch; b++)
+      if (!within(indices[b], 0, task->train.count - 1)) return 0;
+  }
+  return 1;
+}
+
 static int32_t check_task(const struct qan_mlp_training *job, int64_t row) {
   const struct qan_mlp_task *task = &job->tasks[row];
   if (job->counts[row] < 0 || job->counts[row] > job->most) return QAN_WRONG_COUNT;
@@ -30,6 +40,8 @@ static int32_t check_task(const struct qan_mlp_training *job, int64_t row) {
   if (job->weights.stride < size) return QAN_WRONG_TASK;
   for (int slot = 0; slot < slots; slot++)
     if (!job->slots[slot].at || job->slots[slot].stride < size) return QAN_WRONG_TASK;
+  if ((job->indices || job->each) && job->room < task->batch) return QAN_WRONG_TASK;
+  if (job->indices && !are_indices(job, row)) return QAN_WRONG_INDEX;
   return job->clock[row] < 0 || job->clock[row] > INT64_MAX - 1 - job->most ? QAN_WRONG_CLOCK : QAN_OK;
 }
 
@@ -49,7 +61,8 @@ int32_t qan_begin_mlp_evaluation(struct qan_mlp_evaluation *job) {
   for (int64_t entry = 0; entry < job->work.count && !error; entry++) {
     const int64_t row = row_of(&job->work, entry);
     if (!is_shape(&job->tasks[row]) || !are_examples(&job->examples[row]) ||
-        job->weights.stride < mlp_layout_of(&job->tasks[row]).size)
+        job->weights.stride < mlp_layout_of(&job->tasks[row]).size ||
+        (job->each && job->room < job->examples[row].count))
       error = QAN_WRONG_TASK;
   }
   job->work.next = 0;
@@ -82,6 +95,33 @@ void qan_initialise_mlp(const struct qan_mlp_task *task, int64_t seed, double sc
 }
 
 void qan_shuffled(int64_t seed, int64_t epoch, int64_t first, int64_t count, int64_t total, int64_t *indices) {
-  const struct order order = order_of(seed, epoch, total);
+  const struct order order = order_of(seed, SHUFFLED_PURPOSE, epoch, total);
   order_from(&order, first, count, indices);
+}
+
+// `count` images of a class of a row, of which `used` have been drawn before.
+static void draw_class(const struct qan_class_draws *draws, int64_t row, int64_t class, const int32_t *members,
+                       int64_t size, int64_t used, int64_t count, int64_t *indices) {
+  while (count > 0) {
+    const int64_t round = used / size, place = used % size, left = size - place, taken = count < left ? count : left;
+    const struct order order = order_of(draws->seeds[row], BY_CLASS_PURPOSE, round * draws->classes + class, size);
+    for (int64_t i = 0; i < taken; i++) indices[i] = members[order_at(&order, place + i)];
+    used += taken, count -= taken, indices += taken;
+  }
+}
+
+void qan_draw_classes(const struct qan_class_draws *draws) {
+  for (int64_t row = 0; row < draws->rows; row++) {
+    const int64_t *sizes = draws->sizes + row * draws->classes;
+    int64_t *used = draws->used + row * draws->classes;
+    for (int64_t t = 0; t < draws->batches; t++) {
+      const int64_t *counts = draws->counts + (row * draws->batches + t) * draws->classes;
+      const int32_t *members = draws->members + row * draws->most;
+      int64_t *indices = draws->indices + (row * draws->batches + t) * draws->room;
+      for (int64_t k = 0; k < draws->classes; members += sizes[k], indices += counts[k], k++) {
+        draw_class(draws, row, k, members, sizes[k], used[k], counts[k], indices);
+        used[k] += counts[k];
+      }
+    }
+  }
 }

@@ -63,6 +63,9 @@ struct qan_mlp_training {
   float *losses;    // (N, M) out: of each mini-batch, before its update; 0 from a row's count on
   uint8_t *finite;  // (N,) whether loss and weights have been finite; a row that is not is no longer trained
   float *measured;  // (N, MEASUREMENTS) out; or NULL
+  int64_t room;             // images of a mini-batch that `indices` and `each` have room for, at least every row's
+  const int64_t *indices;  // (N, M, room) of the images of each mini-batch, from 0 on; or NULL: those of the epochs
+  float *each;             // (N, M, room) out: the cross-entropy of each image, without the loss scale; or NULL
 };
 
 struct qan_mlp_evaluation {
@@ -72,6 +75,24 @@ struct qan_mlp_evaluation {
   struct qan_memory weights;
   float *loss;      // (N,) out: mean cross-entropy, without the loss scale
   float *accuracy;  // (N,) out, from 0 to 1
+  int64_t room;  // images of a row that `each` has room for
+  float *each;   // (N, room) out: the cross-entropy of each image; or NULL
+};
+
+// Mini-batches of classes, drawn with replacement: each class of a row goes through its images in a random order, and
+// then through all of them in another one.
+struct qan_class_draws {
+  int64_t rows;     // N
+  int64_t batches;  // M
+  int64_t classes;  // K
+  int64_t room;     // images that a mini-batch has room for
+  int64_t most;     // images that a row has room for
+  const int64_t *seeds;    // (N,)
+  const int64_t *counts;   // (N, M, K) images of each class; 0 of a class without images
+  const int64_t *sizes;    // (N, K) images of each class that there are
+  const int32_t *members;  // (N, most) of the row's images, those of class 0, of class 1, ...
+  int64_t *used;           // (N, K) images drawn of each class before; moves on
+  int64_t *indices;        // (N, M, room) out; unchanged from the end of a mini-batch on
 };
 
 #pragma GCC visibility push(default)
@@ -90,6 +111,8 @@ void qan_evaluate_mlp(struct qan_mlp_evaluation *job, void *workspace);
 void qan_initialise_mlp(const struct qan_mlp_task *task, int64_t seed, double scale, float *weights);
 // The indices of the images at the places `first`, first + 1, ... of an epoch.
 void qan_shuffled(int64_t seed, int64_t epoch, int64_t first, int64_t count, int64_t total, int64_t *indices);
+// Nothing is checked.
+void qan_draw_classes(const struct qan_class_draws *draws);
 #pragma GCC visibility pop
 
 // Where the layers lie: weights (in, out), then biases, each on a multiple of 16 floats.

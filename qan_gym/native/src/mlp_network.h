@@ -230,8 +230,9 @@ static const int64_t *draw_images(struct draws *draws, int64_t first, int64_t co
   return draws->indices + (first - draws->first);
 }
 
-// Gradients of a mini-batch's loss; returns the loss. The gradients are complete where the loss is finite.
-static float mlp_gradients(const struct mlp *mlp, struct draws *draws, int64_t first) {
+// Gradients of a mini-batch's loss; returns the loss. The gradients are complete where the loss is finite. The images are
+// those that are `given`, or where none are those of the epoch from `first` on. `each`: NULL, or the losses of the images.
+static float mlp_gradients(const struct mlp *mlp, struct draws *draws, int64_t first, const int64_t *given, float *each) {
   const struct qan_mlp_task *task = mlp->task;
   const float factor = task->loss_scale / (float)task->batch;
   double loss = 0;
@@ -240,10 +241,12 @@ static float mlp_gradients(const struct mlp *mlp, struct draws *draws, int64_t f
     const int count = task->batch - done < MLP_CHUNK ? (int)(task->batch - done) : MLP_CHUNK;
     uint8_t labels[MLP_CHUNK];
     float losses[MLP_CHUNK];
-    mlp_load(mlp, &task->train, draw_images(draws, first + done, count), count, labels);
+    const int64_t *indices = given ? given + done : draw_images(draws, first + done, count);
+    mlp_load(mlp, &task->train, indices, count, labels);
     mlp_forward(mlp, count);
     mlp_cross_entropy(mlp, count, labels, factor, losses);
     for (int b = 0; b < count; b++) loss += (double)losses[b];
+    if (each) memcpy(each + done, losses, (size_t)count * sizeof(float));
     if (loss - loss != 0) break;
     mlp_backward(mlp, count, done > 0);
   }
@@ -265,6 +268,7 @@ static void evaluate_mlp(const struct qan_mlp_evaluation *job, int64_t row, stru
     mlp_load(&mlp, examples, indices, count, labels);
     mlp_forward(&mlp, count);
     mlp_cross_entropy(&mlp, count, labels, 0, losses);
+    if (job->each) memcpy(job->each + row * job->room + done, losses, (size_t)count * sizeof(float));
     for (int b = 0; b < count; b++) {
       loss += (double)losses[b];
       correct += largest_of(mlp.outputs[last] + b * mlp.layout.room[last], mlp.layout.outputs[last]) == labels[b];

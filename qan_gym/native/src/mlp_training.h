@@ -209,16 +209,19 @@ static struct mlp_row mlp_row_of(const struct qan_mlp_training *job, const struc
   return memory;
 }
 
-// One mini-batch; returns 1 if loss and weights are finite.
+// Mini-batch t of the call; returns 1 if loss and weights are finite.
 static int train_mlp_batch(const struct qan_mlp_training *job, const struct mlp *mlp, const struct mlp_row *memory,
-                           int64_t row, double rate, struct draws *draws, float *loss, struct mlp_sums *sum,
+                           int64_t row, int64_t t, struct draws *draws, float *loss, struct mlp_sums *sum,
                            struct mlp_space *space) {
   const struct qan_mlp_task *task = mlp->task;
   const int64_t per_epoch = task->train.count / task->batch, clock = job->clock[row];
-  *loss = mlp_gradients(mlp, draws, clock % per_epoch * task->batch);
+  const int64_t number = row * job->most + t;
+  const int64_t *given = job->indices ? job->indices + number * job->room : 0;
+  float *each = job->each ? job->each + number * job->room : 0;
+  *loss = mlp_gradients(mlp, draws, clock % per_epoch * task->batch, given, each);
   if (*loss != *loss) *loss = __builtin_nanf("");  // of one sign on every machine
   if (*loss - *loss != 0) return 0;
-  const struct rule rule = rule_with(task->optimizer, rate, job->momentum[row], job->weight_decay[row], task->beta2,
+  const struct rule rule = rule_with(task->optimizer, job->rates[number], job->momentum[row], job->weight_decay[row], task->beta2,
                                      task->epsilon, clock);
   int finite;
   if (!job->measured) {
@@ -261,10 +264,10 @@ static void train_mlp(const struct qan_mlp_training *job, int64_t row, struct ml
     }
     if (job->clock[row] / per_epoch != epoch) {
       epoch = job->clock[row] / per_epoch;
-      draws.order = order_of(task->seed, epoch, task->train.count);
+      draws.order = order_of(task->seed, SHUFFLED_PURPOSE, epoch, task->train.count);
       draws.first = draws.count = 0;
     }
-    finite = train_mlp_batch(job, &mlp, &memory, row, job->rates[row * job->most + t], &draws, losses + t, &sum, space);
+    finite = train_mlp_batch(job, &mlp, &memory, row, t, &draws, losses + t, &sum, space);
   }
   job->finite[row] = (uint8_t)finite;
   if (job->measured)

@@ -16,7 +16,9 @@ static float gradients_of(const struct qan_training *job, int64_t network, const
     forward(&model, &job->data, indices + first, 0, count, space);
     for (int b = 0; b < count; b++) {
       const int64_t label = job->data.labels[indices[first + b]];
-      loss += (double)cross_entropy(&model, space->logits + b * model.class_room, label, job->batch, scale);
+      const float own = cross_entropy(&model, space->logits + b * model.class_room, label, job->batch, scale);
+      loss += (double)own;
+      if (job->each) job->each[network * job->batch + first + b] = own;
     }
     backward(&model, &job->data, count, space, gradient, first > 0);
   }
@@ -70,7 +72,9 @@ static void evaluate_network(const struct qan_evaluation *job, int64_t network, 
     for (int b = 0; b < count; b++) {
       float *logits = space->logits + b * model.class_room;
       const int64_t label = job->data.labels[first + b];
-      loss += (double)cross_entropy(&model, logits, label, 0, 1);
+      const float own = cross_entropy(&model, logits, label, 0, 1);
+      loss += (double)own;
+      if (job->each) job->each[network * job->data.count + first + b] = own;
       correct += largest_of(logits, model.classes) == label;
     }
   }

@@ -5,7 +5,7 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { WEIGHTS_PURPOSE = 1, SHUFFLED_PURPOSE = 4, ORDER_ROUNDS = 16 };
+enum { WEIGHTS_PURPOSE = 1, SHUFFLED_PURPOSE = 4, BY_CLASS_PURPOSE = 5, ORDER_ROUNDS = 16 };
 
 static const uint64_t GAMMA = 0x9E3779B97F4A7C15ULL, MIX1 = 0xBF58476D1CE4E5B9ULL, MIX2 = 0x94D049BB133111EBULL;
 
@@ -34,12 +34,12 @@ struct order {
 
 enum { ORDER_LANES = 8, ORDER_BLOCK = 4 * ORDER_LANES };
 
-// 1 <= total < 2^31.
-static inline struct order order_of(int64_t seed, int64_t epoch, int64_t total) {
+// The order of a number, as an epoch's, among those of a purpose; 1 <= total < 2^31.
+static inline struct order order_of(int64_t seed, uint64_t purpose, int64_t number, int64_t total) {
   struct order order = {.total = (uint32_t)total, .rows = (uint32_t)__builtin_sqrt((double)total)};
   order.rows += order.rows * order.rows < order.total;
   order.columns = (order.total + order.rows - 1) / order.rows;
-  const uint64_t stream = stream_of(seed, SHUFFLED_PURPOSE, epoch);
+  const uint64_t stream = stream_of(seed, purpose, number);
   for (int i = 0; i < ORDER_ROUNDS; i++) {
     const uint64_t bits = bits_at(stream, i);
     order.keys[i][0] = (uint32_t)bits;
@@ -96,6 +96,29 @@ static inline void order_from(const struct order *order, int64_t first, int64_t 
       indices[i + j] = (int64_t)at;
     }
   }
+}
+
+// What `move` does, of one number.
+static inline uint32_t moved(uint32_t x, uint32_t by, const uint32_t keys[2], uint32_t count) {
+  uint32_t h = by + keys[0];
+  h = (h ^ h >> 16) * 0x21f0aaadu;
+  h = (h ^ h >> 15 ^ keys[1]) * 0x735a2d97u;
+  h = x + ((h >> 16) * count >> 16);
+  return h >= count ? h - count : h;
+}
+
+// The index at one place: for a few of them faster than a block.
+static inline int64_t order_at(const struct order *order, int64_t place) {
+  uint32_t at = (uint32_t)place;
+  do {
+    uint32_t left = at / order->columns, right = at % order->columns;
+    for (int i = 0; i < ORDER_ROUNDS; i += 2) {
+      left = moved(left, right, order->keys[i], order->rows);
+      right = moved(right, left, order->keys[i + 1], order->columns);
+    }
+    at = left * order->columns + right;
+  } while (at >= order->total);
+  return (int64_t)at;
 }
 
 // --- normal numbers, by Box and Muller, within 1e-9; the same bits on every machine

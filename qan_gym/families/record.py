@@ -1,0 +1,111 @@
+"""The record of a task of any family: what its environment, its pictures and its files need to know."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from functools import cache
+from typing import Any, ClassVar, Self, cast
+
+NUMBER_LIMIT = 2**31  # of the tasks of a split
+
+
+class TaskRecord:
+    """One training, but for its initial weights and the order of its mini-batches, which are the episode's.
+
+    A family has a subclass, a frozen dataclass that declares these fields and its own, each with a default. The record
+    can be printed, written as JSON, and played again as the environment's `task`.
+
+    Attributes:
+        DECISIONS: actions of an episode, whatever its budget.
+    """
+
+    DECISIONS: ClassVar[int]
+
+    # What every record has.
+    split: str
+    number: int
+    network: str
+    resolution: int
+    classes: tuple[int, ...]
+    train_size: int
+    data_seed: int
+    momentum: float
+    weight_decay: float
+    batch_size: int
+    batches_per_action: int
+    version: int
+
+    @property
+    def budget(self) -> int:
+        """Mini-batches of an episode."""
+        return self.DECISIONS * self.batches_per_action
+
+    @property
+    def kind(self) -> str:
+        """The kind of network: "mlp", "cnn", "mnist-cnn", "resnet-8" or "vit"."""
+        return self.network if self.network in ("mnist-cnn", "resnet-8") else self.network.partition("-")[0]
+
+    @property
+    def own_schedule(self) -> str | None:
+        """Of the learning rate; None: that of the environment."""
+        return None
+
+    @property
+    def name(self) -> str:
+        """A few words, for titles."""
+        return self.network
+
+    @property
+    def start_learning_rate(self) -> float:
+        """At the start of an episode."""
+        raise NotImplementedError
+
+    def settings(self) -> dict[str, Any]:
+        """The settings of a `TaskConfig` that the task says."""
+        record = asdict(cast(Any, self))
+        return {name: record[name] for name in record if name not in ("split", "number", "version")} | {
+            "batches": self.budget
+        }
+
+    def context(self) -> dict[str, float]:
+        """The parameters of the task as numbers of order 1, for `info["task"]` and `context="observed"`."""
+        raise NotImplementedError
+
+    @classmethod
+    @cache
+    def context_names(cls) -> tuple[str, ...]:
+        """The names of the numbers of `context`."""
+        return tuple(cls().context())
+
+    def lines(self) -> tuple[str, ...]:
+        """The record in words, for pictures: lines of at most 40 characters."""
+        raise NotImplementedError
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(cast(Any, self)))
+
+    @classmethod
+    def from_record(cls, record: TaskRecord | Mapping[str, Any] | str) -> Self:
+        """A task from itself, from a dict of its fields, or from its JSON.
+
+        Raises:
+            ValueError: it is no record of a task; the message says what is wrong.
+        """
+        if isinstance(record, cls):
+            return record
+        if isinstance(record, str):
+            try:
+                record = json.loads(record)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"a task must be a Task, a dict of its fields, or their JSON: {error}") from error
+        if not isinstance(record, Mapping):  # a record of another family too
+            raise ValueError(f"a task must be a Task, a dict of its fields, or their JSON, not {record!r}")
+        names = {one.name for one in fields(cast(Any, cls))}
+        if missing := names - record.keys():
+            raise ValueError(f"the record of the task has no {', '.join(sorted(missing))}")
+        if unknown := record.keys() - names:
+            raise ValueError(f"the record of the task has unknown fields: {', '.join(sorted(map(str, unknown)))}")
+        return cls(**record)

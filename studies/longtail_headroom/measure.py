@@ -1,0 +1,84 @@
+"""Train the held-out tasks of the long-tail family under shuffled SGD and fixed rules; results/scores.csv.
+
+python -m studies.longtail_headroom.measure --tasks 100
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from qan_agents.policies.class_rules import RULES, Deferred, LossProportional, Rule, rule_actions
+from qan_gym.families.factory import family_config
+from qan_gym.families.long_tail import DECISIONS, DIGITS, LongTailTask, draw_task
+from qan_gym.families.training import FamilyTraining, family_parts
+from qan_gym.utils.files import write_aside
+
+SCORES = Path(__file__).parent / "results" / "scores.csv"
+COLUMNS = ("imbalance", "label_noise", "rule", "number", "validation_loss", "test_loss", "test_accuracy")
+IMBALANCES, NOISES, NOISY_CLASSES = (1, 10, 100), (0.0, 0.3, 0.6), 4
+SHUFFLED, RANDOM = "shuffled", "random"
+
+# The rules that the bench has, and some with other settings.
+TRIED: dict[str, Rule] = {
+    **{name: rule for name, rule in RULES.items() if name != "natural"},
+    "deferred 0.8": Deferred(0.8),
+    "loss-proportional 0.5": LossProportional(0.5),
+    "validation-proportional 0.5": LossProportional(0.5, validation=True),
+}
+
+
+def play(training: FamilyTraining, tasks: list[LongTailTask], name: str) -> list[dict[str, Any]]:
+    """Train every task in a row of its own, with its number as the seed; returns the rows of the table."""
+    count = len(tasks)
+    training.reset(np.ones(count, np.bool_), np.arange(count), shuffled=name == SHUFFLED, tasks=tasks)
+    rng = np.random.default_rng(0)
+    for _ in range(DECISIONS):
+        training.step(actions(training, name, rng))
+    info = {key: np.asarray(value) for key, value in training.info().items()}
+    measured = ("validation_loss", "test_loss", "test_accuracy")
+    return [
+        {"rule": name, "number": task.number, **{key: f"{info[key][row]:.6g}" for key in measured}}
+        for row, task in enumerate(tasks)
+    ]
+
+
+def actions(training: FamilyTraining, name: str, rng: np.random.Generator) -> NDArray[np.float32]:
+    """The next actions, (N, K): of a rule, uniform, or any where they do nothing."""
+    shape = (training.num_runs, DIGITS)
+    if name == RANDOM:
+        return rng.uniform(-1, 1, shape).astype(np.float32)
+    if name == SHUFFLED:
+        return np.zeros(shape, np.float32)
+    return rule_actions(TRIED[name], training)
+
+
+def main() -> None:
+    """Train all of them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tasks", type=int, default=100, help="number 0 to TASKS - 1 of the test split")
+    count = parser.parse_args().tasks
+    config, source = family_config("QanMinibatch-LongTail-v0", {"continuous": True, "networks": "mlp"})
+    training = FamilyTraining(family_parts(config, source, "cpu", "auto"), source, count)
+    rows: list[dict[str, Any]] = []
+    cells = [(imbalance, noise) for imbalance in IMBALANCES for noise in NOISES]
+    for imbalance, noise in tqdm(cells):
+        tasks = [draw_task("test", number, ("mlp",), imbalance, noise, NOISY_CLASSES) for number in range(count)]
+        for name in (SHUFFLED, RANDOM, *TRIED):
+            played = play(training, tasks, name)
+            rows += [{"imbalance": imbalance, "label_noise": noise, **row} for row in played]
+    SCORES.parent.mkdir(exist_ok=True)
+    with write_aside(SCORES) as aside, aside.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
