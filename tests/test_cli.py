@@ -197,7 +197,7 @@ def test_a_path_below_the_users_folder(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_none_reaches_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli_train, "_train_and_evaluate", lambda run, modules: None)
+    monkeypatch.setattr(cli_train, "_train_and_evaluate", lambda *_, **__: None)
     invoke(*QUICK_TRAINING, "--out", "run")
     kwargs = json.loads(Path("run", "config.json").read_text())["run"]["env_kwargs"]
     assert kwargs == {"epochs": 1, "train_size": 100, "meta_momentum": None, "reference": None}
