@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/learned_lr.py
 
-A pair is some steps without it and as many with it, in an order that alternates; the ratio of a pair is that of their CPU
+A pair is some steps without it and as many with it, in an order that alternates; its ratio is that of their CPU
 times. The quartiles are over pairs.
 """
 
