@@ -371,8 +371,9 @@ class MinibatchEnv(QanEnv):
     As `LearningRateEnv`. With `replacement=True` a class that is exhausted begins anew, in a new order, and the ten
     actions of the roulette are shares of the mini-batches, at first all classes alike; with `continuous=True` too,
     actions are `Box(-1, 1, (10,))` and the shares softmax(3 action). `imbalance`, `label_noise` of each class and
-    `data_seed` make the training images long-tailed and noisy. `meta_momentum` is `"filter-regression"` by default: the pull of three
-    gradient steps of rate 0.01 on the mean squared distance of the first convolution's filters to the reference.
+    `data_seed` make the training images long-tailed and noisy. `meta_momentum` is `"filter-regression"` by default: the
+    pull of three gradient steps of rate 0.01 on the mean squared distance of the first convolution's filters to the
+    reference.
 
     ## Version History
     - v0: initial version.
