@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 from collections import defaultdict
 
 import numpy as np
@@ -20,7 +21,7 @@ Cell = tuple[float, float]  # imbalance, label noise
 def scores(column: str) -> dict[Cell, dict[str, Float64]]:
     """The values of a column by cell and rule, (tasks,) each, in the order of the tasks."""
     found: dict[Cell, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
-    with SCORES.open(newline="") as file:
+    with gzip.open(SCORES, "rt", newline="") as file:
         for row in csv.DictReader(file):
             cell = (float(row["imbalance"]), float(row["label_noise"]))
             found[cell][row["rule"]][int(row["number"])] = float(row[column])
