@@ -165,14 +165,14 @@ def features_page() -> str:
             '| `"screen"` (default) | a row per filter of the network, then the score line |',
             '| `"filters"` | the filters alone, as in the paper |',
             '| `"statistics"` | [what can be measured of any training](statistics.md), one number each |',
-            '| `"classes"` | how each class does: the features below that are for each class, and five of the training |',
-            '| a list, as `["log_learning_rate", "budget_used"]` | these features alone, one number each, or one for each class |',
+            '| `"classes"` | how each class does: the features for each class, and five of the training |',
+            '| a list, as `["log_learning_rate", "budget_used"]` | these features alone |',
             "",
             "Every observation is a flat `Box` of float32, kept within ±10; `observation.reshape("
             "env.unwrapped.screen_shape)` gives the rows of a screen.",
             "",
-            "A *feature* is one number per run, or one for each class, registered under a name. The *score line* has seven of them in fixed "
-            "places, then those of the game, then zeros. `qan_gym.register_feature` adds one "
+            "A *feature* is one number per run, or one for each class, registered under a name. The *score line* has "
+            "seven of them in fixed places, then those of the game, then zeros. `qan_gym.register_feature` adds one "
             "([example](../tutorials/your-own.md#observation)).",
             "",
             "## Features",

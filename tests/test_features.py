@@ -78,7 +78,8 @@ def play(env: gym.Env, seed: int = 3) -> list[tuple]:
 
 def test_every_feature_has_a_slow_computation():
     assert list(SLOWLY) == ALL
-    fixed = {name for name in FEATURES if not name.startswith("task_")}  # the others are of a family's tasks
+    others = ("task_", "long_tail_", "class_")  # of a family's tasks, and of each class
+    fixed = {name for name in FEATURES if not name.startswith(others)}
     assert fixed == {*SLOWLY, *STATISTICS, "log_validation_to_chance"}
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import qan_gym  # noqa: F401
+from qan_agents.policies.class_rules import RULES
 from qan_agents.policies.fixed import fixed_env_kwargs, fixed_policies, make_policy, scheduled_rates
 from qan_agents.policies.rollout import EpisodeRecorder, play_episode
 from qan_gym.games import GAMES, Game
@@ -97,7 +98,7 @@ def test_random_depends_on_the_seed_alone():
 @pytest.mark.parametrize("env_id", [LR, MINIBATCH])
 def test_a_policy_plays_its_game_or_says_why_not(name, env_id):
     env = make(env_id, batches_per_action=10)
-    other_game = name == "uniform" if "LR" in env_id else name in SCHEDULES
+    other_game = name in RULES or (name == "uniform" if "LR" in env_id else name in SCHEDULES)
     if other_game:
         with pytest.raises(ValueError, match="play"):
             play_episode(env, make_policy(name), seed=0)

@@ -1,4 +1,4 @@
-"""Train the held-out tasks of the long-tail family under shuffled SGD and fixed rules; results/scores.csv.
+"""Train the held-out tasks of the long-tail family under shuffled SGD and fixed rules; results/scores.csv.gz.
 
 python -m studies.longtail_headroom.measure --tasks 100
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import csv
+import gzip
+import io
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from qan_gym.families.long_tail import DECISIONS, DIGITS, LongTailTask, draw_tas
 from qan_gym.families.training import FamilyTraining, family_parts
 from qan_gym.utils.files import write_aside
 
-SCORES = Path(__file__).parent / "results" / "scores.csv"
+SCORES = Path(__file__).parent / "results" / "scores.csv.gz"
 COLUMNS = ("imbalance", "label_noise", "rule", "number", "validation_loss", "test_loss", "test_accuracy")
 IMBALANCES, NOISES, NOISY_CLASSES = (1, 10, 100), (0.0, 0.3, 0.6), 4
 SHUFFLED, RANDOM = "shuffled", "random"
@@ -74,10 +76,12 @@ def main() -> None:
             played = play(training, tasks, name)
             rows += [{"imbalance": imbalance, "label_noise": noise, **row} for row in played]
     SCORES.parent.mkdir(exist_ok=True)
-    with write_aside(SCORES) as aside, aside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with write_aside(SCORES) as aside:
+        aside.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
 
 
 if __name__ == "__main__":
