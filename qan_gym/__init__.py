@@ -1,17 +1,21 @@
 """Training a neural network, as a game that reinforcement learning can play.
 
-Importing this package registers the environments, if need be as soon as Gymnasium is imported, and does nothing else:
-torch is imported when one is made, or when one of the functions here is used.
+Importing this package registers the environments and does nothing else: torch is imported when one is made, or when
+one of the functions here is used. What plays no game, such as the data and the schedules, needs no Gymnasium.
 """
 
 from importlib import import_module
 from typing import Any
 
-from qan_gym.registration import register_envs, register_when_imported
+from qan_gym.registration import register_envs
 
 __version__ = "0.1.0"
 
-register_when_imported()
+try:
+    register_envs()
+except ModuleNotFoundError as error:
+    if (error.name or "").partition(".")[0] != "gymnasium":
+        raise
 
 # The registries that a user adds to, and what looks ahead, by the module each is in.
 _FUNCTIONS = {

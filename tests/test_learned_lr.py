@@ -694,13 +694,3 @@ def test_it_needs_torch_numpy_and_safetensors_alone():
     done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("25 ")
-
-
-@pytest.mark.parametrize("first", ["gymnasium", "qan_gym"])
-def test_environments_are_registered_whichever_is_imported_first(first):
-    """Though qan_gym does not import Gymnasium."""
-    second = "qan_gym" if first == "gymnasium" else "gymnasium"
-    code = f"import {first}\nimport sys\nprint('gymnasium' in sys.modules)\nimport {second}\nimport gymnasium\n"
-    code += "print('QanLR-Family-v0' in gymnasium.registry)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [str(first == "gymnasium"), "True"]

@@ -23,7 +23,6 @@ from qan_gym.utils.own_settings import own_settings
 
 Flags = NDArray[np.bool_]  # (N,), on the host
 
-LOSS_LIMIT = 1e6  # replaces larger losses and NaN
 NO_ACTION = -1.0  # last_action before the first action of an episode
 LOSS_LIMIT = 1e6  # replaces larger losses and NaN
 LEAST_LOSS = -1e-3  # of a loss of 0, whose rounding may be below

@@ -127,7 +127,9 @@ class Decisions:
         run.momentum[:], run.weight_decay[:] = hyperparameters.momentum, hyperparameters.weight_decay
         run.learning_rate[:] = hyperparameters.learning_rate
         if found is not None:
-            run.measured[0], run.losses = found.measured, found.losses[None]
+            losses: Any = found.losses[None]
+            self._run.measured.copy_(torch.from_numpy(found.measured))
+            run.losses = losses
             statistics.after_action(run)
         self.observation = self._observe()
         scaled = abs(self.controller.scaled(self.observation[None])[0])

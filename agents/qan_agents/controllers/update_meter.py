@@ -101,7 +101,7 @@ class UpdateMeter:
                 view.zero_()
         there = [(view, source) for view, source in pairs if source is not None]
         if there:
-            torch._foreach_copy_(*map(list, zip(*there, strict=True)))
+            torch._foreach_copy_([view for view, _ in there], [source for _, source in there])
 
     def _entries(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Their measured entries, views where they can be."""
@@ -135,7 +135,8 @@ class UpdateMeter:
                 self._make_room(2 * self.count)
             gradient, previous = self.updates % 2, 1 - self.updates % 2
             self._copy(gradient, [parameter.grad for parameter, _, _ in self.parts])
-            torch._foreach_sub_(self.views[UPDATE], self._entries(self._weights()))
+            weights = [one for one in self._entries(self._weights()) if one is not None]
+            torch._foreach_sub_(self.views[UPDATE], weights)
             pairs = ((gradient, gradient), (gradient, previous), (UPDATE, UPDATE), (gradient, UPDATE))
             for column, (one, other) in enumerate(pairs):
                 torch.dot(self.memory[one], self.memory[other], out=self.products[self.count, column])
@@ -179,8 +180,9 @@ class UpdateMeter:
         weights = self._dot(UPDATE, UPDATE)
         moved = self.memory[UPDATE].sub_(self.memory[START])
         last = self.memory[DISPLACEMENT]
-        products = (torch.dot(moved, moved), torch.dot(moved, last), torch.dot(last, last))
-        rest = of_action(*(self.step * one[None].double() for one in products), weights[None].double())[0]
+        products = torch.stack([torch.dot(moved, moved), torch.dot(moved, last), torch.dot(last, last)]).double()
+        square, both, last_one = (self.step * products)[:, None]
+        rest = of_action(square, both, last_one, weights[None].double())[0]
         last.copy_(moved)
         self._previous_square = last_square
         read = torch.cat([means, rest, self.products[: self.count, LOSS].double()]).cpu().numpy()
