@@ -21,7 +21,6 @@ from qan_agents.cli.common import (
     expanded,
     extra_required,
     parse_settings,
-    plain,
     print_wrapped,
     refuse_beside,
     table_of,
@@ -33,21 +32,37 @@ if TYPE_CHECKING:
     from qan_agents.agents import Progress as TrainingProgress
     from qan_agents.experiments.run_config import RunConfig
     from qan_agents.experiments.run_folder import Run
+    from qan_agents.experiments.verdict import Verdict
     from qan_agents.policies.rollout import Episode
 
+MOST_NAMES = 5  # of actions in a line
 OutOption = Annotated[Path | None, typer.Option(help="The run folder; default: a new one in runs/.", callback=expanded)]
 
 
 def train(
     context: typer.Context,
     env: EnvArgument = "QanLR-MNIST5k-v1",
-    agent: Annotated[str, typer.Option(help="The agent; see qan list.")] = "dqn",
-    preset: Annotated[str, typer.Option(help="Named hyperparameters; see qan list AGENT.")] = "quick",
+    agent: Annotated[
+        str | None,
+        typer.Option(
+            help="The agent, see qan list; default: dqn-ensemble where raise, lower and keep act on the learning rate, "
+            "dqn on other choices, ppo on numbers."
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Named hyperparameters; default: the first that qan list AGENT shows.")
+    ] = None,
     episodes: Annotated[int, typer.Option(min=1, max=MOST, help="How many trainings of the CNN to play.")] = 20,
     seed: SeedOption = 0,
     num_envs: Annotated[
-        int, typer.Option(min=1, max=MOST, help="How many of the trainings to play at once; divides the episodes.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            min=1,
+            max=MOST,
+            help="How many of the trainings to play at once; divides the episodes; default: up to 4 for dqn-ensemble, "
+            "else 1.",
+        ),
+    ] = None,
     out: OutOption = None,
     settings: SetOption = None,
     agent_settings: Annotated[
@@ -63,8 +78,7 @@ def train(
     modules: ImportOption = None,
 ) -> None:
     """Train an agent, draw the pictures, and compare it with fixed policies on unseen seeds."""
-    from qan_agents.env_ids import task_of
-    from qan_agents.experiments.run_config import RunConfig
+    from qan_agents.experiments.defaults import complete_config
     from qan_agents.experiments.run_folder import Run
 
     if resume is not None:
@@ -73,19 +87,17 @@ def train(
         return
     if drop_damaged:
         raise ValueError("--drop-damaged goes with --resume RUN")
-    env_kwargs = parse_settings(settings)
-    task_of(env, env_kwargs)  # refuses what is wrong before data are loaded
-    config = RunConfig(
+    config = complete_config(
         env,
-        env_kwargs,
-        agent,
-        preset,
-        episodes,
-        seed,
-        num_envs,
+        parse_settings(settings),
+        agent=agent,
+        preset=preset,
+        episodes=episodes,
+        seed=seed,
+        num_envs=num_envs,
         agent_kwargs=parse_settings(agent_settings),
     )
-    _train_and_evaluate(_start(config, out, f"{env}-{agent}-{preset}-seed{seed}"), modules or ())
+    _train_and_evaluate(_start(config, out, f"{env}-{config.agent}-{config.preset}-seed{seed}"), modules or ())
 
 
 def reproduce(
@@ -109,9 +121,10 @@ def _start(config: "RunConfig", out: Path | None, name: str) -> "Run":
     """A new run, in `out` or a free folder of that name."""
     from qan_agents.experiments.train import start_run
 
-    if out is not None:
-        return start_run(out, config)
-    return start_run(Path("runs") / name.replace(":", "-"), config, numbered=True)
+    with console.status("loading the data", spinner=SPINNER):
+        if out is not None:
+            return start_run(out, config)
+        return start_run(Path("runs") / name.replace(":", "-"), config, numbered=True)
 
 
 def _train_and_evaluate(run: "Run", modules: Sequence[str], drop_damaged: bool = False) -> None:
@@ -125,15 +138,29 @@ def _train_and_evaluate(run: "Run", modules: Sequence[str], drop_damaged: bool =
     """
     config = run.config()
     console.print(f"{config.agent} ({config.preset}) plays {config.env}: {run.folder}")
+    console.print(_what_is_played(run))
     try:
         _train(run, config, drop_damaged)
-        _evaluate(run)
-        _plot(run)
+        _evaluate_and_plot(run)
     except KeyboardInterrupt:
         asked_for = dict.fromkeys((*modules, *filter(None, [config.env.rpartition(":")[0]])))
         imports = [word for module in asked_for for word in ("--import", module)]
         console.print(f"interrupted; go on with: {shlex.join(['qan', 'train', '--resume', str(run.folder), *imports])}")
         raise typer.Exit(INTERRUPTED) from None
+
+
+def _what_is_played(run: "Run") -> str:
+    """The trainings of a run and the actions in them, in one line."""
+    from qan_agents.experiments.plots import PlayedTask
+
+    config, settings, played = run.config(), run.settings(), PlayedTask.of(run)
+    task, at_once = played.config, f", {config.num_envs} at once" if config.num_envs > 1 else ""
+    names, base = played.action_names, "" if task.schedule == "constant" else f" on top of the schedule {task.schedule}"
+    choices = f" ({', '.join(names)})" if 0 < len(names) <= MOST_NAMES else ""
+    return (
+        f"{config.episodes} trainings of {task.network}{at_once}; in each {settings.episode_length} actions on the "
+        f"{played.game.controlled}{choices}{base}, of {task.batches_per_action} mini-batches; reward: {task.reward}"
+    )
 
 
 def _train(run: "Run", config: "RunConfig", drop_damaged: bool) -> None:
@@ -146,7 +173,7 @@ def _train(run: "Run", config: "RunConfig", drop_damaged: bool) -> None:
         text_column("{task.fields[rate]} steps/s"),
         text_column("accuracy {task.fields[accuracy]:.1%}"),
         text_column("{task.fields[metrics]}"),
-        text_column("ETA"),
+        text_column("training ends in"),
         TimeRemainingColumn(),
     )
     total = config.training_episodes * run.settings().episode_length
@@ -194,20 +221,46 @@ def evaluate(run: RunArgument, modules: ImportOption = None) -> None:
     """Play a trained agent greedily on unseen seeds, beside fixed policies; draw the pictures anew."""
     from qan_agents.experiments.run_folder import Run
 
-    _evaluate(Run(run))
-    _plot(Run(run))
+    _evaluate_and_plot(Run(run))
 
 
-def _evaluate(run: "Run") -> None:
+def _evaluate_and_plot(run: "Run") -> None:
+    """Evaluate a run, draw its pictures, and say in one sentence how the agent stands."""
+    verdict = _evaluate(run)
+    _plot(run)
+    print_wrapped(verdict.sentence())
+
+
+def _evaluate(run: "Run") -> "Verdict":
+    """Evaluate a run behind a progress bar, and print a table."""
     from qan_agents.experiments import evaluation
+    from qan_agents.experiments.verdict import verdict_of
 
-    with console.status("evaluating", spinner=SPINNER) as status:
-        scores = evaluation.evaluate(run, lambda name, seed: status.update(plain(f"evaluating {name}, seed {seed}")))
-    head, rows = evaluation.table_of(scores)
-    table = table_of(*head, right=head[1:], title=f"unseen seeds: {len(scores[0].test_loss)}; mean (lowest-highest)")
+    columns = (
+        text_column("unseen seeds: {task.fields[policy]}"),
+        BarColumn(bar_width=10),
+        text_column("evaluation ends in"),
+        TimeRemainingColumn(),
+    )
+    playing = ""
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        bar = bars.add_task("", total=1.0, policy="")
+
+        def show(policy: str, share: float) -> None:
+            nonlocal playing
+            bars.update(bar, completed=share, policy=policy)
+            if policy != playing and not console.is_terminal:
+                console.print(f"playing unseen seeds: {policy}")
+            playing = policy
+
+        evaluation.evaluate(run, show)
+    verdict = verdict_of(run)
+    head, rows = verdict.table()
+    table = table_of(*head, right=head[1:], title=verdict.title)
     for row in rows:
         table.add_row(*row)
     print_wrapped(table)
+    return verdict
 
 
 def plot(
@@ -225,18 +278,15 @@ def plot(
         from qan_agents.experiments.run_page import write_page
     with console.status("drawing, and trying every action of an unseen episode", spinner=SPINNER):
         written = write_page(Run(run))
-    _print_drawn(written)
+    for path in written:
+        console.print(f"drawn: {path}")
 
 
 def _plot(run: "Run") -> None:
     from qan_agents.experiments.plots import plot_run
 
-    _print_drawn(plot_run(run))
-
-
-def _print_drawn(paths: list[Path]) -> None:
-    for path in paths:
-        console.print(f"drawn: {path}")
+    with console.status("drawing", spinner=SPINNER):
+        plot_run(run, lambda path: console.print(f"drawn: {path}"))
 
 
 def watch(
