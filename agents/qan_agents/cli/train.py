@@ -155,11 +155,13 @@ def _what_is_played(run: "Run") -> str:
 
     config, settings, played = run.config(), run.settings(), PlayedTask.of(run)
     task, at_once = played.config, f", {config.num_envs} at once" if config.num_envs > 1 else ""
-    names, base = played.action_names, "" if task.schedule == "constant" else f" on top of the schedule {task.schedule}"
+    names = played.action_names
     choices = f" ({', '.join(names)})" if 0 < len(names) <= MOST_NAMES else ""
+    base = "" if task.schedule == "constant" else f", on top of the schedule {task.schedule}"
     return (
         f"{config.episodes} trainings of {task.network}{at_once}; in each {settings.episode_length} actions on the "
-        f"{played.game.controlled}{choices}{base}, of {task.batches_per_action} mini-batches; reward: {task.reward}"
+        f"{played.game.controlled}{choices}, one every {task.batches_per_action} mini-batches{base}; "
+        f"reward: {task.reward}"
     )
 
 
@@ -173,12 +175,12 @@ def _train(run: "Run", config: "RunConfig", drop_damaged: bool) -> None:
         text_column("{task.fields[rate]} steps/s"),
         text_column("accuracy {task.fields[accuracy]:.1%}"),
         text_column("{task.fields[metrics]}"),
-        text_column("training ends in"),
+        text_column("left"),
         TimeRemainingColumn(),
     )
     total = config.training_episodes * run.settings().episode_length
     done = run.progress()
-    with Progress(*columns, console=console) as bars:
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
         bar = bars.add_task(
             "",
             total=total,
@@ -239,7 +241,7 @@ def _evaluate(run: "Run") -> "Verdict":
     columns = (
         text_column("unseen seeds: {task.fields[policy]}"),
         BarColumn(bar_width=10),
-        text_column("evaluation ends in"),
+        text_column("left"),
         TimeRemainingColumn(),
     )
     playing = ""

@@ -77,16 +77,16 @@ def evaluate(run: Run, show: Callable[[str, float], None]) -> list[PolicyScores]
         agent = load_agent(run)
         task = agent.facts.task
         rivals = rivals_of(task, config.baselines)
-        players = {config.agent: _Player(agent.policy, config.env_kwargs, agent.history)}
+        players = {config.agent: Player(agent.policy, config.env_kwargs, agent.history)}
         for name in rivals:
             kwargs = {**config.env_kwargs, **fixed_env_kwargs(name, task)}
-            players[name] = _Player(partial(make_policy, name), kwargs)
+            players[name] = Player(partial(make_policy, name), kwargs)
         rows = 1 if agent.training.run.carried() else ROWS
         episodes: dict[tuple[str, int], Episode] = {}
         for number, (name, player) in enumerate(players.items()):
             shown = _part(partial(show, name), number, len(players))
             shown(0.0)
-            played = _play(config.env, player, config.evaluation_seeds, rows, shown)
+            played = play_seeds(config.env, player, config.evaluation_seeds, rows, shown)
             episodes |= {(name, seed): one for seed, one in zip(config.evaluation_seeds, played, strict=True)}
         agent.close()
         run.finish_evaluation(_tables(episodes, baseline_of(task, config.baselines)))
@@ -94,18 +94,32 @@ def evaluate(run: Run, show: Callable[[str, float], None]) -> list[PolicyScores]
 
 
 @dataclass(frozen=True)
-class _Player:
-    """What plays: `make` gives the policy of an episode, `env_kwargs` are of its environment, `history` of `play_rows`."""
+class Player:
+    """What plays.
+
+    Attributes:
+        make: the policy of an episode.
+        env_kwargs: of its environment.
+        history: see `play_rows`.
+    """
 
     make: Callable[[], Policy]
     env_kwargs: dict[str, Any]
     history: int = 1
 
 
-def _play(
-    env_id: str, player: _Player, seeds: Sequence[int], rows: int, show: Callable[[float], None]
+def play_seeds(
+    env_id: str, player: Player, seeds: Sequence[int], rows: int, show: Callable[[float], None]
 ) -> list[Episode]:
-    """An episode for every seed, at most so many in lock-step; show is called with the share that is done."""
+    """Play an episode for every seed.
+
+    Args:
+        env_id: of the environment.
+        player: which plays.
+        seeds: of the episodes.
+        rows: in lock-step, at most.
+        show: called now and then, with the share that is done.
+    """
     episodes: list[Episode] = []
     env: QanVectorEnv | None = None
     for wave, first in enumerate(range(0, len(seeds), rows)):

@@ -42,6 +42,12 @@ class Lead:
         """1: ahead; -1: behind; 0: the interval has 0 in it."""
         return int(self.low > 0) - int(self.high < 0)
 
+    def against(self, rival: str) -> str:
+        """How the agent stands to a rival, in words."""
+        if self.sign == 0:
+            return f"level with {rival} (lead {self})"
+        return f"{'ahead of' if self.sign > 0 else 'behind'} {rival} by {self}"
+
     def __str__(self) -> str:
         """The lead, or how far it is behind, with its interval."""
         side = -1 if self.sign < 0 else 1
@@ -95,32 +101,27 @@ class Verdict:
             return (
                 f"On {count} unseen seeds trainings of {' and '.join(lost)} diverged, so nobody's lead has an interval."
             )
-        others = [one for one in self.scores[1:] if one.policy not in (self.base, self.baseline)]
         compared = [self.baseline]
+        others = [one for one in self.scores[1:] if one.policy not in (self.base, self.baseline)]
         if others:
             compared.append(min(others, key=lambda one: float(np.mean(one.test_loss))).policy)
-        clauses = [_clause(name, Lead.of(agent, by_name[name])) for name in compared if name != self.base]
-        text = (
-            f"On {count} unseen seeds {agent.policy} is {' and '.join(clauses)}, by its test loss, with 95 % intervals "
-            "over the seeds"
-        )
-        if self.base is None:
-            return f"{text}."
-        return f"{text}; {self._about_base(agent, by_name[self.base])}."
+        leads = [Lead.of(agent, by_name[name]).against(name) for name in compared if name != self.base]
+        parts = [f"{agent.policy} is {' and '.join(leads)}"] if leads else []
+        if self.base is not None:
+            parts.append(self._about_base(agent, by_name[self.base]))
+        return f"On {count} unseen seeds {'; '.join(parts)} (test loss, with 95 % intervals over the seeds)."
 
     def _about_base(self, agent: PolicyScores, base: PolicyScores) -> str:
         """What the schedule under the agent's actions does alone."""
+        alone = f"its schedule alone, {base.policy} with nobody acting,"
         if agent.test_loss == base.test_loss:
-            return f"it left its schedule, {base.policy}, as it is: the schedule alone does exactly as well"
+            return f"it left its schedule as it is: {base.policy} with nobody acting does exactly as well"
         lead = Lead.of(agent, base)
         if lead.sign == 0:
-            return (
-                f"its schedule, {base.policy}, alone does as well (the agent's lead is {lead}): what was won is the "
-                "schedule's"
-            )
+            return f"{alone} does as well (the agent's lead is {lead}): the gain is the schedule's"
         if lead.sign > 0:
-            return f"its schedule, {base.policy}, alone does worse by {lead}: the agent adds to it"
-        return f"its schedule, {base.policy}, alone does better by {lead}: the agent takes away from it"
+            return f"{alone} does worse by {lead}: the agent adds to it"
+        return f"{alone} does better by {lead}: the agent takes away from it"
 
 
 def verdict_of(run: Run) -> Verdict:
@@ -131,12 +132,6 @@ def verdict_of(run: Run) -> Verdict:
     """
     scores, task, baselines = scores_by_policy(run), PlayedTask.of(run).config, run.config().baselines
     return Verdict(scores, baseline_of(task, baselines), base_schedule(task))
-
-
-def _clause(rival: str, lead: Lead) -> str:
-    if lead.sign == 0:
-        return f"level with {rival} (lead {lead})"
-    return f"{'ahead of' if lead.sign > 0 else 'behind'} {rival} by {lead}"
 
 
 def mean_and_range(values: Sequence[float], digits: int) -> str:
