@@ -3,8 +3,8 @@
     python studies/first_command/ten_seeds.py --runs FOLDER [--seeds 10]
 
 trains and evaluates what the command does, for agent seeds 0, 1, 2, ...; the rivals are played once, since no seed of
-an agent changes them. Runs that are in FOLDER are gone on with. After every seed `results/losses.csv` and
-`results/table.md` are written anew.
+an agent changes them. Runs that are in FOLDER are gone on with, and what is in `results/losses.csv` is not played
+again. After every seed it and `results/table.md` are written anew.
 """
 
 import argparse
@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from qan_agents.env_ids import task_of
 from qan_agents.experiments.defaults import complete_config
 from qan_agents.experiments.evaluation import (
     ROWS,
@@ -27,7 +27,7 @@ from qan_agents.experiments.evaluation import (
     rivals_of,
 )
 from qan_agents.experiments.run_config import RunConfig
-from qan_agents.experiments.run_folder import CONFIG, Run
+from qan_agents.experiments.run_folder import CONFIG, Run, read_rows
 from qan_agents.experiments.train import load_agent, start_run, train
 from qan_agents.experiments.verdict import Lead
 from qan_agents.policies.fixed import fixed_env_kwargs, make_policy
@@ -42,25 +42,42 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--seeds", type=int, default=10, help="how many agent seeds")
     arguments = parser.parse_args()
+    known = known_scores()
     rivals: list[PolicyScores] = []
     agents: list[PolicyScores] = []
     for seed in range(arguments.seeds):
+        name = f"agent, seed {seed}"
         config = complete_config(
             "QanLR-MNIST5k-v1", {}, agent=None, preset=None, episodes=20, seed=seed, num_envs=None, agent_kwargs={}
         )
-        run = Run(arguments.runs / f"seed{seed}")
-        if not (run.folder / CONFIG).exists():
-            run = start_run(run.folder, config)
-        train(run, lambda progress: None, lambda number, episode: print(f"episode {number + 1}", flush=True))
-        agent = load_agent(run)
-        task = agent.facts.task
-        if not rivals:
-            for name in rivals_of(task, None):
-                kwargs = {**config.env_kwargs, **fixed_env_kwargs(name, task)}
-                rivals.append(played(name, config, Player(partial(make_policy, name), kwargs)))
-        agents.append(played(f"agent, seed {seed}", config, Player(agent.policy, config.env_kwargs, agent.history)))
-        agent.close()
+        task = task_of(config.env, config.env_kwargs)
+        for rival in rivals_of(task, None) if seed == 0 else []:
+            kwargs = {**config.env_kwargs, **fixed_env_kwargs(rival, task)}
+            rivals.append(known.get(rival) or played(rival, config, Player(partial(make_policy, rival), kwargs)))
+        agents.append(known.get(name) or trained_and_played(name, config, arguments.runs / f"seed{seed}"))
         write_results(config, agents, rivals, baseline_of(task, None), base_schedule(task))
+
+
+def trained_and_played(name: str, config: RunConfig, folder: Path) -> PolicyScores:
+    """The scores of the agent of a run, which is trained to its end."""
+    run = Run(folder) if (folder / CONFIG).exists() else start_run(folder, config)
+    train(run, lambda progress: None, lambda number, episode: print(f"{name}, episode {number + 1}", flush=True))
+    agent = load_agent(run)
+    scores = played(name, config, Player(agent.policy, config.env_kwargs, agent.history))
+    agent.close()
+    return scores
+
+
+def known_scores() -> dict[str, PolicyScores]:
+    """What was played before, by policy."""
+    path = RESULTS / "losses.csv"
+    rows = read_rows(path) if path.exists() else []
+    found: dict[str, PolicyScores] = {}
+    for row in rows:
+        one = found.setdefault(row["policy"], PolicyScores(row["policy"], [], []))
+        one.test_loss.append(float(row["test_loss"]))
+        one.test_accuracy.append(float(row["test_accuracy"]))
+    return found
 
 
 def played(name: str, config: RunConfig, player: Player) -> PolicyScores:
@@ -92,7 +109,7 @@ def table(agents: list[PolicyScores], rivals: list[PolicyScores], baseline: str,
     unseen = len(rivals[0].test_loss)
     shown = [name for name in (base, baseline) if name is not None]
     lines = [
-        f"Test loss, mean over {unseen} unseen seeds ({torch.backends.cpu.get_cpu_capability()}).",
+        f"Test loss, mean over {unseen} unseen seeds.",
         "",
         f"| agent seed | agent | {' | '.join(shown)} | better than {baseline} on |",
         f"| --- {'| --- ' * (2 + len(shown))}|",

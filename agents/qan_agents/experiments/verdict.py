@@ -52,7 +52,7 @@ class Lead:
         """The lead, or how far it is behind, with its interval."""
         side = -1 if self.sign < 0 else 1
         ends = sorted((side * self.low, side * self.high))
-        return f"{side * self.mean:.4f} ({ends[0]:.4f} to {ends[1]:.4f})"
+        return f"{side * self.mean:z.4f} ({ends[0]:z.4f} to {ends[1]:z.4f})"
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Verdict:
             return f"it left its schedule as it is: {base.policy} with nobody acting does exactly as well"
         lead = Lead.of(agent, base)
         if lead.sign == 0:
-            return f"{alone} does as well (the agent's lead is {lead}): the gain is the schedule's"
+            return f"{alone} does as well (the agent's lead is {lead})"
         if lead.sign > 0:
             return f"{alone} does worse by {lead}: the agent adds to it"
         return f"{alone} does better by {lead}: the agent takes away from it"
