@@ -27,6 +27,7 @@ import torch
 import yaml
 
 import qan_agents.agents.dqn
+import qan_agents.agents.dqn_ensemble
 import qan_agents.agents.dqn_native  # noqa: F401 (imported once, before the forks)
 from qan_agents.bench.results import read_table
 from qan_agents.cli.app import app
@@ -47,6 +48,10 @@ TRAININGS = {
         *("--agent", "dqn-native", "--preset", "rainbow", "--num-envs", "2"),
         *("--set", "reference=null", "--set", "meta_momentum=null"),
     ],
+    "dqn-ensemble, 2 at once, previous": [
+        *("--agent", "dqn-ensemble", "--num-envs", "2", "--agent-set", "members=3"),
+        *("--set", "reference=previous", "--set", "meta_momentum=0.5"),
+    ],
 }
 
 
@@ -57,7 +62,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the instants")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    plots.plot_run = lambda run: []
+    plots.plot_run = lambda *_: []
     rng, failed = random.Random(arguments.seed), 0
     with tempfile.TemporaryDirectory() as folder:
         for number, name in enumerate((*TRAININGS, "bench")):

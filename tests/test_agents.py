@@ -106,6 +106,46 @@ def test_the_refilled_replay_of_dqn_native_equals_that_of_the_played_rounds(pres
     assert agent.agent.updates == other.agent.updates > 0
 
 
+def test_the_refilled_replays_of_an_ensemble_equal_those_of_the_played_rounds(tmp_path):
+    """Of every member; three members play two rows in turn, and go on to the same bits; every end is a termination."""
+    config = replace(
+        run_config("dqn-ensemble", 2, "control", **ENDING), agent_kwargs={"members": 3, "gradient_steps": 1}
+    )
+    agent, other = make_agent(config), make_agent(replace(config, seed=1))
+    rounds = []
+    for number in range(2):
+        episodes = agent.play_round([10 * number, 10 * number + 1], None, ignore)
+        rounds.append([episode.arrays() for episode in episodes])
+        assert all(arrays["terminated"] for arrays in rounds[-1])
+    agent.save(tmp_path / "model.safetensors")
+    other.load(tmp_path / "model.safetensors")
+    other.refill_replay(iter(rounds))
+    for one in (agent, other):
+        one.play_round([100, 101], None, ignore)
+    weights = [member.weights for member in agent.agent.members]
+    assert not torch.equal(weights[0], weights[1])
+    for member, its in zip(agent.agent.members, other.agent.members, strict=True):
+        assert torch.equal(member.weights, its.weights)
+        assert torch.equal(member.target_weights, its.target_weights)
+        assert torch.equal(member.replay.frames, its.replay.frames)
+        assert member.updates == its.updates > 0
+
+
+def test_the_ensemble_is_cautious(tmp_path):
+    """Its policy keeps the learning rate, but where the members are sure enough of something better."""
+    agent = make_agent(replace(run_config("dqn-ensemble", 1, "control"), agent_kwargs={"members": 2, "caution": 1}))
+    values = torch.tensor([[[0.0, 3.0, 1.0]], [[0.0, 2.0, 1.0]]])  # of two members: raise, lower, keep
+    for member, its in zip(agent.agent.members, values, strict=True):
+        member.target_values = lambda _, its=its: its
+    policy, observation = agent.policy(), np.zeros((1, 825), np.float32)
+    policy.start(None, 0)
+    assert isinstance(policy, ValuePolicy)
+    assert policy.values(observation).tolist() == [0.0, 2.5, 1.0]
+    assert policy.act(observation, {}) == 1  # better by 1.5 on average; a standard deviation is 0.71
+    values[0, 0, 1] = 9.0  # better by 4.5, and a standard deviation is 4.95
+    assert policy.act(observation, {}) == 2
+
+
 @BOTH
 def test_nothing_is_learned_from_a_round_that_is_only_played(name):
     """Weights and replay stay; exploration 0 is greedy, 1 is random, the same seed plays the same episode."""
@@ -252,16 +292,17 @@ def test_every_preset_fits_every_length(preset, steps):
 
 
 def test_every_file_is_an_agent_with_its_presets():
-    assert agent_names()[:2] == ["dqn", "dqn-native"]
+    assert agent_names()[:3] == ["dqn", "dqn-ensemble", "dqn-native"]
     assert agent_class("dqn").presets == ("quick", "paper")
     assert agent_class("dqn-native").presets == tuple(PRESETS)
+    assert agent_class("dqn-ensemble").presets == ("control", "quick", "paper", "rainbow")
     for name in agent_names():
         for preset in agent_class(name).presets:
             agent_class(name).check(preset, {})
 
 
 def test_unknown_agents_and_taken_names():
-    with pytest.raises(ValueError, match=r"dnq.*dqn, dqn-native"):
+    with pytest.raises(ValueError, match=r"dnq.*dqn, dqn-ensemble, dqn-native"):
         make_agent(run_config("dnq"))
     for name in ("dqn", "dqn-native"):
         with pytest.raises(ValueError, match="taken"):
@@ -413,4 +454,5 @@ def test_an_agent_without_values_trains_resumes_and_is_evaluated(bandit, test_ex
     assert agent.facts.action_names == ("raise", "lower", "keep")
     agent.close()
     evaluate(whole, ignore)
-    assert [row["policy"] for row in read_rows(whole.folder / "evaluation.csv")] == ["bandit", "constant", "cosine"]
+    policies = [row["policy"] for row in read_rows(whole.folder / "evaluation.csv")]
+    assert policies == ["bandit", "constant", "linear", "cosine"]

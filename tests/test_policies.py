@@ -3,11 +3,13 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers import FrameStackObservation
 
 import qan_gym  # noqa: F401
 from qan_agents.policies.class_rules import RULES
 from qan_agents.policies.fixed import fixed_env_kwargs, fixed_policies, make_policy, scheduled_rates
-from qan_agents.policies.rollout import EpisodeRecorder, play_episode
+from qan_agents.policies.rollout import EpisodeRecorder, play_episode, play_rows
 from qan_gym.games import GAMES, Game
 from qan_gym.games.learning_rate import KEEP, absolute_actions
 from qan_gym.schedules import SCHEDULES
@@ -129,18 +131,77 @@ def test_one_learning_rate_is_an_absolute_action_too():
     assert absolute_actions(np.array([0.05]), config).tolist() == [0]
 
 
-@pytest.mark.parametrize("name", ["constant", "linear"])
-def test_no_schedule_is_played_on_a_base_schedule_that_would_multiply_it(name):
-    env = make(LR, batches_per_action=1, schedule="linear")
-    with pytest.raises(ValueError, match="'linear' would multiply it: make its environment with schedule='constant'"):
-        play_episode(env, make_policy(name), seed=0)
-    own = fixed_env_kwargs(name, env.unwrapped.config)
-    again = make(LR, batches_per_action=1, **{"schedule": "linear", **own})
-    rates = [row["learning_rate"] for row in play_episode(again, make_policy(name), seed=0).steps]
-    if name == "constant":
-        assert rates == [0.05] * 40
-    else:
-        assert rates == pytest.approx(scheduled_rates("linear", again.unwrapped.config, 40), abs=0.003)
+@pytest.mark.parametrize("name", ["constant", "linear", "cosine"])
+def test_a_schedule_is_the_base_schedule_with_nobody_acting(name):
+    """At every mini-batch, however long the actions are; on another base schedule it is refused."""
+    config = make_task_config(LR, {"schedule": "linear"})
+    env = make(LR, batches_per_action=1, **{"schedule": "linear", **fixed_env_kwargs(name, config)})
+    rows = play_episode(env, make_policy(name), seed=0).steps
+    assert [row["action"] for row in rows] == [KEEP] * 40
+    # The schedule goes below the range of the game, which is for actions.
+    wanted = SCHEDULES[name].rate(np, np.full(40, 0.05), np.arange(40) / 40)
+    assert [row["learning_rate"] for row in rows] == pytest.approx(wanted)
+    coarse = make(LR, batches_per_action=10, **{"schedule": "linear", **fixed_env_kwargs(name, config)})
+    last = play_episode(coarse, make_policy(name), seed=0)
+    fine = play_episode(env, make_policy(name), seed=0)
+    assert last.final["test_loss"] == fine.final["test_loss"]
+    if name != "linear":
+        with pytest.raises(ValueError, match="'linear' would multiply it: make its environment with schedule="):
+            play_episode(make(LR, batches_per_action=1, schedule="linear"), make_policy(name), seed=0)
+
+
+def test_where_every_action_changes_something_a_schedule_is_followed_by_actions():
+    settings = {"continuous": True, "action_scale": "absolute", "schedule": "linear"}
+    own = fixed_env_kwargs("cosine", make_task_config(LR, settings))
+    assert own == {"schedule": "constant"}
+    env = make(LR, batches_per_action=1, **{**settings, **own})
+    rates = [row["learning_rate"] for row in play_episode(env, make_policy("cosine"), seed=0).steps]
+    assert rates == pytest.approx(scheduled_rates("cosine", env.unwrapped.config, 40), rel=1e-5)
+
+
+# --- in lock-step -----------------------------------------------------------------------------------------------------
+
+
+class CountingPolicy:
+    """Plays what it has seen: an action that follows from the frames and the infos so far."""
+
+    def start(self, env, seed):
+        self.actions, self.frames = env.action_space.n, 0.0
+
+    def act(self, observation, info):
+        self.frames += float(np.abs(observation).sum()) + info["batch"] + info["validation_loss"]
+        return int(1_000 * self.frames) % self.actions
+
+
+@pytest.mark.parametrize(
+    ("env_id", "policy", "history", "kwargs"),
+    [
+        (LR, CountingPolicy, 3, {"learning_rate": 0.1, "target_loss": 2.25}),  # the episodes end at different times
+        (LR, lambda: make_policy("cosine"), 1, {}),
+        (LR, lambda: make_policy("random"), 1, {"continuous": True}),
+        (MINIBATCH, lambda: make_policy("random"), 2, {}),
+        (MINIBATCH, lambda: make_policy("uniform"), 1, {}),
+    ],
+)
+def test_rows_are_played_as_single_environments_are(env_id, policy, history, kwargs):
+    """The same actions, columns of every step, ends and infos, in types too."""
+    seeds = [3, 30, 300]
+    arguments = {**SHORT, "batches_per_action": 2, **kwargs}
+    envs = gym.make_vec(env_id, num_envs=3, autoreset_mode=AutoresetMode.DISABLED, **arguments)
+    shares = []
+    rows = play_rows(envs.unwrapped, [policy() for _ in seeds], seeds, history, shares.append)
+    assert shares == sorted(shares)
+    assert shares[-1] <= 1
+    if "target_loss" in kwargs:
+        assert len({len(episode.steps) for episode in rows}) > 1
+    single = FrameStackObservation(EpisodeRecorder(gym.make(env_id, **arguments)), history)
+    for seed, row in zip(seeds, rows, strict=True):
+        alone = play_episode(single, policy(), seed)
+        assert row.steps == alone.steps
+        assert row.final == alone.final
+        assert all(isinstance(value, type(row.final[name])) for name, value in alone.final.items())
+        assert row.terminated == alone.terminated
+        assert row.over
 
 
 class DecayGame(Game):

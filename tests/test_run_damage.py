@@ -410,7 +410,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_work(folder, monkeypa
         raise AssertionError("it was played")
 
     monkeypatch.setattr(agent_class("dqn-native"), "play_round", play)
-    monkeypatch.setattr("qan_agents.experiments.evaluation.play_episode", play)
+    monkeypatch.setattr("qan_agents.experiments.evaluation.play_rows", play)
     monkeypatch.setattr(os, "access", lambda _path, mode: not mode & os.W_OK)
     for command in (["train", "--resume"], ["evaluate"], ["plot"], ["train", "--out"]):
         assert "cannot be written to" in invoke(*command, folder)

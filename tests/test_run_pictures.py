@@ -17,11 +17,12 @@ from matplotlib.figure import Figure
 from qan_agents.agents import Agent, AgentSpec, Progress, training_of
 from qan_agents.experiments import run_page
 from qan_agents.experiments.agent import AGENTS
-from qan_agents.experiments.evaluation import evaluate, scores_by_policy, table_of
+from qan_agents.experiments.evaluation import evaluate, scores_by_policy
 from qan_agents.experiments.plots import PlayedTask, action_ticks, plain, plot_run
 from qan_agents.experiments.run_folder import Run, RunConfig, read_rows
 from qan_agents.experiments.run_page import write_page
 from qan_agents.experiments.train import start_run, train
+from qan_agents.experiments.verdict import verdict_of
 from qan_agents.experiments.watch import watch_agent
 from qan_agents.policies.fixed import Policy, RandomPolicy
 from qan_agents.policies.rollout import Episode, EpisodeRecorder, play_episode, recorded_names
@@ -141,8 +142,8 @@ def test_the_same_columns_as_before_in_the_games_that_control_nothing_else() -> 
 def test_the_agent_is_compared_with_the_baselines_of_the_game(run: Run) -> None:
     scores = scores_by_policy(run)
     assert [one.policy for one in scores] == ["random-agent", "constant", "random"]
-    assert scores[1].steps_to_baseline[0] is not None
-    assert table_of(scores)[0][-1] == "actions to constant's loss"
+    assert verdict_of(run).table()[0][-1] == "better than constant on"
+    assert read_rows(run.folder / "evaluation.csv")[1]["steps_to_baseline"]
 
 
 def test_all_but_values_is_drawn(run: Run) -> None:

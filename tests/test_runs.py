@@ -29,13 +29,15 @@ from qan_agents.cli.app import app
 from qan_agents.cli.common import parse_settings
 from qan_agents.experiments.run_folder import Run, RunConfig, new_folder, read_rows
 from qan_agents.experiments.train import load_agent, start_run, train
+from qan_gym.tasks import TASKS
 
 # 20 actions of one mini-batch an episode; no reference, so that nothing is trained before.
 SETTINGS = (f"dataset={small_data()}", "epochs=1", "batches_per_action=1", "meta_momentum=null", "reference=null")
 SHORT = [argument for setting in SETTINGS for argument in ("--set", setting)]
 EPISODES = 4
 MODEL = "model.000004.zip"  # of the agent "dqn", at the end
-PRESETS = {"dqn": "quick", "dqn-native": "rainbow"}  # the bundled agent with every switch on
+PRESETS = {"dqn": "quick", "dqn-native": "rainbow", "dqn-ensemble": "control"}  # the bundled agent with every switch on
+HYPERPARAMETERS = {"dqn-ensemble": {"members": 3, "gradient_steps": 1}}  # that make it quicker
 
 
 def finish(process: subprocess.Popen, status: int = 0) -> str:
@@ -51,7 +53,7 @@ def invoke(*arguments: object, status: int = 0) -> str:
     return result.output
 
 
-@pytest.fixture(params=[pytest.param("dqn", marks=pytest.mark.slow), "dqn-native"])
+@pytest.fixture(params=[pytest.param("dqn", marks=pytest.mark.slow), "dqn-native", "dqn-ensemble"])
 def agent(request) -> str:
     """The name of each of them."""
     return request.param
@@ -63,8 +65,9 @@ def only(name: str):
 
 
 def chosen(agent: str) -> list[str]:
-    """The arguments that choose an agent."""
-    return ["--agent", agent, "--preset", PRESETS[agent], "--episodes", str(EPISODES)]
+    """The arguments that choose an agent, which plays one training at a time."""
+    changed = [f"--agent-set={name}={value}" for name, value in HYPERPARAMETERS.get(agent, {}).items()]
+    return ["--agent", agent, "--preset", PRESETS[agent], "--episodes", str(EPISODES), "--num-envs", "1", *changed]
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +113,11 @@ def test_the_folder_holds_everything(whole, agent):
     assert len(settings["dataset_fingerprint"]) == 64
     libraries = {"stable-baselines3"} if agent == "dqn" else set()
     assert settings["versions"].keys() == {"python", "torch", "gymnasium", "qan-gym", "numpy"} | libraries
-    assert settings["hyperparameters"]["gamma"] in (0.99, 0.995)
+    assert settings["hyperparameters"]["gamma"] in (0.99, 0.995, 1.0)
+    played = {"schedule": "one-cycle", "action_scale": "multiplicative", "reward": "validation-loss"}
+    for name, value in played.items():  # that the ensemble asks for, where the user has not
+        assert (settings["task"][name] == value) == (agent == "dqn-ensemble")
+        assert (settings["run"]["env_kwargs"].get(name) == value) == (agent == "dqn-ensemble")
     assert len(learning(whole)) == EPISODES
     for row in learning(whole):
         assert sum(int(row[f"action_{action}"]) for action in range(3)) == int(row["steps"]) == 20
@@ -118,8 +125,12 @@ def test_the_folder_holds_everything(whole, agent):
         assert 0 < float(row["epsilon"]) <= 1
     steps = read_rows(whole / "steps.csv.gz")
     assert [(int(row["episode"]), int(row["step"])) for row in steps] == [(e, s) for e in range(4) for s in range(20)]
-    assert all(float(row["loss"]) > 0 and 0.005 <= float(row["learning_rate"]) <= 1 for row in steps)
-    assert len(read_rows(whole / "evaluation.csv")) == 9
+    least = 0 if agent == "dqn-ensemble" else 0.005  # the schedule goes to 0
+    assert all(float(row["loss"]) > 0 and least <= float(row["learning_rate"]) <= 1 for row in steps)
+    policies = [agent, *(["one-cycle"] if agent == "dqn-ensemble" else []), "constant", "linear", "cosine"]
+    assert [row["policy"] for row in read_rows(whole / "evaluation.csv")] == [
+        one for one in policies for _ in range(10)
+    ]
     assert list((whole / "tensorboard").iterdir())
     curves = EventAccumulator(str(whole / "tensorboard"), size_guidance={"histograms": 0}).Reload()
     for name in ("mean_max_q", "mean_td_error", "epsilon", "return"):
@@ -134,7 +145,10 @@ SIGNALS = [
     ("dqn", signal.SIGKILL),
     *(
         pytest.param(agent, how, marks=pytest.mark.slow)
-        for agent, how in (("dqn-native", signal.SIGINT), ("dqn", signal.SIGINT), ("dqn-native", signal.SIGKILL))
+        for agent, how in (
+            *(("dqn-native", signal.SIGINT), ("dqn", signal.SIGINT), ("dqn-native", signal.SIGKILL)),
+            ("dqn-ensemble", signal.SIGKILL),
+        )
     ),
 ]
 
@@ -210,7 +224,11 @@ def test_an_interrupted_command_goes_on_as_if_it_had_not_been(whole, agent, tmp_
 def test_several_at_once_play_the_same_episodes_and_resume(whole, agent, tmp_path, monkeypatch):
     """Two at once: a run stopped in its second round ends like one that was not; the seeds are as usual."""
     settings = parse_settings(list(SETTINGS))
-    config = RunConfig("QanLR-MNIST5k-v1", settings, agent, PRESETS[agent], EPISODES, seed=0, num_envs=2)
+    settings |= agent_class(agent).env_defaults(TASKS["QanLR-MNIST5k-v1"], 20, settings)
+    hyperparameters = HYPERPARAMETERS.get(agent, {})
+    config = RunConfig(
+        "QanLR-MNIST5k-v1", settings, agent, PRESETS[agent], EPISODES, 0, num_envs=2, agent_kwargs=hyperparameters
+    )
     runs = [start_run(tmp_path / name, config) for name in ("undisturbed", "stopped")]
     train(runs[0], lambda _: None, lambda *_: None)
     with monkeypatch.context() as patched:
@@ -325,11 +343,12 @@ def test_a_run_as_a_page(whole):
     assert all(source.startswith("data:image/png;base64,") and len(source) > 10_000 for source in sources)
     assert not re.search(r'(href|src)="(?!data:)', page)
     for row in read_rows(whole / "evaluation.csv"):
-        assert f"<td>{row['policy']}</td>" in page
+        assert f"<td>{row['policy']}" in page
     mean = np.mean(
         [float(row["test_loss"]) for row in read_rows(whole / "evaluation.csv") if row["policy"] == "cosine"]
     )
-    assert f"{mean:.3f} (" in page
+    assert f"{mean:.4f} (" in page
+    assert "On 10 unseen seeds dqn-native is " in page
     for setting in ("batches_per_action", "dataset_fingerprint", "learning_starts"):
         assert setting in page
     regret = float(re.search(r"validation loss\), is ([\d.]+) in the mean", page)[1])
@@ -395,7 +414,10 @@ def test_list_and_data():
         (["train", "QanLR-MNIST6k-v0"], "QanLR-MNIST6k"),
         (["train", "--preset", "fast"], "fast"),
         (["train", "--agent", "trpo"], "trpo"),
-        (["train", "--preset", "rainbow"], "dqn-native"),
+        (["train", "--agent", "dqn", "--preset", "rainbow"], "dqn-native"),
+        (["train", "--agent-set", "members=1"], "members"),
+        (["train", "--agent-set", "caution=-1"], "caution"),
+        (["train", "--set", "learning_rate_factors=[0.5, 2]", "--set", "continuous=true"], "learning_rate_factors"),
         (["train", "--agent-set", "dueling"], "NAME=VALUE"),
         (["train", "--agent-set", "duelling=true"], "duelling"),
         (["train", "--agent", "dqn-native", "--agent-set", "gamma=2"], "gamma"),

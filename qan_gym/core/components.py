@@ -119,6 +119,18 @@ def build_components(config: TaskConfig, device: str, engine: str = "auto") -> C
     return _assemble(config, torch.device(device), engine, network, data, dataset.fingerprint, dataset.n_classes)
 
 
+def mini_batches(config: TaskConfig) -> int:
+    """Mini-batches of an episode of a task, before the rest that is not a whole action is left out.
+
+    Raises:
+        ValueError, FileNotFoundError: the data are not there, or do not go with the task.
+    """
+    size = len(select(load_dataset(config.dataset), selection_of(config)).train)
+    if config.data_seed is None:
+        size = min(size, config.train_size or size)
+    return config.batches or config.epochs * (size // config.batch_size)
+
+
 def selection_of(config: TaskConfig) -> Selection:
     """The part of the data set that a task has; but for the first `train_size` images, which `on_device` takes."""
     by_label = Selection(label_noise=config.label_noise, imbalance=config.imbalance).by_label

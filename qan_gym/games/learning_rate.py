@@ -27,7 +27,7 @@ class LearningRateGame(Game):
 
     controlled = "learning rate"
     hyperparameters = ("learning_rate",)
-    baselines = ("constant", "cosine")
+    baselines = ("constant", "linear", "cosine")
 
     def check(self, config: TaskConfig) -> None:
         """See `Game.check`."""

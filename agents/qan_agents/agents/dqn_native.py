@@ -8,10 +8,11 @@ from typing import Any
 
 import gymnasium as gym
 import torch
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from qan_agents.dqn.agent import DQN
+from qan_agents.dqn.ensemble import Ensemble
 from qan_agents.dqn.presets import PRESETS, make_dqn_config
 from qan_agents.dqn.training import SHOW_EVERY
 from qan_agents.dqn.values import GreedyPolicy, judge_episode
@@ -33,7 +34,7 @@ class NativeDQN(Agent):
 
     Attributes:
         config: the hyperparameters.
-        agent: the DQN itself.
+        agent: the DQN itself, or an ensemble of them.
         device: of its environment.
     """
 
@@ -43,19 +44,25 @@ class NativeDQN(Agent):
 
     def __init__(self, spec: AgentSpec) -> None:
         """See `Agent.__init__`."""
-        mode = AutoresetMode.NEXT_STEP
-        env = gym.make_vec(spec.env, num_envs=spec.num_envs, output="torch", autoreset_mode=mode, **spec.env_kwargs)
+        env = self._make_env(spec)
         assert isinstance(env.unwrapped, QanVectorEnv)
         self.env = env.unwrapped
         self.training = self.env.training
         self.device, self.interface = self.training.device, EnvInterface.of(env)
-        steps, score_line = spec.episodes * self.facts.episode_length, self.interface.score_line > 0
-        config = make_dqn_config(spec.preset, steps, spec.hyperparameters, score_line)
-        self._adopt(DQN(config, self.interface, str(self.device), spec.seed))
+        self._adopt(self._fresh(spec, spec.episodes * self.facts.episode_length))
         self.tensor_env = TensorVectorEnv(env, self.device)
         self._epsilon: float | None = None  # of the last round, where it was only played
 
-    def _adopt(self, agent: DQN) -> None:
+    def _make_env(self, spec: AgentSpec) -> VectorEnv[Any, Any, Any]:
+        mode = AutoresetMode.NEXT_STEP
+        return gym.make_vec(spec.env, num_envs=spec.num_envs, output="torch", autoreset_mode=mode, **spec.env_kwargs)
+
+    def _fresh(self, spec: AgentSpec, steps: int) -> DQN | Ensemble:
+        """What learns, before it has; steps: of the whole training."""
+        config = make_dqn_config(spec.preset, steps, spec.hyperparameters, self.interface.score_line > 0)
+        return DQN(config, self.interface, str(self.device), spec.seed)
+
+    def _adopt(self, agent: DQN | Ensemble) -> None:
         self.agent, self.config = agent, agent.config
         self.settings, self.history = asdict(agent.config), agent.config.history
         self.own_settings = agent.own_settings
@@ -78,7 +85,7 @@ class NativeDQN(Agent):
     ) -> list[Episode]:
         """See `Agent.play_round`."""
         agent, self._epsilon = self.agent, exploration
-        agent.generator.manual_seed(seeds[0])
+        agent.reseed(seeds[0])
         frames = self.tensor_env.reset(list(seeds))
         agent.begin(frames)
         names = recorded_names(self.training.parts.game.hyperparameters)
@@ -137,9 +144,13 @@ class NativeDQN(Agent):
     @in_own_settings
     def refill_replay(self, rounds: Iterable[Sequence[Arrays]]) -> None:
         """See `Agent.refill_replay`."""
-        agent = self.agent
-        agent.begin(torch.zeros(self.env.num_envs, *self.interface.shape, device=self.device))  # reserves the replay
-        priorities, max_priority = agent.replay.priorities.clone(), agent.replay.max_priority.clone()
+        self._refill([self.agent] if isinstance(self.agent, DQN) else self.agent.members, rounds)
+
+    def _refill(self, learners: Sequence[DQN], rounds: Iterable[Sequence[Arrays]]) -> None:
+        saved = []
+        for one in learners:
+            one.begin(torch.zeros(self.env.num_envs, *self.interface.shape, device=self.device))  # reserves the replay
+            saved.append((one.replay.priorities.clone(), one.replay.max_priority.clone()))
         for episodes in rounds:
             lengths = torch.tensor([len(arrays["actions"]) for arrays in episodes])
             frames, actions, rewards = (_padded(episodes, name) for name in ("frames", "actions", "rewards"))
@@ -148,9 +159,12 @@ class NativeDQN(Agent):
                 last = lengths == t + 1
                 step = (frames[t], actions[t], rewards[t], terminated & last, last, frames[t + 1])
                 age, valid = torch.full_like(lengths, t), lengths > t
-                agent.replay.add(*(values.to(self.device) for values in (*step, age, valid)))
-        agent.replay.priorities.copy_(priorities)  # as they were saved
-        agent.replay.max_priority.copy_(max_priority)
+                on_device = [values.to(self.device) for values in (*step, age, valid)]
+                for one in learners:
+                    one.replay.add(*on_device)
+        for one, (priorities, max_priority) in zip(learners, saved, strict=True):
+            one.replay.priorities.copy_(priorities)  # as they were saved
+            one.replay.max_priority.copy_(max_priority)
 
     def close(self) -> None:
         """See `Agent.close`."""

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import gymnasium as gym
 import torch
-from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
 import qan_agents.bench.clipped_reward  # noqa: F401 (registers its reward)
@@ -21,14 +21,22 @@ from qan_agents.bench.controllers import (
     require_settings,
 )
 from qan_agents.bench.tuning_task import Settings, TuningTask, task_config
-from qan_agents.dqn import DQNConfig, Ensemble, EnvInterface, make_dqn_config, train
+from qan_agents.dqn import (
+    BudgetEndTerminates,
+    DQNConfig,
+    Ensemble,
+    EnsembleConfig,
+    EnvInterface,
+    make_ensemble_config,
+    train,
+)
+from qan_agents.few_actions import few_actions
 from qan_gym.config import TaskConfig
 from qan_gym.games import game_of
 from qan_gym.utils.names import unknown_name
 from qan_gym.vector_env import QanVectorEnv
 
-ACTIONS = 50  # of an episode, unless the settings say otherwise
-CAUTION = 0.5  # of the ensemble, see `Ensemble.choose`
+ACTIONS, SCHEDULE = 50, "cooldown"  # of an episode, and under the actions, unless the settings say otherwise
 # What the settings of an agent may change in its environment: what it does, sees and is paid for, not the training.
 OWN_ARGUMENTS = (
     *("batches_per_action", "continuous", "action_scale", "schedule"),
@@ -38,27 +46,16 @@ OWN_ARGUMENTS = (
 
 
 def agent_env_kwargs(task: TuningTask, own: Settings, continuous: bool) -> Settings:
-    """The keyword arguments of the environment that an agent plays.
-
-    Where actions set the learning rate: few long actions that multiply it, on top of a cooldown. In every game the
-    reward is the drop in the validation loss.
+    """The keyword arguments of the environment that an agent plays, see `few_actions`; the schedule is a cooldown.
 
     Args:
         task: which it is to control.
         own: keyword arguments that take precedence.
         continuous: whether the agent's actions are.
     """
-    actions = _actions(task, continuous)
-    length = {"batches_per_action": max(1, task.batches // ACTIONS)} if actions else {}
-    return {**length, "validate_every": task.validation_interval, "reward": "validation-loss", **actions, **own}
-
-
-def _actions(task: TuningTask, continuous: bool) -> Settings:
-    """How the actions of an agent change the learning rate, where they do."""
-    if "learning_rate" not in game_of(task.config).hyperparameters:
-        return {}
-    scale = "additive" if continuous else "multiplicative"
-    return {"schedule": "cooldown", "continuous": continuous, "action_scale": scale}
+    length = max(1, task.batches // ACTIONS)
+    interval = task.validation_interval
+    return {**few_actions(task.config, length, SCHEDULE, validate_every=interval, continuous=continuous), **own}
 
 
 def check_env_settings(task: TuningTask, own: Any, continuous: bool) -> TaskConfig:
@@ -83,7 +80,8 @@ def check_env_settings(task: TuningTask, own: Any, continuous: bool) -> TaskConf
                 f"{unknown_name('setting', f'env.{name}', (f'env.{one}' for one in OWN_ARGUMENTS))}; what changes the "
                 "training itself belongs to the environment"
             )
-    return task_config(task.env, {**task.env_kwargs, **_actions(task, continuous), **own})
+    actions = few_actions(task.config, 1, SCHEDULE, validate_every=1, continuous=continuous)
+    return task_config(task.env, {**task.env_kwargs, **actions, **own})
 
 
 class AgentController:
@@ -99,19 +97,6 @@ class AgentController:
     def act(self, observations: NDArray[Any], infos: dict[str, Any]) -> NDArray[Any]:
         """See `Controller.act`."""
         return self.choose(observations)
-
-
-class BudgetEndTerminates(VectorWrapper[Any, Any, Any, Any, Any]):
-    """Reports the end of the budget as a termination, so that no value is expected after it.
-
-    At a truncation agents add the value of the last state to the return, as if the episode went on. Here the time that
-    is left is observed and nothing follows (arXiv:1712.00378), so there would be nothing to learn that value from.
-    """
-
-    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """See `VectorEnv.step`."""
-        observations, rewards, terminated, truncated, infos = self.env.step(actions)
-        return observations, rewards, terminated | truncated, truncated & False, infos
 
 
 # An algorithm, trained: (task, keyword arguments of the environment, hyperparameters, rows in lock-step).
@@ -164,8 +149,8 @@ def _training_env(task: TuningTask, env_kwargs: Settings, rows: int, output: str
 # --- the bundled DQN ------------------------------------------------------------------------------------------------
 
 
-def _ensemble_settings(hyperparameters: Settings, steps: int = 1, **defaults: Any) -> tuple[DQNConfig, float]:
-    """The hyperparameters of the members, and the caution.
+def _ensemble_settings(hyperparameters: Settings, steps: int = 1, **defaults: Any) -> EnsembleConfig:
+    """The hyperparameters of the ensemble.
 
     Args:
         hyperparameters: of a grid.
@@ -175,15 +160,11 @@ def _ensemble_settings(hyperparameters: Settings, steps: int = 1, **defaults: An
     Raises:
         ValueError: one is unknown or wrong.
     """
-    caution = hyperparameters.get("caution", CAUTION)
-    if isinstance(caution, bool) or not isinstance(caution, int | float) or not caution >= 0:
-        raise ValueError(f"caution must be a number of at least 0, not {caution!r}")
     require_settings(hyperparameters, ("env", "caution", *(one.name for one in fields(DQNConfig))))
-    of_members = {name: value for name, value in hyperparameters.items() if name != "caution"}
-    config = make_dqn_config("control", steps, {**defaults, **of_members})
+    config = make_ensemble_config("control", steps, {**defaults, **hyperparameters})
     if config.history != 1:
         raise ValueError("a bench plays agents without a history of frames: history must be 1")
-    return config, caution
+    return config
 
 
 def _train_ensemble(task: TuningTask, env_kwargs: Settings, hyperparameters: Settings, rows: int) -> PreparedController:
@@ -193,21 +174,20 @@ def _train_ensemble(task: TuningTask, env_kwargs: Settings, hyperparameters: Set
     steps = task.runs * episode_length
     # The whole return is learned from: estimates built on estimates of the near future end at a low learning rate,
     # which lowers the loss at once and costs later.
-    config, caution = _ensemble_settings(hyperparameters, steps, n_step=episode_length)
-    agent = Ensemble(config, EnvInterface.of(env), rows, str(game_env.training.device), seed=task.seed)
+    config = _ensemble_settings(hyperparameters, steps, n_step=episode_length, members=max(rows, 2))
+    agent = Ensemble(config, EnvInterface.of(env), str(game_env.training.device), seed=task.seed)
     finished = train(agent, env, steps, seed=task.tuning_seed(0))
     own = task_config(task.env, {**task.env_kwargs, **env_kwargs})
     default = game_of(own).no_op(own)
 
     def choose(observations: NDArray[Any]) -> NDArray[Any]:
         stacked = torch.as_tensor(observations, device=agent.device)[:, None]  # (N, 1, D)
-        actions: NDArray[Any] = agent.choose(stacked, default, caution).cpu().numpy()
+        actions: NDArray[Any] = agent.choose(stacked, default).cpu().numpy()
         return actions
 
     runs = max(len(finished), task.runs)  # more are begun where some diverge, in as many mini-batches
     batches = steps * game_env.config.batches_per_action
-    chosen = {**asdict(config), "members": rows, "caution": caution}
-    return PreparedController(AgentController(choose), env_kwargs, runs, batches, chosen)
+    return PreparedController(AgentController(choose), env_kwargs, runs, batches, asdict(config))
 
 
 # --- Stable-Baselines3 ----------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode
 from qan_agents.env_ids import task_of
 from qan_agents.seeds import training_seed
 from qan_gym.config import TaskConfig
+from qan_gym.core.components import mini_batches
 from qan_gym.data.datasets import load_dataset
 from qan_gym.games import game_of
 from qan_gym.vector_env import QanVectorEnv
@@ -48,8 +49,7 @@ class TuningTask:
     @property
     def batches(self) -> int:
         """Mini-batches of a training run."""
-        config, size = self.config, len(load_dataset(self.config.dataset).train)
-        return config.epochs * (min(size, config.train_size or size) // config.batch_size)
+        return mini_batches(self.config)
 
     @property
     def validation_interval(self) -> int:

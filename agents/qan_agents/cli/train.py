@@ -23,7 +23,6 @@ from qan_agents.cli.common import (
     expanded,
     extra_required,
     parse_settings,
-    plain,
     print_wrapped,
     refuse_beside,
     table_of,
@@ -37,21 +36,37 @@ if TYPE_CHECKING:
     from qan_agents.experiments.run_config import RunConfig
     from qan_agents.experiments.run_folder import Run
     from qan_agents.experiments.train import Log
+    from qan_agents.experiments.verdict import Verdict
     from qan_agents.policies.rollout import Episode
 
+MOST_NAMES = 5  # of actions in a line
 OutOption = Annotated[Path | None, typer.Option(help="The run folder; default: a new one in runs/.", callback=expanded)]
 
 
 def train(
     context: typer.Context,
     env: EnvArgument = "QanLR-MNIST5k-v1",
-    agent: Annotated[str, typer.Option(help="The agent; see qan list.")] = "dqn",
-    preset: Annotated[str, typer.Option(help="Named hyperparameters; see qan list AGENT.")] = "quick",
+    agent: Annotated[
+        str | None,
+        typer.Option(
+            help="The agent, see qan list; default: dqn-ensemble where raise, lower and keep act on the learning rate, "
+            "dqn on other choices, ppo on numbers."
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Named hyperparameters; default: the first that qan list AGENT shows.")
+    ] = None,
     episodes: Annotated[int, typer.Option(min=1, max=MOST, help="How many trainings of the CNN to play.")] = 20,
     seed: SeedOption = 0,
     num_envs: Annotated[
-        int, typer.Option(min=1, max=MOST, help="How many of the trainings to play at once; divides the episodes.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            min=1,
+            max=MOST,
+            help="How many of the trainings to play at once; divides the episodes; default: up to 4 for dqn-ensemble, "
+            "else 1.",
+        ),
+    ] = None,
     out: OutOption = None,
     settings: SetOption = None,
     agent_settings: Annotated[
@@ -71,8 +86,7 @@ def train(
     modules: ImportOption = None,
 ) -> None:
     """Train an agent, draw the pictures, and compare it with fixed policies on unseen seeds."""
-    from qan_agents.env_ids import task_of
-    from qan_agents.experiments.run_config import RunConfig
+    from qan_agents.experiments.defaults import complete_config
     from qan_agents.experiments.run_folder import Run
 
     for tracker in track or ():
@@ -83,19 +97,17 @@ def train(
         return
     if drop_damaged:
         raise ValueError("--drop-damaged goes with --resume RUN")
-    env_kwargs = parse_settings(settings)
-    task_of(env, env_kwargs)  # refuses what is wrong before data are loaded
-    config = RunConfig(
+    config = complete_config(
         env,
-        env_kwargs,
-        agent,
-        preset,
-        episodes,
-        seed,
-        num_envs,
+        parse_settings(settings),
+        agent=agent,
+        preset=preset,
+        episodes=episodes,
+        seed=seed,
+        num_envs=num_envs,
         agent_kwargs=parse_settings(agent_settings),
     )
-    run = _start(config, out, f"{env}-{agent}-{preset}-seed{seed}")
+    run = _start(config, out, f"{env}-{config.agent}-{config.preset}-seed{seed}")
     _train_and_evaluate(run, modules or (), track=track or ())
 
 
@@ -133,9 +145,10 @@ def _start(config: "RunConfig", out: Path | None, name: str) -> "Run":
     """A new run, in `out` or a free folder of that name."""
     from qan_agents.experiments.train import start_run
 
-    if out is not None:
-        return start_run(out, config)
-    return start_run(Path("runs") / name.replace(":", "-"), config, numbered=True)
+    with console.status("loading the data", spinner=SPINNER):
+        if out is not None:
+            return start_run(out, config)
+        return start_run(Path("runs") / name.replace(":", "-"), config, numbered=True)
 
 
 def _train_and_evaluate(
@@ -157,17 +170,33 @@ def _train_and_evaluate(
     too_few = caution(config.training_episodes, "trainings to learn from")
     if too_few is not None:
         console.print(too_few)
+    console.print(_what_is_played(run))
     try:
         with trackers(track, run) as log:
             _train(run, config, drop_damaged, log)
-        _evaluate(run)
-        _plot(run)
+        _evaluate_and_plot(run)
     except KeyboardInterrupt:
         asked_for = dict.fromkeys((*modules, *filter(None, [config.env.rpartition(":")[0]])))
         more = [word for module in asked_for for word in ("--import", module)]
         more += [word for tracker in track for word in ("--track", tracker)]
         console.print(f"interrupted; go on with: {shlex.join(['qan', 'train', '--resume', str(run.folder), *more])}")
         raise typer.Exit(INTERRUPTED) from None
+
+
+def _what_is_played(run: "Run") -> str:
+    """The trainings of a run and the actions in them, in one line."""
+    from qan_agents.experiments.plots import PlayedTask
+
+    config, settings, played = run.config(), run.settings(), PlayedTask.of(run)
+    task, at_once = played.config, f", {config.num_envs} at once" if config.num_envs > 1 else ""
+    names = played.action_names
+    choices = f" ({', '.join(names)})" if 0 < len(names) <= MOST_NAMES else ""
+    base = "" if task.schedule == "constant" else f", on top of the schedule {task.schedule}"
+    return (
+        f"{config.episodes} trainings of {task.network}{at_once}; in each {settings.episode_length} actions on the "
+        f"{played.game.controlled}{choices}, one every {task.batches_per_action} mini-batches{base}; "
+        f"reward: {task.reward}"
+    )
 
 
 def _train(run: "Run", config: "RunConfig", drop_damaged: bool, log: "Log") -> None:
@@ -180,12 +209,12 @@ def _train(run: "Run", config: "RunConfig", drop_damaged: bool, log: "Log") -> N
         text_column("{task.fields[rate]} steps/s"),
         text_column("accuracy {task.fields[accuracy]:.1%}"),
         text_column("{task.fields[metrics]}"),
-        text_column("ETA"),
+        text_column("left"),
         TimeRemainingColumn(),
     )
     total = config.training_episodes * run.settings().episode_length
     done = run.progress()
-    with Progress(*columns, console=console) as bars:
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
         bar = bars.add_task(
             "",
             total=total,
@@ -228,21 +257,47 @@ def evaluate(run: RunArgument, modules: ImportOption = None) -> None:
     """Play a trained agent greedily on unseen seeds, beside fixed policies; draw the pictures anew."""
     from qan_agents.experiments.run_folder import Run
 
-    _evaluate(Run(run))
-    if Run(run).has_episodes:
-        _plot(Run(run))
+    _evaluate_and_plot(Run(run))
 
 
-def _evaluate(run: "Run") -> None:
+def _evaluate_and_plot(run: "Run") -> None:
+    """Evaluate a run, draw its pictures, and say in one sentence how the agent stands."""
+    verdict = _evaluate(run)
+    if run.has_episodes:
+        _plot(run)
+    print_wrapped(verdict.sentence())
+
+
+def _evaluate(run: "Run") -> "Verdict":
+    """Evaluate a run behind a progress bar, and print a table."""
     from qan_agents.experiments import evaluation
+    from qan_agents.experiments.verdict import verdict_of
 
-    with console.status("evaluating", spinner=SPINNER) as status:
-        scores = evaluation.evaluate(run, lambda name, seed: status.update(plain(f"evaluating {name}, seed {seed}")))
-    head, rows = evaluation.table_of(scores)
-    table = table_of(*head, right=head[1:], title=f"unseen seeds: {len(scores[0].test_loss)}; mean (lowest-highest)")
+    columns = (
+        text_column("unseen seeds: {task.fields[policy]}"),
+        BarColumn(bar_width=10),
+        text_column("left"),
+        TimeRemainingColumn(),
+    )
+    playing = ""
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        bar = bars.add_task("", total=1.0, policy="")
+
+        def show(policy: str, share: float) -> None:
+            nonlocal playing
+            bars.update(bar, completed=share, policy=policy)
+            if policy != playing and not console.is_terminal:
+                console.print(f"playing unseen seeds: {policy}")
+            playing = policy
+
+        evaluation.evaluate(run, show)
+    verdict = verdict_of(run)
+    head, rows = verdict.table()
+    table = table_of(*head, right=head[1:], title=verdict.title)
     for row in rows:
         table.add_row(*row)
     print_wrapped(table)
+    return verdict
 
 
 def plot(
@@ -260,18 +315,15 @@ def plot(
         from qan_agents.experiments.run_page import write_page
     with console.status("drawing, and trying every action of an unseen episode", spinner=SPINNER):
         written = write_page(Run(run))
-    _print_drawn(written)
+    for path in written:
+        console.print(f"drawn: {path}")
 
 
 def _plot(run: "Run") -> None:
     from qan_agents.experiments.plots import plot_run
 
-    _print_drawn(plot_run(run))
-
-
-def _print_drawn(paths: list[Path]) -> None:
-    for path in paths:
-        console.print(f"drawn: {path}")
+    with console.status("drawing", spinner=SPINNER):
+        plot_run(run, lambda path: console.print(f"drawn: {path}"))
 
 
 def watch(

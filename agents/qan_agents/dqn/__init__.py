@@ -7,21 +7,24 @@ plays any vector environment of Gymnasium with a Box of observations and Discret
 """
 
 from qan_agents.dqn.agent import DQN
-from qan_agents.dqn.config import DQNConfig
+from qan_agents.dqn.config import DQNConfig, EnsembleConfig
 from qan_agents.dqn.ensemble import Ensemble
-from qan_agents.dqn.presets import PRESETS, make_dqn_config
+from qan_agents.dqn.presets import PRESETS, make_dqn_config, make_ensemble_config
 from qan_agents.dqn.training import FinishedEpisode, train
-from qan_agents.dqn.vector_env import EnvInterface, TensorVectorEnv, Transitions
+from qan_agents.dqn.vector_env import BudgetEndTerminates, EnvInterface, TensorVectorEnv, Transitions
 
 __all__ = [
     "DQN",
     "PRESETS",
+    "BudgetEndTerminates",
     "DQNConfig",
     "Ensemble",
+    "EnsembleConfig",
     "EnvInterface",
     "FinishedEpisode",
     "TensorVectorEnv",
     "Transitions",
     "make_dqn_config",
+    "make_ensemble_config",
     "train",
 ]

@@ -7,7 +7,8 @@ arXiv:1511.05952; n-step: arXiv:1710.02298; quantiles: arXiv:1710.10044.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -105,6 +106,10 @@ class DQN:
         return self._replay
 
     # --- acting -----------------------------------------------------------------------------------------------------
+
+    def reseed(self, seed: int) -> None:
+        """Draw from now on what a seed says: explored actions, and transitions from the replay."""
+        self.generator.manual_seed(seed)
 
     @in_own_settings
     def begin(self, frames: Tensor) -> None:
@@ -331,6 +336,14 @@ class DQN:
             with_replay: whether also the replay's transitions.
             facts: JSON-able values that `load` gives back in `facts`.
         """
+        arrays, about = self.saved(with_replay)
+        save_arrays(path, arrays, {"format": FORMAT, **about, "facts": facts})
+
+    def saved(self, with_replay: bool = False) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """What `restored` makes the agent of again: arrays, and what JSON holds.
+
+        with_replay: whether also the replay's transitions.
+        """
         tensors = {f"network/{name}": value for name, value in self.network.state_dict().items()}
         tensors |= {f"target/{name}": value for name, value in self.target.state_dict().items()}
         names = MOMENTS[self.config.optimizer]
@@ -341,15 +354,13 @@ class DQN:
             kept = (*PRIORITIES, *(TRANSITIONS if with_replay else ()))
             tensors |= {f"replay/{name}": getattr(self._replay, name) for name in kept}
         about = {
-            "format": FORMAT,
             "config": asdict(self.config),
             "interface": asdict(self.interface),
             "steps": self.steps,
             "updates": self.updates,
             "num_envs": None if self._replay is None else self._replay.num_envs,
-            "facts": facts,
         }
-        save_arrays(path, {name: value.detach().cpu().numpy() for name, value in tensors.items()}, about)
+        return {name: value.detach().cpu().numpy() for name, value in tensors.items()}, about
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str = "cpu") -> "DQN":
@@ -362,15 +373,24 @@ class DQN:
         arrays, about = load_arrays(path)
         if about.get("format") != FORMAT:
             raise ValueError(f"{path}: not an agent saved by this version of qan_agents.dqn")
-        try:
-            agent = cls(DQNConfig(**about["config"]), EnvInterface(**about["interface"]), device)
-            agent.steps, agent.updates, agent.facts = int(about["steps"]), int(about["updates"]), about["facts"]
-            agent._restore(arrays, about["num_envs"])
-        except (KeyError, TypeError, RuntimeError, ValueError) as error:
-            raise ValueError(f"{path}: damaged, or of another version of qan_agents.dqn ({error})") from error
+        with damaged_or_other(path):
+            agent = cls.restored(arrays, about, device)
+            agent.facts = about["facts"]
         return agent
 
-    def _restore(self, arrays: dict[str, NDArray[Any]], num_envs: int | None) -> None:
+    @classmethod
+    def restored(cls, arrays: Mapping[str, NDArray[Any]], about: dict[str, Any], device: str) -> "DQN":
+        """The agent that `saved` gave these of.
+
+        Raises:
+            KeyError, TypeError, RuntimeError, ValueError: they are not what it gave.
+        """
+        agent = cls(DQNConfig(**about["config"]), EnvInterface(**about["interface"]), device)
+        agent.steps, agent.updates = int(about["steps"]), int(about["updates"])
+        agent._restore(arrays, about["num_envs"])
+        return agent
+
+    def _restore(self, arrays: Mapping[str, NDArray[Any]], num_envs: int | None) -> None:
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
 
         def part(folder: str) -> dict[str, Tensor]:
@@ -387,6 +407,19 @@ class DQN:
             self._reserve(num_envs)
             for name, value in part("replay").items():
                 getattr(self.replay, name).copy_(value)
+
+
+@contextmanager
+def damaged_or_other(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Name the file from which no agent can be restored.
+
+    Raises:
+        ValueError: instead of what `DQN.restored` raises.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{path}: damaged, or of another version of qan_agents.dqn ({error})") from error
 
 
 def _linear(start: float, end: float, share: float) -> float:

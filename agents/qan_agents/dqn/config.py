@@ -1,6 +1,6 @@
 """The hyperparameters of the bundled DQN."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -105,3 +105,25 @@ class DQNConfig:
         object.__setattr__(self, "hidden", tuple(self.hidden))
         if self.quantiles > 1 and self.clip_td_error is None:
             raise ValueError("quantiles need clip_td_error: it is the threshold of their Huber loss")
+
+
+@dataclass(frozen=True)
+class EnsembleConfig(DQNConfig):
+    """The hyperparameters of an ensemble of DQNs: those of every member, and how they act together.
+
+    Raises:
+        ValueError: a value is out of its range; the message names the field, the range and the value.
+    """
+
+    members: int = setting(4, integer(at_least=2), "DQNs, which play in turn and learn from all episodes")
+    caution: float = setting(
+        0.5,
+        number(at_least=0),
+        "by how many standard deviations of the members' values an action must be better than the one that changes "
+        "nothing",
+    )
+
+    @property
+    def of_member(self) -> DQNConfig:
+        """Those of every member."""
+        return DQNConfig(**{one.name: getattr(self, one.name) for one in fields(DQNConfig)})

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from qan_agents.dqn.config import DQNConfig
+from qan_agents.dqn.config import DQNConfig, EnsembleConfig
 from qan_agents.dqn.features import READ_THE_SCORE_LINE
 from qan_gym.utils.names import unknown_name
 
@@ -85,8 +85,8 @@ def _control(steps: int) -> DQNConfig:
 
 
 PRESETS: dict[str, Callable[[int], DQNConfig]] = {
-    "paper": _paper,
     "quick": _quick,
+    "paper": _paper,
     "rainbow": _rainbow,
     "control": _control,
 }
@@ -110,6 +110,22 @@ def make_dqn_config(preset: str, steps: int, overrides: dict[str, Any], score_li
     if not score_line and settings["features"] in READ_THE_SCORE_LINE:
         settings["features"] = "flat"
     return DQNConfig(**overridden(settings, overrides))
+
+
+def make_ensemble_config(preset: str, steps: int, overrides: dict[str, Any], score_line: bool = True) -> EnsembleConfig:
+    """The hyperparameters of a training of an ensemble, whose members have those of a preset.
+
+    Args:
+        preset: see `make_dqn_config`.
+        steps: see `make_dqn_config`.
+        overrides: hyperparameters that differ, of the members and of `EnsembleConfig`.
+        score_line: see `make_dqn_config`.
+
+    Raises:
+        ValueError: see `make_dqn_config`.
+    """
+    settings = asdict(EnsembleConfig()) | asdict(make_dqn_config(preset, steps, {}, score_line))
+    return EnsembleConfig(**overridden(settings, overrides))
 
 
 def overridden(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

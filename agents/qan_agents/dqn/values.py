@@ -44,9 +44,12 @@ class GreedyPolicy:
 
     def values(self, observation: NDArray[Any]) -> NDArray[np.float32]:
         """Q(s, a), (actions,), of an observation (history, D)."""
-        observations = torch.as_tensor(np.asarray(observation), device=self.q.device)[None]
-        values: NDArray[np.float32] = self.q.values(observations)[0].detach().cpu().numpy()
+        values: NDArray[np.float32] = self.q.values(self.batch_of(observation))[0].detach().cpu().numpy()
         return values
+
+    def batch_of(self, observation: NDArray[Any]) -> Tensor:
+        """An observation (history, D) as a batch of one on the device."""
+        return torch.as_tensor(np.asarray(observation), device=self.q.device)[None]
 
 
 def judge_episode(q: QFunction, arrays: Mapping[str, NDArray[Any]], history: int, gamma: float) -> dict[str, float]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from torch import Tensor
 
 from qan_agents.dqn.config import DQNConfig
@@ -204,3 +204,16 @@ class TensorVectorEnv:
 
     def _tensor(self, values: Any) -> Tensor:
         return torch.as_tensor(values, device=self.device)
+
+
+class BudgetEndTerminates(VectorWrapper[Any, Any, Any, Any, Any]):
+    """Reports the end of the budget as a termination, so that no value is expected after it.
+
+    At a truncation agents add the value of the last state to the return, as if the episode went on. Here the time that
+    is left is observed and nothing follows (arXiv:1712.00378), so there would be nothing to learn that value from.
+    """
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """See `VectorEnv.step`."""
+        observations, rewards, terminated, truncated, infos = self.env.step(actions)
+        return observations, rewards, terminated | truncated, truncated & False, infos

@@ -5,7 +5,7 @@ are registered with `register_agent`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
@@ -122,6 +122,7 @@ class Agent(ABC):
         model_suffix: of the file that `save` writes.
         learns_from_replay: whether a resumed training needs the transitions of the earlier episodes; they are then
             kept in the run folder, and `refill_replay` gets them.
+        rows: environments in lock-step that it plays, unless the user says otherwise.
         libraries: distributions whose versions belong in the record of a run.
 
     Attributes:
@@ -134,6 +135,7 @@ class Agent(ABC):
     presets: ClassVar[tuple[str, ...]] = ("default",)
     model_suffix: ClassVar[str]
     learns_from_replay: ClassVar[bool] = False
+    rows: ClassVar[int] = 1
     libraries: ClassVar[tuple[str, ...]] = ()
 
     training: Training
@@ -157,6 +159,17 @@ class Agent(ABC):
         """
         if preset not in cls.presets:
             raise ValueError(unknown_name("preset", preset, cls.presets))
+
+    @classmethod
+    def env_defaults(cls, config: TaskConfig, batches: int | None, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Keyword arguments of the environment with which it plays best; those that the user gives take precedence.
+
+        Args:
+            config: of the environment, with the user's.
+            batches: mini-batches of an episode; None: the episodes differ.
+            given: the user's.
+        """
+        return {}
 
     @cached_property
     def facts(self) -> EnvFacts:
@@ -203,7 +216,10 @@ class Agent(ABC):
 
     @abstractmethod
     def policy(self) -> Policy:
-        """The agent without exploration, for single environments; a `ValuePolicy` where it values actions."""
+        """The agent without exploration; a `ValuePolicy` where it values actions.
+
+        A new object at each call: it plays one environment, or one row, while others play other rows.
+        """
 
     # --- files ------------------------------------------------------------------------------------------------------
 

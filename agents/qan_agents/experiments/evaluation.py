@@ -2,18 +2,22 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import gymnasium as gym
-import numpy as np
-from gymnasium.wrappers import FrameStackObservation
+from gymnasium.vector import AutoresetMode
 
 from qan_agents.experiments.run_folder import EVALUATION_EPISODES, EVALUATION_STEPS, Row, Run
 from qan_agents.experiments.train import load_agent
 from qan_agents.policies.fixed import Policy, fixed_env_kwargs, make_policy
-from qan_agents.policies.rollout import Episode, EpisodeRecorder, play_episode
+from qan_agents.policies.rollout import Episode, play_rows
+from qan_gym.config import TaskConfig
+from qan_gym.games import game_of
+from qan_gym.vector_env import QanVectorEnv
 
 SCORES = ("test_loss", "test_accuracy", "validation_loss", "validation_accuracy")
+ROWS = 16  # episodes in lock-step, at most
 
 
 @dataclass(frozen=True)
@@ -24,25 +28,46 @@ class PolicyScores:
         policy: its name.
         test_loss: nats, one per seed.
         test_accuracy: in [0, 1], one per seed.
-        steps_to_baseline: one per seed: actions until the smoothed loss was as low as the baseline's at its end; None:
-            never.
     """
 
     policy: str
     test_loss: list[float]
     test_accuracy: list[float]
-    steps_to_baseline: list[int | None]
 
 
-def evaluate(run: Run, before_episode: Callable[[str, int], None]) -> list[PolicyScores]:
-    """Play the agent of a run greedily and the fixed policies, on the run's evaluation seeds; write both tables.
+def rivals_of(task: TaskConfig, baselines: Sequence[str] | None) -> list[str]:
+    """The fixed policies that an agent is compared with: its base schedule with nobody acting, then the baselines.
+
+    Args:
+        task: that the agent plays.
+        baselines: the first is the baseline; None: those of the game.
+    """
+    base = base_schedule(task)
+    return list(dict.fromkeys([*([base] if base is not None else []), *(baselines or game_of(task).baselines)]))
+
+
+def baseline_of(task: TaskConfig, baselines: Sequence[str] | None) -> str:
+    """The rival that everybody is counted against; arguments as `rivals_of` takes them."""
+    return (baselines or game_of(task).baselines)[0]
+
+
+def base_schedule(task: TaskConfig) -> str | None:
+    """The schedule under the actions, where it is another than constant, and nobody acting leaves it as it is."""
+    return None if task.schedule == "constant" or game_of(task).no_op(task) is None else task.schedule
+
+
+def evaluate(run: Run, show: Callable[[str, float], None]) -> list[PolicyScores]:
+    """Play the agent of a run without exploration and the fixed policies, on the run's evaluation seeds.
+
+    Both tables of the evaluation are written. Episodes are played in lock-step, but where one leaves something to the
+    next: then one after the other.
 
     Args:
         run: with a saved agent.
-        before_episode: called before every episode, with the policy's name and the seed.
+        show: called now and then, with the name of the policy that plays, and the share of the evaluation that is done.
 
     Returns:
-        The scores of the agent, then those of the fixed policies, the baseline's first.
+        The scores of the agent, then those of the fixed policies, see `rivals_of`.
 
     Raises:
         ValueError: the run has no agent yet, or a file of it is damaged.
@@ -50,22 +75,69 @@ def evaluate(run: Run, before_episode: Callable[[str, int], None]) -> list[Polic
     config = run.config()
     with run.locked():
         agent = load_agent(run)
-        baselines = config.baselines or agent.training.parts.game.baselines
         task = agent.facts.task
-        players: dict[str, tuple[Policy, dict[str, Any]]] = {config.agent: (agent.policy(), {})}
-        players |= {name: (make_policy(name), fixed_env_kwargs(name, task)) for name in baselines}
+        rivals = rivals_of(task, config.baselines)
+        players = {config.agent: Player(agent.policy, config.env_kwargs, agent.history)}
+        for name in rivals:
+            kwargs = {**config.env_kwargs, **fixed_env_kwargs(name, task)}
+            players[name] = Player(partial(make_policy, name), kwargs)
+        rows = 1 if agent.training.run.carried() else ROWS
         episodes: dict[tuple[str, int], Episode] = {}
-        for name, (policy, own) in players.items():
-            # Each in an environment of its own: an episode may leave something to the next one.
-            made = gym.make(config.env, **{**config.env_kwargs, **own})
-            env = FrameStackObservation(EpisodeRecorder(made), agent.history)
-            for seed in config.evaluation_seeds:
-                before_episode(name, seed)
-                episodes[name, seed] = play_episode(env, policy, seed)
-            env.close()
+        for number, (name, player) in enumerate(players.items()):
+            shown = _part(partial(show, name), number, len(players))
+            shown(0.0)
+            played = play_seeds(config.env, player, config.evaluation_seeds, rows, shown)
+            episodes |= {(name, seed): one for seed, one in zip(config.evaluation_seeds, played, strict=True)}
         agent.close()
-        run.finish_evaluation(_tables(episodes, baselines[0]))
+        run.finish_evaluation(_tables(episodes, baseline_of(task, config.baselines)))
     return scores_by_policy(run)
+
+
+@dataclass(frozen=True)
+class Player:
+    """What plays.
+
+    Attributes:
+        make: the policy of an episode.
+        env_kwargs: of its environment.
+        history: see `play_rows`.
+    """
+
+    make: Callable[[], Policy]
+    env_kwargs: dict[str, Any]
+    history: int = 1
+
+
+def play_seeds(
+    env_id: str, player: Player, seeds: Sequence[int], rows: int, show: Callable[[float], None]
+) -> list[Episode]:
+    """Play an episode for every seed.
+
+    Args:
+        env_id: of the environment.
+        player: which plays.
+        seeds: of the episodes.
+        rows: in lock-step, at most.
+        show: called now and then, with the share that is done.
+    """
+    episodes: list[Episode] = []
+    env: QanVectorEnv | None = None
+    for wave, first in enumerate(range(0, len(seeds), rows)):
+        some = seeds[first : first + rows]
+        if env is None or env.num_envs != len(some):
+            mode = AutoresetMode.DISABLED
+            made = gym.make_vec(env_id, num_envs=len(some), autoreset_mode=mode, **player.env_kwargs)
+            env = cast(QanVectorEnv, made.unwrapped)
+        policies = [player.make() for _ in some]
+        episodes += play_rows(env, policies, some, player.history, _part(show, wave, -(-len(seeds) // rows)))
+    if env is not None:
+        env.close()
+    return episodes
+
+
+def _part(show: Callable[[float], None], number: int, count: int) -> Callable[[float], None]:
+    """Shows the share of one of so many parts as that of the whole."""
+    return lambda share: show((number + share) / count)
 
 
 def _tables(episodes: dict[tuple[str, int], Episode], baseline: str) -> dict[str, list[Row]]:
@@ -100,28 +172,6 @@ def scores_by_policy(run: Run) -> list[PolicyScores]:
     scores = []
     for name in dict.fromkeys(row["policy"] for row in table):
         rows = [row for row in table if row["policy"] == name]
-        reached = [int(row["steps_to_baseline"]) if row["steps_to_baseline"] else None for row in rows]
         loss, accuracy = ([float(row[score]) for row in rows] for score in ("test_loss", "test_accuracy"))
-        scores.append(PolicyScores(name, loss, accuracy, reached))
+        scores.append(PolicyScores(name, loss, accuracy))
     return scores
-
-
-def table_of(scores: Sequence[PolicyScores]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """A table of scores for people: the head, and a row per policy.
-
-    Args:
-        scores: as `evaluate` returns them.
-    """
-    baseline = scores[1].policy
-    rows: list[tuple[str, ...]] = []
-    for one in scores:
-        reached = ", ".join("never" if steps is None else str(steps) for steps in one.steps_to_baseline)
-        accuracy = mean_and_range([100 * value for value in one.test_accuracy], digits=1)
-        rows.append((one.policy, mean_and_range(one.test_loss, digits=3), accuracy, reached))
-    return ("policy", "test loss", "test accuracy (%)", f"actions to {baseline}'s loss"), rows
-
-
-def mean_and_range(values: Sequence[float], digits: int) -> str:
-    """`mean (lowest-highest)`: the values are of three seeds or so, too few for a confidence interval."""
-    mean, low, high = (f"{value:.{digits}f}" for value in (np.mean(values), min(values), max(values)))
-    return f"{mean} ({low}-{high})"

@@ -1,7 +1,7 @@
 """The pictures of a run, drawn from the files in its folder."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, pairwise
 from pathlib import Path
@@ -17,6 +17,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from qan_agents.experiments.evaluation import baseline_of
 from qan_agents.experiments.run_folder import EPISODES, EVALUATION_EPISODES, EVALUATION_STEPS, STEPS, Run
 from qan_gym.config import TaskConfig
 from qan_gym.games import Game, game_of
@@ -60,8 +61,12 @@ class PlayedTask:
             return cls(config, game_of(config), settings.action_names)
 
 
-def plot_run(run: Run) -> list[Path]:
+def plot_run(run: Run, drawn: Callable[[Path], None] = lambda path: None) -> list[Path]:
     """Draw all pictures that the files of a run allow.
+
+    Args:
+        run: with a finished episode.
+        drawn: called with every picture, once it is there.
 
     Returns:
         The pictures.
@@ -76,16 +81,19 @@ def plot_run(run: Run) -> list[Path]:
     evaluated = run.evaluated
     evaluation_steps = run.table(EVALUATION_STEPS) if evaluated else []
     scores = run.table(EVALUATION_EPISODES) if evaluated else []
-    baseline = (config.baselines or task.game.baselines)[0]
-    figures = {
-        ACCURACY: _accuracy_figure(config.title, episodes, scores, baseline),
-        ACTIONS: _actions_figure(config.title, steps, task),
+    baseline = baseline_of(task.config, config.baselines)
+    title = config.title
+    figures: dict[str, Callable[[], Figure]] = {
+        ACCURACY: lambda: _accuracy_figure(title, episodes, scores, baseline),
+        ACTIONS: lambda: _actions_figure(title, steps, task),
     }
     if "mean_max_q" in episodes[0]:  # of agents that value the actions
-        figures[MAX_Q] = _values_figure(config.title, episodes)
+        figures[MAX_Q] = lambda: _values_figure(title, episodes)
     if evaluated:
-        figures[EPISODE] = _episode_figure(config.title, evaluation_steps, task)
-    return [save(figure, run.folder / name) for name, figure in figures.items()]
+        figures[EPISODE] = lambda: _episode_figure(title, evaluation_steps, task)
+    for name, draw in figures.items():
+        drawn(save(draw(), run.folder / name))
+    return [run.folder / name for name in figures]
 
 
 def save(figure: Figure, path: Path, dpi: int = 120) -> Path:

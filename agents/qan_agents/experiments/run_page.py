@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from qan_agents.analysis.regret import regrets
-from qan_agents.experiments.evaluation import PolicyScores, scores_by_policy, table_of
 from qan_agents.experiments.page import Block, Heading, Paragraph, Picture, Table, html_page, write_text
 from qan_agents.experiments.plots import (
     ACCURACY,
@@ -27,6 +26,7 @@ from qan_agents.experiments.plots import (
 )
 from qan_agents.experiments.run_folder import Run
 from qan_agents.experiments.train import load_agent
+from qan_agents.experiments.verdict import Verdict, verdict_of
 from qan_agents.policies.rollout import qan_env
 from qan_gym.core.observation import filter_pictures
 from qan_gym.rendering import FILTER_SCALE, tiles
@@ -50,12 +50,12 @@ def write_page(run: Run) -> list[Path]:
     Raises:
         ValueError: the run has no finished episode or was not evaluated, or a file of it is damaged.
     """
-    task, scores = PlayedTask.of(run), scores_by_policy(run)
+    task, verdict = PlayedTask.of(run), verdict_of(run)
     drawn = plot_run(run)
     filters, rows, ahead = _play(run)
     drawn.append(save(_filters_figure(filters), run.folder / FILTERS))
     drawn.append(save(_regret_figure(rows, run.config().agent, task.action_names), run.folder / REGRET))
-    blocks = _blocks(run, task, scores, rows, ahead, {picture.name for picture in drawn})
+    blocks = _blocks(run, task, verdict, rows, ahead, {picture.name for picture in drawn})
     write_text(run.folder / PAGE, html_page(run.config().title, blocks))
     return [run.folder / PAGE, *drawn]
 
@@ -86,7 +86,7 @@ def _play(run: Run) -> tuple[list[NDArray[np.float32]], list[dict[str, Any]], in
 def _blocks(
     run: Run,
     task: PlayedTask,
-    scores: list[PolicyScores],
+    verdict: Verdict,
     rows: list[dict[str, Any]],
     ahead: int,
     pictures: set[str],
@@ -104,10 +104,10 @@ def _blocks(
     return [
         Paragraph(f"{config.episodes} trainings were played; then the agent played greedily on unseen seeds."),
         Heading("Against fixed policies"),
-        Table(*table_of(scores)),
+        Table(*verdict.table()),
         Paragraph(
             f"Mean (lowest-highest) over the seeds {', '.join(map(str, config.evaluation_seeds))}; all with the same "
-            "meta-momentum. So few seeds are no interval: qan bench makes those."
+            f"meta-momentum. {verdict.sentence()} It is one training of the agent: qan bench makes several."
         ),
         Heading("Episode by episode"),
         picture(ACCURACY, "accuracy of every episode"),

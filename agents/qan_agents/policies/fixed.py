@@ -1,5 +1,6 @@
 """Fixed policies: schedules, rules for classes, random actions, shuffled SGD, behind the interface of all policies."""
 
+from copy import deepcopy
 from typing import Any, Protocol, cast
 
 import gymnasium as gym
@@ -22,7 +23,8 @@ class Policy(Protocol):
         """Get ready for an episode.
 
         Args:
-            env: the environment, wrapped or not.
+            env: the environment, wrapped or not; in a vector environment the row that is played, see
+                `qan_gym.inspection.Row`, which has all of it but `reset` and `step`.
             seed: of the episode.
 
         Returns:
@@ -37,9 +39,10 @@ class Policy(Protocol):
 
 
 class ScheduledPolicy:
-    """Keeps the learning rate as near to a schedule as the actions allow (in the logarithm).
+    """Nobody acts on the base schedule of that name.
 
-    Where the actions do not set the learning rate, it is the no-op on the base schedule of that name.
+    On a constant base schedule, where the actions set the learning rate, it keeps that as near to the schedule as they
+    allow (in the logarithm).
     """
 
     def __init__(self, schedule: str) -> None:
@@ -51,9 +54,10 @@ class ScheduledPolicy:
         game_env = cast(QanEnv, env.unwrapped)
         self.config, self.game = game_env.config, game_env.training.parts.game
         self.no_op = self.game.no_op(self.config)
-        self.sets_rate = "learning_rate" in self.game.hyperparameters
-        self._check()
-        self.targets = iter(scheduled_rates(self.schedule, self.config, game_env.episode_length))
+        self.is_base = self.config.schedule == self.schedule and self.no_op is not None
+        if not self.is_base:
+            self._check()
+            self.targets = iter(scheduled_rates(self.schedule, self.config, game_env.episode_length))
 
     def _check(self) -> None:
         """Refuse an environment whose learning rate would not be that of the schedule.
@@ -62,21 +66,21 @@ class ScheduledPolicy:
             ValueError: what to do instead.
         """
         base, game = self.config.schedule, self.config.game
-        if self.sets_rate and base != "constant":
-            raise ValueError(
-                f"{self.schedule} sets the learning rate itself, and the base schedule {base!r} would multiply it: "
-                "make its environment with schedule='constant'"
-            )
-        if not self.sets_rate and (base != self.schedule or self.no_op is None):
+        if "learning_rate" not in self.game.hyperparameters:
             raise ValueError(
                 f"{self.schedule} sets the learning rate, and the actions of the game {game!r} do not: "
                 f"play {' or '.join(self.game.baselines)}"
                 + ("" if self.no_op is None else f", or make its environment with schedule={self.schedule!r}")
             )
+        if base != "constant":
+            raise ValueError(
+                f"{self.schedule} sets the learning rate itself, and the base schedule {base!r} would multiply it: "
+                "make its environment with schedule='constant'"
+            )
 
     def act(self, observation: NDArray[Any], info: dict[str, Any]) -> Any:
         """See `Policy.act`."""
-        if not self.sets_rate:
+        if self.is_base:
             return self.no_op
         target, rate = next(self.targets), info["learning_rate"]
         if rate == target and self.no_op is not None:
@@ -89,8 +93,8 @@ class RandomPolicy:
 
     def start(self, env: gym.Env[Any, Any], seed: int) -> None:
         """See `Policy.start`."""
-        env.action_space.seed(seed)
-        self.action_space = env.action_space
+        self.action_space = deepcopy(env.action_space)  # which the rows of a vector environment share
+        self.action_space.seed(seed)
 
     def act(self, observation: NDArray[Any], info: dict[str, Any]) -> Any:
         """See `Policy.act`."""
@@ -138,8 +142,9 @@ def scheduled_rates(schedule: str, config: TaskConfig, length: int) -> list[floa
 def fixed_env_kwargs(name: str, config: TaskConfig) -> dict[str, Any]:
     """Keyword arguments of the environment that a fixed policy plays, in the place of those of the task.
 
-    A policy that sets the learning rate plays without a base schedule, which would multiply what it sets. Where the
-    actions do not set the learning rate, its schedule is the base schedule, and nobody acts.
+    A schedule is the base schedule, and nobody acts: so it is followed at every mini-batch, however coarse the actions
+    are. Where every action changes something, it is followed by actions, on a constant base schedule, since another one
+    would multiply what they set.
 
     Args:
         name: of the policy.
@@ -147,7 +152,7 @@ def fixed_env_kwargs(name: str, config: TaskConfig) -> dict[str, Any]:
     """
     if name not in SCHEDULES:
         return {}
-    return {"schedule": "constant" if "learning_rate" in game_of(config).hyperparameters else name}
+    return {"schedule": "constant" if game_of(config).no_op(config) is None else name}
 
 
 def fixed_policies() -> list[str]:

@@ -1,8 +1,9 @@
 """Play an episode with a policy, and record it."""
 
-from collections.abc import Container
+from collections import deque
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -10,7 +11,9 @@ from numpy.typing import NDArray
 
 from qan_agents.policies.fixed import Policy
 from qan_gym.env import QanEnv
+from qan_gym.inspection import Row
 from qan_gym.optimizee.optimizers import Hyperparameters
+from qan_gym.vector_env import QanVectorEnv
 
 TIME_COLUMNS = ("batch", "epoch")
 MEASURED_COLUMNS = ("loss", "smoothed_loss", "validation_loss", "validation_accuracy")
@@ -157,6 +160,70 @@ def play_episode(env: gym.Env[Any, Any], policy: Policy, seed: int) -> Episode:
         over = terminated or truncated
     episode: Episode = env.get_wrapper_attr("finished")
     return episode
+
+
+def play_rows(
+    env: QanVectorEnv,
+    policies: Sequence[Policy],
+    seeds: Sequence[int],
+    history: int = 1,
+    show: Callable[[float], None] = lambda share: None,
+) -> list[Episode]:
+    """Play one episode in every row of an environment, in lock-step.
+
+    Each is what `play_episode` plays with the row's policy and seed.
+
+    Args:
+        env: of N rows, in mode DISABLED, with NumPy's arrays.
+        policies: N of the same kind, one per row.
+        seeds: N, of the episodes.
+        history: frames of an observation that the policies take.
+        show: called after every step, with the share of an episode that is done.
+
+    Raises:
+        ValueError: the policies cannot play this environment.
+    """
+    rows = range(env.num_envs)
+    options = None
+    for row, policy, seed in zip(rows, policies, seeds, strict=True):
+        options = policy.start(cast(gym.Env[Any, Any], Row(env, row)), seed)
+    observations, infos = env.reset(seed=list(seeds), options=options)
+    frames = [deque([np.array(observations[row])] * history, maxlen=history) for row in rows]
+    episodes = [Episode() for _ in rows]
+    space = env.action_space
+    actions = np.zeros(space.shape or (), space.dtype)
+    over = np.zeros(env.num_envs, np.bool_)
+    while not over.all():
+        playing = [row for row in rows if not over[row]]
+        for row in playing:
+            actions[row] = policies[row].act(np.stack(frames[row]), _info_of(infos, row))
+        if over.any():
+            # Mode DISABLED refuses to step rows that are over. They are reset, and what they do then is not recorded.
+            env.reset(options={**(options or {}), "reset_mask": over})
+        observations, rewards, terminated, truncated, infos = env.step(actions)
+        for row in playing:
+            info, episode = _info_of(infos, row), episodes[row]
+            frames[row].append(np.array(observations[row]))
+            episode.add(_plain_action(actions[row]), float(rewards[row]), info)
+            if terminated[row] or truncated[row]:
+                episode.end(info, bool(terminated[row]))
+                over[row] = True
+        show(max(len(episode.steps) for episode in episodes) / env.episode_length)  # the longest is waited for
+    return episodes
+
+
+def _info_of(infos: dict[str, Any], row: int) -> dict[str, Any]:
+    """The info of a row of a vector environment, as the single environment has it."""
+    return {
+        name: _info_of(values, row) if isinstance(values, dict) else values[row].item()
+        for name, values in infos.items()
+        if not name.startswith("_")
+    }
+
+
+def _plain_action(action: Any) -> Any:
+    """An action of a Discrete space as a number of Python; another one as a copy."""
+    return action.item() if np.ndim(action) == 0 else np.array(action)
 
 
 def qan_env(env: gym.Env[Any, Any]) -> QanEnv:

@@ -9,9 +9,9 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from qan_agents.controllers.controller import Controller
-from qan_agents.experiments.evaluation import scores_by_policy, table_of
 from qan_agents.experiments.page import Block, Heading, Paragraph, Table, markdown_page
 from qan_agents.experiments.run_folder import Run
+from qan_agents.experiments.verdict import verdict_of
 from qan_agents.judging.scoreboard import Row, Rules, read_scoreboard
 
 TAGS = ["reinforcement-learning", "qan-gym", "learning-rate"]
@@ -116,10 +116,9 @@ def run_card(run: Run, repository: str) -> str:
         Heading("How good it is"),
     ]
     if run.evaluated:
-        scores = scores_by_policy(run)
-        head, rows = table_of(scores)
-        about = f"On {len(scores[0].test_loss)} unseen seeds, mean (lowest-highest):"
-        blocks += [Paragraph(about), Table(head, rows)]
+        verdict = verdict_of(run)
+        head, rows = verdict.table()
+        blocks += [Paragraph(f"{verdict.title}."), Table(head, rows), Paragraph(verdict.sentence())]
     else:
         blocks.append(Paragraph("It was not evaluated; qan evaluate plays it on unseen seeds beside fixed policies."))
     return _card(f"{config.agent} for {config.env}", blocks)
