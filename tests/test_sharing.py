@@ -12,11 +12,12 @@ from typer.testing import CliRunner
 
 from qan_agents.cli.app import app
 from qan_agents.controllers.controller import Controller
-from qan_agents.controllers.shipped import shipped_path
+from qan_agents.controllers.shipped import shipped_paths
 from qan_agents.experiments.run_folder import Run
 from qan_agents.judging.scoreboard import Interval, Row, Rules, Scoreboard
 
 LR = "QanLR-MNIST5k-v1"
+SHIPPED = shipped_paths()
 GAME = ["--set", "epochs=1", "--set", "meta_momentum=None", "--set", "reference=None", "--set", "batch_size=20"]
 
 
@@ -85,10 +86,10 @@ def test_datasets_of_a_run_and_of_a_controller(datasets: Path, run: Path) -> Non
 
     invoke("dataset", run, "--out", "dqn-v0", "--episodes", 1)
     replayed(minari.load_dataset("dqn-v0"), 0)
-    invoke("dataset", shipped_path("sgd"), "--out", "controller-v0", "--episodes", 1, "--set", "networks=['mlp']")
+    invoke("dataset", SHIPPED["sgd"][0], "--out", "controller-v0", "--episodes", 1, "--set", "networks=['mlp']")
     dataset = minari.load_dataset("controller-v0")
     replayed(dataset, 0)
-    episode, controller = dataset[0], Controller.load(shipped_path("sgd"))
+    episode, controller = dataset[0], Controller.load(SHIPPED["sgd"][0])
     act = controller.player(1)
     wanted = [act(observation[None])[0] for observation in episode.observations[:-1]]
     np.testing.assert_array_equal(episode.actions, wanted)
@@ -126,8 +127,8 @@ def test_a_dataset_that_is_not_finished_is_not_there(
         (["cosine", "--out", "x-v0", "--env", "CartPole-v1"], "is not an environment of qan-gym"),
         (["cosine", "--out", "x-v0", "--set", "epoch=1"], "did you mean 'epochs'?"),
         (["none.safetensors", "--out", "x-v0"], "none.safetensors: there is no such file"),
-        ([shipped_path("sgd"), "--out", "x-v0", "--set", "schedule=cosine"], "schedule cannot be set"),
-        ([shipped_path("sgd"), "--out", "x-v0", "--env", LR], "a controller plays a family of tasks"),
+        ([SHIPPED["sgd"][0], "--out", "x-v0", "--set", "schedule=cosine"], "schedule cannot be set"),
+        ([SHIPPED["sgd"][0], "--out", "x-v0", "--env", LR], "a controller plays a family of tasks"),
     ],
 )
 def test_wrong_datasets_are_refused(arguments: list[object], message: str, datasets: Path) -> None:
@@ -190,7 +191,7 @@ def scoreboard(path: Path, digest: str) -> Path:
 
 def test_a_controller_there_and_back(hub: Path, tmp_path: Path) -> None:
     """The same bytes; the card has its provenance, and the judgement where that is of this very file."""
-    path = shipped_path("adamw")
+    path = SHIPPED["adamw"][0]
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     judged = scoreboard(tmp_path / "board.json", digest)
     assert "pushed: hub/me/lr" in invoke("push", path, "me/lr", "--judgement", judged)
@@ -221,7 +222,7 @@ def test_an_agent_there_and_back(hub: Path, run: Path) -> None:
 
 
 def test_a_card_without_pushing(hub: Path) -> None:
-    output = invoke("push", shipped_path("sgd"), "me/lr", "--dry-run", "there")
+    output = invoke("push", SHIPPED["sgd"][0], "me/lr", "--dry-run", "there")
     assert "written: there/README.md" in output
     assert not hub.exists()
     assert "It was not judged" in Path("there", "README.md").read_text()
@@ -251,7 +252,7 @@ def test_what_is_damaged_is_refused_and_nothing_is_left(kind: str, hub: Path, ru
         path = hub / "me" / "x" / "config.json"
         path.write_text(path.read_text().replace("dqn-native", "dqn"))
     else:
-        invoke("push", shipped_path("sgd"), "me/x")
+        invoke("push", SHIPPED["sgd"][0], "me/x")
         path = hub / "me" / "x" / "controller.safetensors"
         content = path.read_bytes()
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]) if kind == "changed" else b"{}")
@@ -263,7 +264,7 @@ def test_what_is_damaged_is_refused_and_nothing_is_left(kind: str, hub: Path, ru
 @pytest.mark.parametrize("name", ["x", "a/b/c", "../x", "a b/c", ""])
 def test_names_of_repositories(name: str, hub: Path) -> None:
     assert "write OWNER/NAME" in invoke("pull", name, status=2)
-    assert "write OWNER/NAME" in invoke("push", shipped_path("sgd"), name, status=2)
+    assert "write OWNER/NAME" in invoke("push", SHIPPED["sgd"][0], name, status=2)
 
 
 def test_a_hub_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,28 +6,30 @@ from qan_agents.controllers.controller import Controller
 from qan_gym.utils.names import unknown_name
 
 FOLDER = Path(__file__).parent / "assets"
-REPLICATES = 3
 
 
-def shipped_path(optimizer: str, replicate: int = 0) -> Path:
-    """The file of a shipped controller.
+def shipped_paths() -> dict[str, dict[int, Path]]:
+    """The files, by optimizer and replicate, which is the seed of the meta-training."""
+    found: dict[str, dict[int, Path]] = {}
+    for path in sorted(FOLDER.glob("*.safetensors")):
+        optimizer, _, replicate = path.stem.rpartition("-")
+        found.setdefault(optimizer, {})[int(replicate)] = path
+    return found
+
+
+def shipped_controller(optimizer: str, replicate: int = 0) -> Controller:
+    """A controller that comes with the package.
 
     Args:
         optimizer: that it was meta-trained on: "sgd" or "adamw".
-        replicate: from 0 to REPLICATES - 1, the seed of its meta-training.
+        replicate: which of those that were made alike.
 
     Raises:
         ValueError: there is none.
     """
-    optimizers = sorted({path.stem.rpartition("-")[0] for path in FOLDER.glob("*.safetensors")})
-    if optimizer not in optimizers:
-        raise ValueError(unknown_name("shipped controller, by optimizer", optimizer, optimizers))
-    path = FOLDER / f"{optimizer}-{replicate}.safetensors"
-    if not path.is_file():
-        raise ValueError(f"replicate must be from 0 to {REPLICATES - 1}, not {replicate!r}")
-    return path
-
-
-def shipped_controller(optimizer: str, replicate: int = 0) -> Controller:
-    """A shipped controller; arguments and errors as `shipped_path` has them."""
-    return Controller.load(shipped_path(optimizer, replicate))
+    paths = shipped_paths()
+    if optimizer not in paths:
+        raise ValueError(unknown_name("shipped controller, by optimizer", optimizer, paths))
+    if replicate not in paths[optimizer]:
+        raise ValueError(f"replicate must be one of {', '.join(map(str, paths[optimizer]))}, not {replicate!r}")
+    return Controller.load(paths[optimizer][replicate])
