@@ -22,7 +22,7 @@ from qan_agents.experiments.plots import PlayedTask, action_ticks, plain, plot_r
 from qan_agents.experiments.run_folder import Run, RunConfig, read_rows
 from qan_agents.experiments.run_page import write_page
 from qan_agents.experiments.train import start_run, train
-from qan_agents.experiments.verdict import verdict_of
+from qan_agents.experiments.verdict import Verdict, verdict_of
 from qan_agents.experiments.watch import watch_agent
 from qan_agents.policies.fixed import Policy, RandomPolicy
 from qan_agents.policies.rollout import Episode, EpisodeRecorder, play_episode, recorded_names
@@ -183,7 +183,7 @@ HOSTILE = "<script>alert(1)</script> | $x^$ _y_"
 def test_what_others_wrote_is_text_on_the_page_of_a_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names of policies, settings and titles, in the page and in its pictures."""
     scores = [replace(one, policy=f"{one.policy}{HOSTILE}") for one in scores_by_policy(run)]
-    monkeypatch.setattr(run_page, "scores_by_policy", lambda run: scores)
+    monkeypatch.setattr(run_page, "verdict_of", lambda run: Verdict(scores, f"constant{HOSTILE}", None))
     monkeypatch.setattr(RunConfig, "title", HOSTILE)
     page = write_page(run)[0].read_text()
     assert "<script" not in page

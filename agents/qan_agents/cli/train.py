@@ -97,16 +97,17 @@ def train(
         return
     if drop_damaged:
         raise ValueError("--drop-damaged goes with --resume RUN")
-    config = complete_config(
-        env,
-        parse_settings(settings),
-        agent=agent,
-        preset=preset,
-        episodes=episodes,
-        seed=seed,
-        num_envs=num_envs,
-        agent_kwargs=parse_settings(agent_settings),
-    )
+    with console.status("loading", spinner=SPINNER):
+        config = complete_config(
+            env,
+            parse_settings(settings),
+            agent=agent,
+            preset=preset,
+            episodes=episodes,
+            seed=seed,
+            num_envs=num_envs,
+            agent_kwargs=parse_settings(agent_settings),
+        )
     run = _start(config, out, f"{env}-{config.agent}-{config.preset}-seed{seed}")
     _train_and_evaluate(run, modules or (), track=track or ())
 
@@ -145,7 +146,7 @@ def _start(config: "RunConfig", out: Path | None, name: str) -> "Run":
     """A new run, in `out` or a free folder of that name."""
     from qan_agents.experiments.train import start_run
 
-    with console.status("loading the data", spinner=SPINNER):
+    with console.status("loading", spinner=SPINNER):
         if out is not None:
             return start_run(out, config)
         return start_run(Path("runs") / name.replace(":", "-"), config, numbered=True)
@@ -322,6 +323,7 @@ def plot(
 def _plot(run: "Run") -> None:
     from qan_agents.experiments.plots import plot_run
 
+    run.config()  # refuses what is no run before anything is shown
     with console.status("drawing", spinner=SPINNER):
         plot_run(run, lambda path: console.print(f"drawn: {path}"))
 

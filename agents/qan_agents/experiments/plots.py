@@ -194,6 +194,9 @@ def _episode_figure(title: str, steps: Rows, task: PlayedTask) -> Figure:
     if task.game.curve is not None:
         scale = "log" if task.game.curve_is_logarithmic else "linear"
         control.set(xlabel="mini-batches", ylabel=_words(task.game.curve), yscale=scale)
+        if task.game.curve_is_logarithmic:  # schedules that end at 0 leave the picture
+            least, _ = task.game.curve_limits(task.config)
+            control.set_ylim(bottom=max(least / 2, control.get_ylim()[0]))
     elif task.action_names:
         control.set(xlabel="class", ylabel="share of the actions (%)")
     else:

@@ -7,7 +7,7 @@ import numpy as np
 
 from qan_agents.experiments.evaluation import PolicyScores, base_schedule, baseline_of, scores_by_policy
 from qan_agents.experiments.plots import PlayedTask
-from qan_agents.experiments.run_folder import Run
+from qan_agents.experiments.run_folder import EVALUATION_EPISODES, Run
 
 CONFIDENCE = 0.95
 
@@ -128,10 +128,16 @@ def verdict_of(run: Run) -> Verdict:
     """The verdict of the last evaluation of a run.
 
     Raises:
-        ValueError: it was not evaluated, its game is not registered, or a file of it is damaged.
+        ValueError: it was not evaluated, or with other policies; its game is not registered; or a file is damaged.
     """
     scores, task, baselines = scores_by_policy(run), PlayedTask.of(run).config, run.config().baselines
-    return Verdict(scores, baseline_of(task, baselines), base_schedule(task))
+    names = [one.policy for one in scores]
+    baseline, base = baseline_of(task, baselines), base_schedule(task)
+    if baseline not in names[1:]:
+        raise ValueError(
+            f"{run.folder / EVALUATION_EPISODES} has no policy {baseline!r}: qan evaluate {run.folder} writes it anew"
+        )
+    return Verdict(scores, baseline, base if base in names[1:] else None)
 
 
 def mean_and_range(values: Sequence[float], digits: int) -> str:
