@@ -55,6 +55,9 @@ WRONG_VALUES = {
     "batches": [0, -1, 1.5, True],
     "learning_rate_factor": [1, 0.5, NAN, "2", True],
     "learning_rate_factors": [[], [2], [0, 1], [1, "2"], 5, True],
+    "imbalance": [0, 0.5, NAN, None, "2"],
+    "replacement": [1, "yes", None],
+    "class_validation_images": [0, 1.5, None, True],
     "divergence_penalty": [-1, NAN, float("inf"), None],
 }
 

@@ -23,9 +23,9 @@ from qan_agents.cli import environments as cli_environments
 from qan_agents.cli import train as cli_train
 from qan_agents.cli.app import COMMANDS, app
 from qan_agents.env_ids import import_module_of, task_of
-from qan_gym.families import Task
+from qan_gym.families.factory import FAMILIES
 from qan_gym.registration import ENTRY_POINTS, VECTOR_ENTRY_POINT
-from qan_gym.tasks import FAMILIES, TASKS
+from qan_gym.tasks import TASKS
 from qan_gym.vector_env import QanVectorEnv
 
 LR = "QanLR-MNIST5k-v1"
@@ -99,7 +99,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_the_task_of_an_id(module: str) -> None:
     """Of those of the package, and of those that a module registers."""
     for env_id in ENTRY_POINTS:
-        typical = Task().settings() if env_id in FAMILIES else {}
+        typical = FAMILIES[env_id].record().settings() if env_id in FAMILIES else {}
         assert task_of(env_id, {}) == replace(TASKS[env_id], **typical)
     assert task_of("QanLR-Family-v0", {"split": "test", "validate_every": 40}).validate_every == 40
     assert task_of(f"qan_gym:{LR}", {"epochs": 3}).epochs == 3
@@ -370,7 +370,7 @@ def test_budgets_that_tell_nothing() -> None:
 def test_runs_that_tell_nothing_say_so(
     arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, small_data: str, tmp_path: Path
 ) -> None:
-    for name in ("_train", "_evaluate", "_plot"):
+    for name in ("_train", "_evaluate_and_plot"):
         monkeypatch.setattr(cli_train, name, lambda *_: None)
     settings = ["dataset=" + small_data, "meta_momentum=None", "reference=None", "batch_size=10"]
     set_ = [word for setting in settings for word in ("--set", setting)]

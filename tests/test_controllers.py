@@ -403,8 +403,9 @@ def test_loss_proportional_prefers_what_is_learned_worst():
     for _ in range(15):  # only class 3 is trained on
         env.step(np.array([3]))
     controller.act(None, infos)
-    assert controller.shares[0].argmin() == 3
-    assert controller.shares.sum() == pytest.approx(1)
+    (shares,) = controller.classes.shares
+    assert shares.argmin() == 3
+    assert shares.sum() == pytest.approx(1)
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,8 @@ def test_unknown_features_are_refused(make, arguments):
 @pytest.mark.parametrize("observation", [[], ["log_loss", 3], "log_loss", 7, None, {"log_loss"}], ids=str)
 def test_what_is_no_list_of_names_is_refused(observation, arguments):
     with pytest.raises(
-        ValueError, match="observation must be one of screen, filters, statistics or a list of names of features"
+        ValueError,
+        match="observation must be one of screen, filters, statistics, classes or a list of names of features",
     ):
         gym.make(LR, observation=observation, **arguments)
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed.tensor  # before a test replaces the generator that its annotations name
 from helpers import made_npz, small_data
 
 from qan_agents.dqn import DQN, DQNConfig, EnvInterface

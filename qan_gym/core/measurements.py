@@ -122,8 +122,10 @@ def of_updates(gradient: Tensor, gradients: Tensor, previous: Tensor, update: Te
     """What `MEANS` are the means of.
 
     Args:
-        gradient, previous, update: (n,) g_t . g_t, g_{t-1} . g_{t-1} and u_t . u_t.
+        gradient: (n,) g_t . g_t.
         gradients: (n,) g_t . g_{t-1}.
+        previous: (n,) g_{t-1} . g_{t-1}.
+        update: (n,) u_t . u_t.
         descent: (n,) g_t . u_t.
 
     Returns:
@@ -142,8 +144,10 @@ def of_action(moved: Tensor, displacements: Tensor, last: Tensor, weights: Tenso
     """The rest of `MEASURED`.
 
     Args:
-        moved, last, weights: (n,) the squares of this displacement, of that of the action before, and of the weights.
-        displacements: (n,) the product of the two displacements.
+        moved: (n,) the square of this displacement.
+        displacements: (n,) its product with that of the action before.
+        last: (n,) the square of that one.
+        weights: (n,) the square of the weights.
 
     Returns:
         (n, len(MEASURED) - len(MEANS)).

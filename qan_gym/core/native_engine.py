@@ -72,8 +72,10 @@ class NativeEngine:
             sequence=sequence,
         )
         self.measure: dict[str, Call] = {}  # by the name of the split
-        self.probe = class_probe(self.data.labels["validation"], parts.config.class_validation_images)
-        self.probe_each = np.zeros((num_runs, len(self.probe) if by_class else 0), np.float32)
+        self.probe = torch.zeros(0, dtype=torch.int64)
+        if by_class:
+            self.probe = class_probe(self.data.labels["validation"], parts.config.class_validation_images)
+        self.probe_each = np.zeros((num_runs, len(self.probe)), np.float32)
         self.measure_probe = self._probing() if by_class else None
 
     def images(self, split: str) -> Images:

@@ -56,7 +56,9 @@ class TorchEngine:
         by_class, room = run.layout.measures_classes, (num_runs, parts.config.batch_size)
         self._each = torch.zeros(room if by_class else (num_runs, 0), device=parts.device)
         self.each = as_array(self._each)
-        self.probe = class_probe(self.data.labels["validation"], parts.config.class_validation_images)
+        self.probe = torch.zeros(0, dtype=torch.int64)
+        if by_class:
+            self.probe = class_probe(self.data.labels["validation"], parts.config.class_validation_images)
         together = num_runs if parts.device.type != "cpu" else min(num_runs, CPU_BLOCK)
         self.blocks = self._divide(num_runs, together if self.network.at_once else 1)
 

@@ -27,10 +27,10 @@ class LongTailEnv(FamilyEnv):
     """Choose the classes of the mini-batches of a training with rare and noisy classes, another one in every episode.
 
     ## Description
-    Where every image is seen once per epoch, choosing mini-batches gains nothing. Here classes are drawn *with
-    replacement*: one that is exhausted begins anew, in a new order, and the budget counts mini-batches. In every
-    episode other classes are rare and other classes are noisy, so that no fixed preference for a class can win;
-    validation and test images stay balanced and clean.
+    Where every image is seen once per epoch, choosing mini-batches gains nothing. In `QanMinibatch-LongTail-v0` classes
+    are drawn *with replacement*: one that is exhausted begins anew, in a new order, and the budget counts mini-batches.
+    In every episode other classes are rare and other classes are noisy, so that no fixed preference for a class can
+    win; validation and test images stay balanced and clean.
 
     Every episode draws a task from the bundled digits: an imbalance (images of the largest class over those of the
     smallest, the others exponentially between them) of 1 to 100, 100 to 400 images of the largest class, up to 5 noisy

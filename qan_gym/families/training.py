@@ -73,7 +73,7 @@ class FamilyTraining(Training):
         images, _ = source.room
         self.members = ClassMembers.empty(num_runs, images, self.run.layout.sizes["n_classes"])
         self.labels = np.full((num_runs, images), -1)  # of the training images
-        self.schedules: list[str] = [self.config.schedule] * num_runs
+        self.schedules: list[str | None] = [None] * num_runs  # of the rows' tasks; None: that of all, `schedule`
         self.running_mean_weight = np.ones(num_runs, np.float32)
         self.adopt(tasks)
 
@@ -206,7 +206,7 @@ class FamilyTraining(Training):
         run.budgets[row], run.action_batches[row] = task.budget, task.batches_per_action
         run.epoch_batches[row] = task.train_size // task.batch_size
         self.running_mean_weight[row] = min(1.0, task.batch_size / RUNNING_MEAN_IMAGES)
-        self.schedules[row] = task.own_schedule or self.config.schedule
+        self.schedules[row] = task.own_schedule
         run.batch_size[row], run.train_size[row] = task.batch_size, task.train_size
         run.n_classes[row] = len(task.classes)
         run.game[self.source.context_name][row] = torch.tensor(list(task.context().values()))
@@ -263,16 +263,15 @@ class FamilyTraining(Training):
 
     def _learning_rates(self, ahead: Array) -> Array:
         """See `Training._learning_rates`; by each row's schedule."""
-        names = set(self.schedules)
-        if len(names) == 1:
-            self.schedule = SCHEDULES[self.schedules[0]]
+        if not any(self.schedules):
             return super()._learning_rates(ahead)
         run, xp = self.arrays, self.parts.xp
         share = xp.astype(run.clock + ahead, xp.float64) / run.budget
         rates = np.zeros(np.broadcast_shapes(share.shape, (self.num_runs,)))
-        for name in names:
+        for name in set(self.schedules):
+            schedule = self.schedule if name is None else SCHEDULES[name]
             mine = np.array([own == name for own in self.schedules])
-            rates[..., mine] = SCHEDULES[name].rate(xp, run.chosen_learning_rate[mine], share[..., mine])
+            rates[..., mine] = schedule.rate(xp, run.chosen_learning_rate[mine], share[..., mine])
         return rates
 
     def _draw(self, counts: NDArray[np.int64], most: int) -> NDArray[np.int64]:

@@ -115,7 +115,8 @@ class Decisions:
         """Choose the learning rate of the next action.
 
         Args:
-            clock, budget: updates that were made, and those of the whole training.
+            clock: updates that were made.
+            budget: those of the whole training.
             found: of the last action; None before the first.
             hyperparameters: of the optimizer.
             lower: whether to lower the learning rate as far as an action can, whatever the controller says.

@@ -115,7 +115,8 @@ class LearnedLR(LRScheduler):
             num_classes: that the cross-entropy is of; of a language model, the size of the vocabulary.
             loss_scale: of a loss that is not the mean cross-entropy, its ratio to it.
             warmup_steps: updates over which the learning rate rises from 0 to what the controller says.
-            min_lr, max_lr: bounds of the learning rate of the first parameter group; `min_lr` not in the warm-up.
+            min_lr: least learning rate of the first parameter group, but for the warm-up.
+            max_lr: its largest.
             fallback: a name in `qan_gym.schedules.SCHEDULES`. Once a feature is further than six standard deviations
                 from what the controller saw in meta-training, the rest of the training follows this schedule, with the
                 learning rate that the optimizer was built with as its highest. None: the controller goes on. Either is
@@ -157,7 +158,9 @@ class LearnedLR(LRScheduler):
 
         Args:
             path: of its `controller.safetensors`.
-            optimizer, total_steps, settings: see the class.
+            optimizer: see the class.
+            total_steps: see the class.
+            settings: see the class.
 
         Raises:
             FileNotFoundError: there is no such file.
