@@ -29,6 +29,18 @@ torch.set_num_threads(1)
 matplotlib.use("module://window_backend")  # machines that test have no display
 
 
+SLOW = Path(__file__).parent / "slow.txt"  # the ids of tests that take more than two seconds; beside those marked
+
+
+@pytest.hookimpl(tryfirst=True)  # before those that are marked are deselected
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as `slow` what the list names."""
+    slow = set(SLOW.read_text().splitlines())
+    for item in items:
+        if item.nodeid in slow:
+            item.add_marker(pytest.mark.slow)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what is marked `cuda` where there is no such device."""
     if item.get_closest_marker("cuda") is not None and not torch.cuda.is_available():

@@ -53,7 +53,9 @@ def invoke(*arguments: object, status: int = 0) -> str:
     return result.output
 
 
-@pytest.fixture(params=[pytest.param("dqn", marks=pytest.mark.slow), "dqn-native", "dqn-ensemble"])
+@pytest.fixture(
+    params=[pytest.param(name, marks=pytest.mark.slow) if name != "dqn-native" else name for name in PRESETS]
+)
 def agent(request) -> str:
     """The name of each of them."""
     return request.param
