@@ -13,6 +13,7 @@ from qan_gym.config import TaskConfig
 from qan_gym.core.factory import config_of
 from qan_gym.env import QanEnv
 from qan_gym.registration import VECTOR_ENTRY_POINT
+from qan_gym.tasks import FAMILIES
 
 PLACES = ("device", "engine")  # arguments of an environment that say where a task is computed,
 CHOSEN = ("env_id", "render_mode", "baseline_run")  # and those that follow from the id and the use of it
@@ -79,6 +80,15 @@ def task_of(env: str, settings: dict[str, Any]) -> TaskConfig:
         raise ValueError(f"{', '.join(chosen)} cannot be set: the id or the command says it")
     arguments = {name: value for name, value in (own | settings).items() if name not in PLACES}
     return config_of(arguments.pop("env_id"), arguments)
+
+
+def draws_tasks(env: str) -> bool:
+    """Whether every episode of an environment of qan-gym draws its own task: its configuration is a typical one.
+
+    Raises:
+        ValueError, gymnasium.error.Error: see `import_module_of`; there is no such id.
+    """
+    return gym.spec(import_module_of(env)).kwargs.get("env_id") in FAMILIES
 
 
 def require_settings(env: str, settings: dict[str, Any]) -> None:

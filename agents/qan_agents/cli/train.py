@@ -186,18 +186,24 @@ def _train_and_evaluate(
 
 def _what_is_played(run: "Run") -> str:
     """The trainings of a run and the actions in them, in one line."""
+    from qan_agents.env_ids import draws_tasks
     from qan_agents.experiments.plots import PlayedTask
 
     config, settings, played = run.config(), run.settings(), PlayedTask.of(run)
-    task, at_once = played.config, f", {config.num_envs} at once" if config.num_envs > 1 else ""
-    names = played.action_names
+    task, names = played.config, played.action_names
     choices = f" ({', '.join(names)})" if 0 < len(names) <= MOST_NAMES else ""
     base = "" if task.schedule == "constant" else f", on top of the schedule {task.schedule}"
-    return (
-        f"{config.episodes} trainings of {task.network}{at_once}; in each {settings.episode_length} actions on the "
-        f"{played.game.controlled}{choices}, one every {task.batches_per_action} mini-batches{base}; "
-        f"reward: {task.reward}"
-    )
+    drawn = draws_tasks(config.env)
+    every = "mini-batch" if task.batches_per_action == 1 else f"{task.batches_per_action} mini-batches"
+    parts = [
+        f"{config.episodes} training{'s' if config.episodes > 1 else ''}",
+        " of networks and data that are drawn" if drawn else f" of {task.network}",
+        f", {config.num_envs} at once" if config.num_envs > 1 else "",
+        f"; in each {settings.episode_length} actions on the {played.game.controlled}{choices}",
+        "" if drawn else f", one every {every}",
+        f"{base}; reward: {task.reward}",
+    ]
+    return "".join(parts)
 
 
 def _train(run: "Run", config: "RunConfig", drop_damaged: bool, log: "Log") -> None:

@@ -4,13 +4,12 @@ from typing import Any
 
 import gymnasium as gym
 
-from qan_agents.env_ids import import_module_of, task_of
+from qan_agents.env_ids import draws_tasks, task_of
 from qan_agents.experiments.agent import agent_class
 from qan_agents.experiments.run_config import RunConfig
 from qan_gym.config import TaskConfig
 from qan_gym.core.components import mini_batches
 from qan_gym.games import game_of
-from qan_gym.tasks import FAMILIES
 
 EVALUATION_SEEDS, FEW_SEEDS = 10, 3  # where a training is short, and where it is long
 SHORT = 5_000  # mini-batches of a training, at most
@@ -44,7 +43,7 @@ def complete_config(
         ModuleNotFoundError, gymnasium.error.Error: a library of the agent, or the id, is not there.
     """
     task = task_of(env, env_kwargs)
-    family = gym.spec(import_module_of(env)).kwargs["env_id"] in FAMILIES
+    family = draws_tasks(env)
     agent = agent or default_agent(task, family)
     kind = agent_class(agent)
     preset = preset or kind.presets[0]
