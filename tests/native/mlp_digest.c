@@ -30,7 +30,7 @@ static void print_rows(int measured, int32_t instruction_set, void *space) {
     if (qan_begin_mlp_training(&job)) exit(3);
     qan_train_mlp(&job, space);
   }
-  struct qan_mlp_evaluation evaluation = {job.work, job.tasks, examples, job.weights, loss, accuracy};
+  struct qan_mlp_evaluation evaluation = {job.work, job.tasks, examples, job.weights, loss, accuracy, 0, NULL};
   if (qan_begin_mlp_evaluation(&evaluation)) exit(3);
   qan_evaluate_mlp(&evaluation, space);
   for (int64_t i = 0; i < ROWS; i++)

@@ -80,7 +80,7 @@ static void one_evaluation(const struct qan_mlp_training *job, void *space) {
   struct qan_examples examples[MOST_ROWS];
   float loss[MOST_ROWS], accuracy[MOST_ROWS];
   for (int64_t i = 0; i < job->work.networks; i++) examples[i] = job->tasks[i].train;
-  struct qan_mlp_evaluation evaluation = {job->work, job->tasks, examples, job->weights, loss, accuracy};
+  struct qan_mlp_evaluation evaluation = {job->work, job->tasks, examples, job->weights, loss, accuracy, 0, NULL};
   if (qan_begin_mlp_evaluation(&evaluation)) wrong("an evaluation that was refused");
   qan_evaluate_mlp(&evaluation, space);
   for (int64_t i = 0; i < job->work.networks; i++)
