@@ -294,6 +294,7 @@ def test_rows_that_diverge_wait_for_the_others():
 # --- preparation ----------------------------------------------------------------------------------------------------
 
 
+OF_SHARES = ("natural", "square-root", "deferred", "validation-proportional")  # of the classes
 SLOW_ONES = ("schedule-free-adamw", "schedule-free-sgd", "qr-dqn", "sac", "td3")
 
 
@@ -305,6 +306,8 @@ def test_every_controller_is_prepared_and_plays(name):
     preparation = controllers()[name].preparation
     in_lr = preparation == Preparation.TUNING or name in ("constant", "base", "sac", "td3", "qr-dqn")
     env, kwargs = (LR, KWARGS) if in_lr else (MINIBATCH, MINI)
+    if name in OF_SHARES:
+        kwargs = {**kwargs, "replacement": True, "continuous": True, "observation": "classes"}
     task = TuningTask(env, kwargs, runs=2, seed=1, num_envs=2)
     prepared = prepare(name, task, FEW_UPDATES if name in OFF_POLICY else {})
     rollout = play_episodes(make_env(task, 2, prepared.env_kwargs), prepared.controller, [0, 1])

@@ -196,7 +196,8 @@ def test_a_controller_there_and_back(hub: Path, tmp_path: Path) -> None:
     judged = scoreboard(tmp_path / "board.json", digest)
     assert "pushed: hub/me/lr" in invoke("push", path, "me/lr", "--judgement", judged)
     card = (hub / "me" / "lr" / "README.md").read_text()
-    for part in ("library_name: qan-gym", "15360", "adamw", digest, "-0.125 (-0.250 to -0.062)", "7 problems"):
+    trainings = str(Controller.load(path).provenance["trainings"])
+    for part in ("library_name: qan-gym", trainings, "adamw", digest, "-0.125 (-0.250 to -0.062)", "7 problems"):
         assert part in card, part
     output = invoke("pull", "me/lr")
     assert Path("lr", "controller.safetensors").read_bytes() == path.read_bytes()
