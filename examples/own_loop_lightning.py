@@ -42,7 +42,8 @@ def main() -> None:
     lightning.seed_everything(0)
     data, model = TensorDataset(*digits("train")), Classifier()
     callback = LearnedLRCallback(batch_size=32, dataset_size=len(data), num_classes=10)
-    trainer = lightning.Trainer(max_epochs=arguments.epochs, callbacks=[callback], accelerator="cpu", logger=False)
+    plain = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+    trainer = lightning.Trainer(max_epochs=arguments.epochs, callbacks=[callback], **plain)
     trainer.fit(model, DataLoader(data, batch_size=32, shuffle=True))
     images, labels = digits("test")
     with torch.no_grad():

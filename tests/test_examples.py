@@ -66,6 +66,6 @@ def test_algorithms_play_the_family_of_tasks(name):
 def test_example_runs(name, arguments, tmp_path, monkeypatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     command = [sys.executable, EXAMPLES / f"{name}.py", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert any(word in done.stdout for word in ("accuracy", "learning rate", "test loss"))
