@@ -162,6 +162,9 @@ def test_where_every_action_changes_something_a_schedule_is_followed_by_actions(
 # --- in lock-step -----------------------------------------------------------------------------------------------------
 
 
+SHARES = {"replacement": True, "continuous": True, "observation": "classes"}
+
+
 class CountingPolicy:
     """Plays what it has seen: an action that follows from the frames and the infos so far."""
 
@@ -181,6 +184,7 @@ class CountingPolicy:
         (LR, lambda: make_policy("random"), 1, {"continuous": True}),
         (MINIBATCH, lambda: make_policy("random"), 2, {}),
         (MINIBATCH, lambda: make_policy("uniform"), 1, {}),
+        (MINIBATCH, lambda: make_policy("loss-proportional"), 1, SHARES),
     ],
 )
 def test_rows_are_played_as_single_environments_are(env_id, policy, history, kwargs):

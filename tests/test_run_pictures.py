@@ -18,7 +18,8 @@ from qan_agents.agents import Agent, AgentSpec, Progress, training_of
 from qan_agents.experiments import run_page
 from qan_agents.experiments.agent import AGENTS
 from qan_agents.experiments.evaluation import evaluate, scores_by_policy
-from qan_agents.experiments.plots import PlayedTask, action_ticks, plain, plot_run
+from qan_agents.experiments.played_task import PlayedTask
+from qan_agents.experiments.plots import action_ticks, plain, plot_run
 from qan_agents.experiments.run_folder import Run, RunConfig, read_rows
 from qan_agents.experiments.run_page import write_page
 from qan_agents.experiments.train import start_run, train

@@ -5,7 +5,8 @@ import math
 import pytest
 
 from qan_agents.experiments.defaults import complete_config, default_agent
-from qan_agents.experiments.evaluation import PolicyScores, base_schedule, baseline_of, rivals_of
+from qan_agents.experiments.evaluation import PolicyScores
+from qan_agents.experiments.played_task import base_schedule, baseline_of, rivals_of
 from qan_agents.experiments.verdict import Lead, Verdict
 from qan_gym.tasks import TASKS, make_task_config
 

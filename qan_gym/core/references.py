@@ -134,9 +134,9 @@ def train_reference(baseline: Components, folder: Path | None) -> Params:
     )
     training = Training(baseline, reference=None)
     training.reset(np.ones(1, np.bool_), np.array([SEED]))
-    started = time.perf_counter()
+    keep, started = torch.tensor([KEEP]), time.perf_counter()
     for batch in tqdm(range(baseline.budget), desc="reference weights", unit="batch", dynamic_ncols=True):
-        result = training.step(torch.tensor([KEEP]))
+        result = training.step(keep)
         if result.terminated.any():
             raise ValueError(
                 f"the baseline run of {config.dataset} diverged: lower learning_rate or set reference=None"

@@ -21,11 +21,9 @@ from qan_agents.experiments.evaluation import (
     ROWS,
     Player,
     PolicyScores,
-    base_schedule,
-    baseline_of,
     play_seeds,
-    rivals_of,
 )
+from qan_agents.experiments.played_task import base_schedule, baseline_of, rivals_of
 from qan_agents.experiments.run_config import RunConfig
 from qan_agents.experiments.run_folder import CONFIG, Run, read_rows
 from qan_agents.experiments.train import load_agent, start_run, train

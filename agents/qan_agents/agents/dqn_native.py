@@ -144,10 +144,7 @@ class NativeDQN(Agent):
     @in_own_settings
     def refill_replay(self, rounds: Iterable[Sequence[Arrays]]) -> None:
         """See `Agent.refill_replay`."""
-        self._refill([self.agent] if isinstance(self.agent, DQN) else self.agent.members, rounds)
-
-    def _refill(self, learners: Sequence[DQN], rounds: Iterable[Sequence[Arrays]]) -> None:
-        saved = []
+        learners, saved = self.agent.members, []
         for one in learners:
             one.begin(torch.zeros(self.env.num_envs, *self.interface.shape, device=self.device))  # reserves the replay
             saved.append((one.replay.priorities.clone(), one.replay.max_priority.clone()))

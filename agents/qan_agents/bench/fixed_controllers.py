@@ -49,29 +49,29 @@ class ConstantAction:
         """action: of a single environment."""
         self.action = action
 
-    def start(self, env: QanVectorEnv) -> None:
+    def start(self, env: QanVectorEnv) -> Settings | None:
         """See `Controller.start`."""
         space = env.action_space
         self.actions = np.full(space.shape or (), self.action, space.dtype)
+        return None
 
     def act(self, observations: NDArray[Any], infos: dict[str, Any]) -> NDArray[Any]:
         """See `Controller.act`."""
         return self.actions
 
 
-class ShuffledSGD:
+class ShuffledSGD(ConstantAction):
     """Games that choose classes: the data in random order; the actions are ignored."""
+
+    def __init__(self) -> None:
+        """Nothing to choose."""
+        super().__init__(0)
 
     def start(self, env: QanVectorEnv) -> Settings:
         """See `Controller.start`."""
         require_class_choice(env)
-        space = env.action_space
-        self.actions = np.zeros(space.shape or (), space.dtype)
+        super().start(env)
         return {"sampler": "shuffled"}
-
-    def act(self, observations: NDArray[Any], infos: dict[str, Any]) -> NDArray[Any]:
-        """See `Controller.act`."""
-        return self.actions
 
 
 class ClassRule:
@@ -105,7 +105,7 @@ class ByActions:
 
     def act(self, observations: NDArray[Any], infos: dict[str, Any]) -> NDArray[Any]:
         """See `Controller.act`."""
-        return np.asarray(self.chosen.act(observations, infos))
+        return self.chosen.act(observations, infos)
 
 
 class ClassBalanced:

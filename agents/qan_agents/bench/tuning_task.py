@@ -46,7 +46,7 @@ class TuningTask:
         """The configuration of the task."""
         return task_config(self.env, self.env_kwargs)
 
-    @property
+    @cached_property
     def batches(self) -> int:
         """Mini-batches of a training run."""
         return mini_batches(self.config)

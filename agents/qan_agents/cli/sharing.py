@@ -58,7 +58,9 @@ def dataset(
 
 
 def push(
-    what: Annotated[Path, typer.Argument(metavar="WHAT", help="A run's folder, or a controller's file.")],
+    what: Annotated[
+        Path, typer.Argument(metavar="WHAT", help="A run's folder, or a controller's file.", callback=expanded)
+    ],
     repository: RepositoryArgument,
     judgement: Annotated[
         Path | None,
@@ -74,7 +76,7 @@ def push(
     with extra_required("hub"):
         from qan_agents.sharing.hub import collect, push_to_hub
 
-    files = collect(expanded(what) or what, repository, judgement)
+    files = collect(what, repository, judgement)
     if dry_run is not None:
         from qan_gym.utils.files import require_writable, write_bytes
 

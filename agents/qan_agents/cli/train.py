@@ -187,7 +187,7 @@ def _train_and_evaluate(
 def _what_is_played(run: "Run") -> str:
     """The trainings of a run and the actions in them, in one line."""
     from qan_agents.env_ids import draws_tasks
-    from qan_agents.experiments.plots import PlayedTask
+    from qan_agents.experiments.played_task import PlayedTask
 
     config, settings, played = run.config(), run.settings(), PlayedTask.of(run)
     task, names = played.config, played.action_names

@@ -105,6 +105,11 @@ class DQN:
             raise RuntimeError("there is no replay before the first episode: call begin")
         return self._replay
 
+    @property
+    def members(self) -> list["DQN"]:
+        """Itself alone; see `Ensemble.members`."""
+        return [self]
+
     # --- acting -----------------------------------------------------------------------------------------------------
 
     def reseed(self, seed: int) -> None:

@@ -8,12 +8,11 @@ from typing import Any, cast
 import gymnasium as gym
 from gymnasium.vector import AutoresetMode
 
+from qan_agents.experiments.played_task import baseline_of, rivals_of
 from qan_agents.experiments.run_folder import EVALUATION_EPISODES, EVALUATION_STEPS, Row, Run
 from qan_agents.experiments.train import load_agent
 from qan_agents.policies.fixed import Policy, fixed_env_kwargs, make_policy
 from qan_agents.policies.rollout import Episode, play_rows
-from qan_gym.config import TaskConfig
-from qan_gym.games import game_of
 from qan_gym.vector_env import QanVectorEnv
 
 SCORES = ("test_loss", "test_accuracy", "validation_loss", "validation_accuracy")
@@ -33,27 +32,6 @@ class PolicyScores:
     policy: str
     test_loss: list[float]
     test_accuracy: list[float]
-
-
-def rivals_of(task: TaskConfig, baselines: Sequence[str] | None) -> list[str]:
-    """The fixed policies that an agent is compared with: its base schedule with nobody acting, then the baselines.
-
-    Args:
-        task: that the agent plays.
-        baselines: the first is the baseline; None: those of the game.
-    """
-    base = base_schedule(task)
-    return list(dict.fromkeys([*([base] if base is not None else []), *(baselines or game_of(task).baselines)]))
-
-
-def baseline_of(task: TaskConfig, baselines: Sequence[str] | None) -> str:
-    """The rival that everybody is counted against; arguments as `rivals_of` takes them."""
-    return (baselines or game_of(task).baselines)[0]
-
-
-def base_schedule(task: TaskConfig) -> str | None:
-    """The schedule under the actions, where it is another than constant, and nobody acting leaves it as it is."""
-    return None if task.schedule == "constant" or game_of(task).no_op(task) is None else task.schedule
 
 
 def evaluate(run: Run, show: Callable[[str, float], None]) -> list[PolicyScores]:
@@ -125,6 +103,8 @@ def play_seeds(
     for wave, first in enumerate(range(0, len(seeds), rows)):
         some = seeds[first : first + rows]
         if env is None or env.num_envs != len(some):
+            if env is not None:
+                env.close()
             mode = AutoresetMode.DISABLED
             made = gym.make_vec(env_id, num_envs=len(some), autoreset_mode=mode, **player.env_kwargs)
             env = cast(QanVectorEnv, made.unwrapped)

@@ -91,8 +91,12 @@ class Manifest(BaseModel):
 
     def write(self, folder: Path) -> None:
         """Write it to the folder of a run, atomically."""
+        write_bytes(folder / NAME, self.content())
+
+    def content(self) -> bytes:
+        """Of its file."""
         content = {"sha256": self._digest(), "manifest": self.model_dump()}
-        write_bytes(folder / NAME, (json.dumps(content, indent=1) + "\n").encode())
+        return (json.dumps(content, indent=1) + "\n").encode()
 
     def _digest(self) -> str:
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()

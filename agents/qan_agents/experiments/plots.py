@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import cycle, pairwise
 from pathlib import Path
 from textwrap import shorten
@@ -17,11 +16,9 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from qan_agents.experiments.evaluation import baseline_of
+from qan_agents.experiments.played_task import PlayedTask, baseline_of
 from qan_agents.experiments.run_folder import EPISODES, EVALUATION_EPISODES, EVALUATION_STEPS, STEPS, Run
-from qan_gym.config import TaskConfig
-from qan_gym.games import Game, game_of
-from qan_gym.utils.files import reading, require_writable, write_aside
+from qan_gym.utils.files import require_writable, write_aside
 
 Rows = list[dict[str, str]]
 Style = dict[str, Any]
@@ -31,34 +28,6 @@ STYLES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", ":"), ("#CC79A7", "-.
 MOST_CHARACTERS = 80  # of a label
 MOST_TICKS = 10  # with the name of an action
 ACCURACY, MAX_Q, ACTIONS, EPISODE = "accuracy.png", "max_q.png", "actions.png", "episode.png"
-
-
-@dataclass(frozen=True)
-class PlayedTask:
-    """The task of a run, as far as pictures need it.
-
-    Attributes:
-        config: of the task.
-        game: what the actions control.
-        action_names: of a Discrete action space; empty for the others.
-    """
-
-    config: TaskConfig
-    game: Game
-    action_names: list[str]
-
-    @classmethod
-    def of(cls, run: Run) -> "PlayedTask":
-        """The task of a run.
-
-        Raises:
-            ValueError: the settings of the run are damaged, or its game is not registered.
-        """
-        run.config()
-        settings = run.settings()
-        with reading(run.folder / "config.json", "the settings of a run of this version of qan-gym"):
-            config = TaskConfig(**settings.task)  # type: ignore[arg-type]  # which TaskConfig checks
-            return cls(config, game_of(config), settings.action_names)
 
 
 def plot_run(run: Run, drawn: Callable[[Path], None] = lambda path: None) -> list[Path]:

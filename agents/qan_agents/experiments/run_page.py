@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from qan_agents.analysis.regret import regrets
 from qan_agents.experiments.page import Block, Heading, Paragraph, Picture, Table, html_page, write_text
+from qan_agents.experiments.played_task import PlayedTask
 from qan_agents.experiments.plots import (
     ACCURACY,
     ACTIONS,
     EPISODE,
     MAX_Q,
     STYLES,
-    PlayedTask,
     action_ticks,
     plain,
     plot_run,

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qan_agents.experiments.evaluation import PolicyScores, base_schedule, baseline_of, scores_by_policy
-from qan_agents.experiments.plots import PlayedTask
+from qan_agents.experiments.evaluation import PolicyScores, scores_by_policy
+from qan_agents.experiments.played_task import PlayedTask, base_schedule, baseline_of
 from qan_agents.experiments.run_folder import EVALUATION_EPISODES, Run
 
 CONFIDENCE = 0.95

@@ -139,7 +139,7 @@ def require_shares(training: Training) -> None:
 
 
 class RulePolicy:
-    """Plays a rule in a single environment; see `qan_agents.policies.fixed.Policy`."""
+    """Plays a rule in a single environment, or in a row of several; see `qan_agents.policies.fixed.Policy`."""
 
     def __init__(self, rule: Rule) -> None:
         """rule: see the module."""
@@ -147,10 +147,11 @@ class RulePolicy:
 
     def start(self, env: gym.Env[Any, Any], seed: int) -> None:
         """See `Policy.start`."""
-        self.training = cast(QanEnv, env.unwrapped).training
+        inner = cast(QanEnv, env.unwrapped)
+        self.training, self.row = inner.training, inner.row
         require_shares(self.training)
 
     def act(self, observation: NDArray[Any], info: dict[str, Any]) -> NDArray[np.float32]:
         """See `Policy.act`."""
-        action: NDArray[np.float32] = rule_actions(self.rule, self.training)[0]
+        action: NDArray[np.float32] = rule_actions(self.rule, self.training)[self.row]
         return action

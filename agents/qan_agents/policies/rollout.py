@@ -188,6 +188,7 @@ def play_rows(
     for row, policy, seed in zip(rows, policies, seeds, strict=True):
         options = policy.start(cast(gym.Env[Any, Any], Row(env, row)), seed)
     observations, infos = env.reset(seed=list(seeds), options=options)
+    info_of = rows_of(infos, env.num_envs)
     frames = [deque([np.array(observations[row])] * history, maxlen=history) for row in rows]
     episodes = [Episode() for _ in rows]
     space = env.action_space
@@ -196,13 +197,14 @@ def play_rows(
     while not over.all():
         playing = [row for row in rows if not over[row]]
         for row in playing:
-            actions[row] = policies[row].act(np.stack(frames[row]), _info_of(infos, row))
+            actions[row] = policies[row].act(np.stack(frames[row]), info_of[row])
         if over.any():
             # Mode DISABLED refuses to step rows that are over. They are reset, and what they do then is not recorded.
             env.reset(options={**(options or {}), "reset_mask": over})
         observations, rewards, terminated, truncated, infos = env.step(actions)
+        info_of = rows_of(infos, env.num_envs)
         for row in playing:
-            info, episode = _info_of(infos, row), episodes[row]
+            info, episode = info_of[row], episodes[row]
             frames[row].append(np.array(observations[row]))
             episode.add(_plain_action(actions[row]), float(rewards[row]), info)
             if terminated[row] or truncated[row]:
@@ -212,13 +214,24 @@ def play_rows(
     return episodes
 
 
-def _info_of(infos: dict[str, Any], row: int) -> dict[str, Any]:
-    """The info of a row of a vector environment, as the single environment has it."""
-    return {
-        name: _info_of(values, row) if isinstance(values, dict) else values[row].item()
-        for name, values in infos.items()
-        if not name.startswith("_")
-    }
+def rows_of(infos: dict[str, Any], num_envs: int) -> list[dict[str, Any]]:
+    """A vector environment's infos as a dict per row, of the plain numbers that the masks say it has."""
+    rows: list[dict[str, Any]] = [{} for _ in range(num_envs)]
+    for name, values in infos.items():
+        if f"_{name}" not in infos or name in ("final_obs", "final_info"):
+            continue
+        for info, value, has in zip(rows, _by_row(values, num_envs), infos[f"_{name}"].tolist(), strict=True):
+            if has:
+                info[name] = value
+    return rows
+
+
+def _by_row(values: Any, num_envs: int) -> list[Any]:
+    """The values of each row: of an array (N,), or of a dict of such arrays."""
+    if not isinstance(values, dict):
+        return list(values.tolist())
+    columns = {name: array.tolist() for name, array in values.items() if not name.startswith("_")}
+    return [{name: column[row] for name, column in columns.items()} for row in range(num_envs)]
 
 
 def _plain_action(action: Any) -> Any:

@@ -11,6 +11,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 import qan_gym  # noqa: F401 (registers the environments)
+from qan_agents.policies.rollout import rows_of
 
 
 def vec_env(env_id: str, num_envs: int, **kwargs: Any) -> VecEnv:
@@ -69,7 +70,7 @@ class GymnasiumVecEnv(VecEnv):
             raise ValueError("the rows are reset together, so their reset options must be the same")
         seeds: Any = self._seeds  # a list, which qan-gym's and Gymnasium's environments take
         observations, infos = self.env.reset(seed=seeds, options=options)
-        self.reset_infos = _rows(infos, self.num_envs)
+        self.reset_infos = rows_of(infos, self.num_envs)
         self._reset_seeds()
         self._reset_options()
         return np.asarray(observations)
@@ -81,10 +82,10 @@ class GymnasiumVecEnv(VecEnv):
     def step_wait(self) -> VecEnvStepReturn:
         """Play them."""
         observations, rewards, terminated, truncated, infos = self.env.step(self._actions)
-        rows = _rows(infos, self.num_envs)
+        rows = rows_of(infos, self.num_envs)
         dones = terminated | truncated
         if dones.any():
-            finals = _rows(infos["final_info"], self.num_envs)
+            finals = rows_of(infos["final_info"], self.num_envs)
             for row in np.flatnonzero(dones).tolist():
                 self.reset_infos[row] = rows[row]
                 rows[row] = {**finals[row], "terminal_observation": infos["final_obs"][row]}
@@ -138,23 +139,3 @@ class GymnasiumVecEnv(VecEnv):
     ) -> list[bool]:
         """Wrappers of single environments do not go around a row."""
         return [False] * len(list(self._get_indices(indices)))
-
-
-def _rows(infos: dict[str, Any], num_envs: int) -> list[dict[str, Any]]:
-    """A vector environment's infos as a dict per row, of the plain numbers that the masks say it has."""
-    rows: list[dict[str, Any]] = [{} for _ in range(num_envs)]
-    for name, values in infos.items():
-        if f"_{name}" not in infos or name in ("final_obs", "final_info"):
-            continue
-        for info, value, has in zip(rows, _by_row(values, num_envs), infos[f"_{name}"].tolist(), strict=True):
-            if has:
-                info[name] = value
-    return rows
-
-
-def _by_row(values: Any, num_envs: int) -> list[Any]:
-    """The values of each row: of an array (N,), or of a dict of such arrays."""
-    if not isinstance(values, dict):
-        return list(values.tolist())
-    columns = {name: array.tolist() for name, array in values.items() if not name.startswith("_")}
-    return [{name: column[row] for name, column in columns.items()} for row in range(num_envs)]

@@ -68,9 +68,7 @@ def write_dataset(
     check_id(dataset_id)
     place = Path(get_dataset_path(dataset_id))
     made = gym.make(player.env, **player.env_kwargs)
-    env: gym.Env[Any, Any] = EpisodeRecorder(made, frames=True)
-    if player.history > 0:
-        env = FrameStackObservation(env, player.history)
+    env = FrameStackObservation(EpisodeRecorder(made, frames=True), player.history)
     with _aside() as folder:
         dataset: minari.MinariDataset | None = None
         for number in range(episodes):

@@ -69,12 +69,9 @@ def _of_run(run: Run, repository: str) -> Files:
         )
     model, whole = run.model_file, run.manifest()
     last = whole.last.model_copy(update={"files": {model.name: whole.last.files[model.name]}})
-    with tempfile.TemporaryDirectory() as folder:
-        Manifest(config=whole.config, rounds=[last]).write(Path(folder))
-        manifest = (Path(folder) / manifests.NAME).read_bytes()
     return {
         CONFIG: (run.folder / CONFIG).read_bytes(),
-        manifests.NAME: manifest,
+        manifests.NAME: Manifest(config=whole.config, rounds=[last]).content(),
         model.name: model.read_bytes(),
         CARD: run_card(run, repository).encode(),
     }

@@ -29,14 +29,14 @@ class Player:
         name: of the policy, in words.
         policy: it.
         env, env_kwargs: arguments of `gym.make`.
-        history: frames of an observation that it takes; 0: single observations, without the axis of a history.
+        history: frames of an observation that it takes.
     """
 
     name: str
     policy: Policy
     env: str
     env_kwargs: dict[str, Any]
-    history: int = 0
+    history: int = 1
 
 
 class ControllerPolicy:
@@ -48,12 +48,11 @@ class ControllerPolicy:
 
     def start(self, env: gym.Env[Any, Any], seed: int) -> None:
         """See `Policy.start`."""
-        self.memory = self.controller.memory(1)
+        self.choose = self.controller.player(1)
 
     def act(self, observation: NDArray[Any], info: dict[str, Any]) -> Any:
         """See `Policy.act`."""
-        actions, self.memory = self.controller.act(observation[None], self.memory)
-        return actions[0]
+        return self.choose(observation)[0]  # the one frame is the one row
 
 
 def player_of(what: str, env: str | None, env_kwargs: dict[str, Any]) -> Player:
