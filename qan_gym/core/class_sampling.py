@@ -113,8 +113,8 @@ class ClassMembers:
         within = self.starts[row, label] + xp.reshape(found, label.shape)
         return xp.astype(self.members[row, xp.minimum(within, self.members.shape[1] - 1)], xp.int64)
 
-    def draw_all(self, xp: Any, seeds: Array, counts: Array, used: Array, room: int, native: bool) -> Int64:
-        """The indices of several mini-batches of every run, on CPU: (N, M, room) int64, as those of `draw`.
+    def draw_all(self, xp: Any, seeds: Array, counts: Array, used: Array, room: int, native: bool) -> Array:
+        """The indices of several mini-batches of every run: (N, M, room) int64, as those of `draw`.
 
         Args:
             xp: the namespace of the arrays.
@@ -122,12 +122,12 @@ class ClassMembers:
             counts: (N, M, K) int64.
             used: (N, K) int64; moves on.
             room: images that the largest mini-batch has.
-            native: whether the library draws, which gives the same.
+            native: whether the library draws, on CPU, which gives the same.
         """
         if native:
             return self._draw_native(seeds, np.ascontiguousarray(counts), used, room)
         drawn = [self.draw(xp, seeds, counts[:, number], used, room) for number in range(counts.shape[1])]
-        return np.stack(drawn, axis=1)
+        return xp.stack(drawn, axis=1)
 
     def _draw_native(self, seeds: Int64, counts: Int64, used: Int64, room: int) -> Int64:
         rows, batches, classes = counts.shape
@@ -165,11 +165,7 @@ class ReplacementSampler(Sampler):
             return indices
         xp = run.xp
         offset = random_streams.uniform_at(run.device_seed, random_streams.SHARES, run.clock)
-        counts = counts_of_shares(xp, wanted, self.of_classes.sizes > 0, run.batch_size, offset)
-        used = xp.astype(run.class_used, xp.int64, copy=True)
-        if self.native:
-            drawn = self.of_classes.draw_all(xp, run.device_seed, counts[:, None], used, self.batch_size, True)[:, 0]
-        else:
-            drawn = self.of_classes.draw(xp, run.device_seed, counts, used, self.batch_size)
-        run.class_used[:] = xp.where(run.by_class[:, None], used, run.class_used)
+        counts = counts_of_shares(xp, wanted, self.of_classes.sizes > 0, run.batch_size, offset) * run.by_class[:, None]
+        given = (run.device_seed, counts[:, None], run.class_used, self.batch_size, self.native)
+        drawn = self.of_classes.draw_all(xp, *given)[:, 0]
         return xp.where(run.by_class[:, None], drawn, indices)

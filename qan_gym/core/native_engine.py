@@ -72,11 +72,7 @@ class NativeEngine:
             sequence=sequence,
         )
         self.measure: dict[str, Call] = {}  # by the name of the split
-        self.probe = torch.zeros(0, dtype=torch.int64)
-        if by_class:
-            self.probe = class_probe(self.data.labels["validation"], parts.config.class_validation_images)
-        self.probe_each = np.zeros((num_runs, len(self.probe)), np.float32)
-        self.measure_probe = self._probing() if by_class else None
+        self.measure_probe = self._probing(parts.config.class_validation_images) if by_class else None
 
     def images(self, split: str) -> Images:
         """The images of a split, as the kernels take them."""
@@ -84,9 +80,13 @@ class NativeEngine:
         mean, std = (value.flatten().numpy() for value in (data.mean, data.std))
         return Images(data.images[split].numpy(), data.labels[split].numpy(), mean, std)
 
-    def _probing(self) -> Call:
-        whole, places = self.images("validation"), self.probe.numpy()
-        images, labels = np.ascontiguousarray(whole.images[places]), np.ascontiguousarray(whole.labels[places])
+    def _probing(self, count: int) -> Call:
+        """The call that measures the losses of `count` images of each class, into `probe_each`."""
+        whole = self.images("validation")
+        places = class_probe(self.data.labels["validation"], count)
+        self.probe_labels = self.data.labels["validation"][places]
+        self.probe_each = np.zeros((len(self.loss), len(places)), np.float32)
+        images, labels = (np.ascontiguousarray(values[places.numpy()]) for values in (whole.images, whole.labels))
         some = Images(images, labels, whole.mean, whole.std)
         return self.kernels.evaluation(some, self.weights, self.loss, self.accuracy, self.probe_each)
 
@@ -94,7 +94,7 @@ class NativeEngine:
         """See `Engine.class_losses`."""
         assert self.measure_probe is not None
         self.measure_probe(rows)
-        return means_by_class(self.data.labels["validation"][self.probe], self.probe_each[rows], self.n_classes)
+        return means_by_class(self.probe_labels, self.probe_each[rows], self.n_classes)
 
     def train(self, indices: Array, number: int) -> Array:
         """See `Engine.train`."""

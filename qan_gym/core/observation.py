@@ -34,6 +34,13 @@ SCORE_LINE = (
 ALWAYS_MEASURED = 5  # of them
 
 
+def features_of(config: TaskConfig) -> tuple[str, ...]:
+    """The names of the features that an observation begins with: of a score line, or all there is."""
+    score_line = SCORE_LINE if config.validate_every is not None else SCORE_LINE[:ALWAYS_MEASURED]
+    named = {"screen": score_line, "filters": (), "statistics": statistics_of(config), "classes": CLASSES}
+    return named.get(str(config.observation), tuple(config.observation))
+
+
 class Observer:
     """Makes the observations of a task.
 
@@ -51,20 +58,17 @@ class Observer:
         """
         self.network = network
         self.filters = config.observation in ("screen", "filters")
-        score_line = SCORE_LINE if config.validate_every is not None else SCORE_LINE[:ALWAYS_MEASURED]
         extra = game_of(config).features
-        named = {"screen": score_line, "filters": (), "statistics": statistics_of(config), "classes": CLASSES}
-        self.features = named.get(str(config.observation), tuple(config.observation))
+        self.features = features_of(config)
         self.extra = extra if config.observation == "screen" else ()
         for name in (*self.features, *self.extra):
             if name not in FEATURES:
                 raise ValueError(unknown_name("feature", name, FEATURES))
         self.needs_measurements = any(FEATURES[name].needs_measurements for name in (*self.features, *self.extra))
         self.needs_classes = any(FEATURES[name].per_class for name in (*self.features, *self.extra))
-        self.widths = [n_classes if FEATURES[name].per_class else 1 for name in self.features]
         if any(FEATURES[name].per_class for name in self.extra) or (self.filters and self.needs_classes):
             raise ValueError("features of each class have no place on a score line: observe them by their names")
-        self.shape = (1, sum(self.widths))
+        self.shape = (1, sum(n_classes if FEATURES[name].per_class else 1 for name in self.features))
         if self.filters:
             rows, columns = self.weights_shape = _weights_shape(network)
             self.shape = (

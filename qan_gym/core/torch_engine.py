@@ -56,11 +56,15 @@ class TorchEngine:
         by_class, room = run.layout.measures_classes, (num_runs, parts.config.batch_size)
         self._each = torch.zeros(room if by_class else (num_runs, 0), device=parts.device)
         self.each = as_array(self._each)
-        self.probe = torch.zeros(0, dtype=torch.int64)
-        if by_class:
-            self.probe = class_probe(self.data.labels["validation"], parts.config.class_validation_images)
+        self.probe = self._probe() if by_class else None
         together = num_runs if parts.device.type != "cpu" else min(num_runs, CPU_BLOCK)
         self.blocks = self._divide(num_runs, together if self.network.at_once else 1)
+
+    def _probe(self) -> tuple[Tensor, Tensor]:
+        """What the losses of the classes are measured on: images (n, C, H, W), normalised, and their labels (n,)."""
+        labels = self.data.labels["validation"]
+        places = class_probe(labels, self.config.class_validation_images)
+        return self.data.normalise(self.data.images["validation"][places]), labels[places]
 
     def _divide(self, num_runs: int, size: int) -> list[Block]:
         blocks = []
@@ -139,9 +143,8 @@ class TorchEngine:
     @torch.no_grad()
     def class_losses(self, rows: Array) -> Array:
         """See `Engine.class_losses`."""
-        images = self.data.normalise(self.data.images["validation"][self.probe])  # (n, C, H, W)
-        labels = self.data.labels["validation"][self.probe]
-        each = []
+        assert self.probe is not None
+        (images, labels), each = self.probe, []
         for row in as_tensor(rows).split(1):
             params = rows_of(self.run.params, row)
             with self.exact:

@@ -518,8 +518,10 @@ class Training:
         """The shares of the classes in the last action's mini-batches, (N, K), where the game is drawn by them."""
         if self.parts.game.curve is not None:
             return None
-        labels = self.data.labels["train"][self.run.batch_indices].flatten(1).cpu().numpy()  # (N, images)
-        shares: NDArray[np.float64] = (labels[:, :, None] == np.arange(self.parts.n_classes)).mean(axis=1)
+        labels, xp = self._images_of_action()[0], self.parts.xp
+        _, found = class_statistics.sums_by_class(labels, xp.astype(labels, xp.float32), self.parts.n_classes)
+        counts = to_numpy(found)
+        shares: NDArray[np.float64] = counts / np.maximum(counts.sum(axis=1), 1)[:, None]
         return shares
 
     @in_own_settings

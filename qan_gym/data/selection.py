@@ -116,19 +116,17 @@ def choose(dataset: Dataset, selection: Selection, split: str) -> Chosen:
         return found
     if selection.by_label:
         return _by_label(found, selection, dataset.n_classes)
-    size, seed = selection.train_size, torch.tensor([selection.data_seed or 0])
+    size, seed = selection.train_size, selection.data_seed or 0
     if size is not None and size > len(found.places) and selection.data_seed is not None:
         raise ValueError(f"train_size {size} is larger than the {len(found.places)} training images of these classes")
     places, labels = found.places[:size], found.labels[:size]
     if selection.data_seed is not None:
-        order = random_streams.permutation(seed, CHOICE, 0, len(found.places))[0].numpy()[:size]
+        order = _shuffle(seed, CHOICE, len(found.places))[:size]
         places, labels = found.places[order], found.labels[order]
     noise = selection.label_noise
     if isinstance(noise, float | int) and noise > 0:
         n_classes = dataset.n_classes if selection.classes is None else len(selection.classes)
-        noisy = random_streams.uniform(seed, NOISY, 0, len(labels))[0].numpy() < noise
-        drawn = random_streams.uniform(seed, NOISE, 0, len(labels))[0].numpy().astype(np.float64) * n_classes
-        labels = np.where(noisy, drawn.astype(np.int64), labels)
+        labels = np.where(_uniform(seed, NOISY, len(labels)) < noise, _classes(seed, len(labels), n_classes), labels)
     return Chosen(places, labels)
 
 
@@ -196,7 +194,7 @@ def _by_label(found: Chosen, selection: Selection, available: int) -> Chosen:
     total = int(sizes.sum())
     labels = np.repeat(np.arange(n_classes), sizes)
     noisy = _uniform(seed, NOISY, total) < noise[labels]
-    drawn = (_uniform(seed, NOISE, total).astype(np.float64) * n_classes).astype(np.int64)
+    drawn = _classes(seed, total, n_classes)
     chosen = np.zeros(total, np.int64)
     for place in np.flatnonzero(~noisy):
         chosen[place] = pools[labels[place]].pop()
@@ -245,3 +243,9 @@ def _shuffle(seed: int, purpose: int, count: int) -> Int64:
 def _uniform(seed: int, purpose: int, count: int) -> NDArray[np.float32]:
     numbers: NDArray[np.float32] = random_streams.uniform(torch.tensor([seed]), purpose, 0, count)[0].numpy()
     return numbers
+
+
+def _classes(seed: int, count: int, n_classes: int) -> Int64:
+    """(count,), what noisy images show: each class is as likely as the others."""
+    drawn: Int64 = (_uniform(seed, NOISE, count).astype(np.float64) * n_classes).astype(np.int64)
+    return drawn

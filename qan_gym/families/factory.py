@@ -5,10 +5,9 @@ from functools import partial
 from typing import Any
 
 from qan_gym.config import TaskConfig
-from qan_gym.core.class_statistics import CLASSES
 from qan_gym.core.features import register_feature
+from qan_gym.core.observation import features_of
 from qan_gym.core.run_state import RunState
-from qan_gym.core.statistics import statistics_of
 from qan_gym.families.learning_rate import LearningRateSource
 from qan_gym.families.long_tail import LongTailSource
 from qan_gym.families.source import TaskSource
@@ -66,9 +65,7 @@ def family_config(env_id: str, arguments: dict[str, Any]) -> tuple[TaskConfig, T
     if config.observation in ("screen", "filters"):
         raise ValueError(f"observation={config.observation!r} shows weights, and those of the tasks differ in shape")
     if source.context == "observed":
-        named = {"statistics": statistics_of(config), "classes": CLASSES}
-        names = named.get(str(config.observation), config.observation)
-        config = replace(config, observation=(*names, *family.context_features()))
+        config = replace(config, observation=(*features_of(config), *family.context_features()))
     return replace(config, **typical), source
 
 

@@ -16,7 +16,7 @@ from qan_gym.families.draws import Draws, chosen, rounded
 from qan_gym.families.record import TaskRecord
 from qan_gym.families.source import TaskSource, some_of
 from qan_gym.schedules import SCHEDULES
-from qan_gym.utils.validation import Rule, check_settings, integer, list_of, one_of, registered, setting, text
+from qan_gym.utils.validation import Rule, integer, list_of, one_of, registered, setting, text
 from qan_gym.utils.validation import number as real
 
 VERSION = 1  # of the record and of the distribution behind it; raised when a number comes to mean another task
@@ -43,6 +43,7 @@ class LongTailTask(TaskRecord):
     """
 
     DECISIONS: ClassVar[int] = DECISIONS
+    VERSION: ClassVar[int] = VERSION
 
     split: str = setting("train", one_of("train", "test"), "of the family's tasks")
     number: int = setting(0, integer(at_least=0), "of the task in its split")
@@ -73,17 +74,14 @@ class LongTailTask(TaskRecord):
 
     def __post_init__(self) -> None:
         """Check every field and what goes together; lists become tuples."""
-        check_settings(self)
+        self.check_fields()
         for name in ("classes", "label_noise"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        if self.version != VERSION:
-            raise ValueError(f"the task is of version {self.version} of the family, and this is version {VERSION}")
         if sorted(self.classes) != list(range(DIGITS)):
             raise ValueError(f"classes must be the {DIGITS} digits in any order, not {self.classes}")
         if len(self.label_noise) != DIGITS:
             raise ValueError(f"label_noise must be {DIGITS} shares, one for each label, not {len(self.label_noise)}")
-        if self.batch_size > self.train_size:
-            raise ValueError(f"batch_size {self.batch_size} is larger than the {self.train_size} training images")
+        self.check_batch_size()
 
     @property
     def start_learning_rate(self) -> float:
@@ -102,7 +100,7 @@ class LongTailTask(TaskRecord):
 
     def context(self) -> dict[str, float]:
         """See `TaskRecord.context`."""
-        widths = [int(part) for part in self.network.split("-") if part.isdecimal()] if self.kind == "mlp" else []
+        widths = self.widths
         return {
             "log_imbalance": math.log(self.imbalance) / 2,
             "log_train_size": math.log(self.train_size / 1_000),

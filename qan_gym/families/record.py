@@ -8,6 +8,8 @@ from dataclasses import asdict, fields
 from functools import cache
 from typing import Any, ClassVar, Self, cast
 
+from qan_gym.utils.validation import check_settings
+
 NUMBER_LIMIT = 2**31  # of the tasks of a split
 
 
@@ -19,9 +21,11 @@ class TaskRecord:
 
     Attributes:
         DECISIONS: actions of an episode, whatever its budget.
+        VERSION: of the record and of the distribution behind it; raised when a number comes to mean another task.
     """
 
     DECISIONS: ClassVar[int]
+    VERSION: ClassVar[int]
 
     # What every record has.
     split: str
@@ -33,9 +37,34 @@ class TaskRecord:
     data_seed: int
     momentum: float
     weight_decay: float
+    loss_scale: float = 1.0  # where the family has no other
     batch_size: int
     batches_per_action: int
     version: int
+
+    def check_fields(self) -> None:
+        """Check every field and the version.
+
+        Raises:
+            ValueError: one is out of its range, or the record is of another version.
+        """
+        check_settings(self)
+        if self.version != self.VERSION:
+            raise ValueError(f"the task is of version {self.version} of the family, and this is version {self.VERSION}")
+
+    def check_batch_size(self) -> None:
+        """Refuse mini-batches of more images than there are.
+
+        Raises:
+            ValueError: they are.
+        """
+        if self.batch_size > self.train_size:
+            raise ValueError(f"batch_size {self.batch_size} is larger than the {self.train_size} training images")
+
+    @property
+    def widths(self) -> list[int]:
+        """Of the hidden layers of a multilayer perceptron; empty for other networks."""
+        return [int(part) for part in self.network.split("-") if part.isdecimal()] if self.kind == "mlp" else []
 
     @property
     def budget(self) -> int:

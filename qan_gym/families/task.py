@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from qan_gym.families.record import TaskRecord
-from qan_gym.utils.validation import check_settings, integer, list_of, one_of, setting, text
+from qan_gym.utils.validation import integer, list_of, one_of, setting, text
 from qan_gym.utils.validation import number as real
 
 VERSION = 1  # of the record and of the distribution behind it; raised when a number comes to mean another task
@@ -26,6 +26,7 @@ class Task(TaskRecord):
     """
 
     DECISIONS: ClassVar[int] = DECISIONS
+    VERSION: ClassVar[int] = VERSION
 
     split: str = setting("train", one_of("train", "test"), "of the family's tasks")
     number: int = setting(0, integer(at_least=0), "of the task in its split")
@@ -56,14 +57,11 @@ class Task(TaskRecord):
 
     def __post_init__(self) -> None:
         """Check every field and what goes together; a list of classes becomes a tuple."""
-        check_settings(self)
+        self.check_fields()
         object.__setattr__(self, "classes", tuple(self.classes))
-        if self.version != VERSION:
-            raise ValueError(f"the task is of version {self.version} of the family, and this is version {VERSION}")
         if len(set(self.classes)) != len(self.classes) or not 2 <= len(self.classes) <= 10 or max(self.classes) > 9:
             raise ValueError(f"classes must be 2 to 10 different digits, not {self.classes}")
-        if self.batch_size > self.train_size:
-            raise ValueError(f"batch_size {self.batch_size} is larger than the {self.train_size} training images")
+        self.check_batch_size()
 
     @property
     def name(self) -> str:
@@ -77,7 +75,7 @@ class Task(TaskRecord):
 
     def context(self) -> dict[str, float]:
         """The parameters of the task as numbers of order 1, for `info["task"]` and `context="observed"`."""
-        widths = [int(part) for part in self.network.split("-") if part.isdecimal()] if self.kind == "mlp" else []
+        widths = self.widths
         return {
             "log_input_scale": math.log(self.input_scale),
             "input_centre": self.input_centre,

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from qan_gym.config import TaskConfig
 from qan_gym.core.class_sampling import ClassMembers, counts_of_shares
-from qan_gym.core.class_statistics import sums_by_class
 from qan_gym.core.components import RUNNING_MEAN_IMAGES, Components, build_components, selection_of
 from qan_gym.core.engine import decide, namespace
 from qan_gym.core.observation import Observer
@@ -195,10 +194,18 @@ class FamilyTraining(Training):
         Raises:
             ResetNeeded: it has none yet.
         """
+        return build_components(replace(self.config, **self._task_of(row).settings()), "cpu", "torch")
+
+    def _task_of(self, row: int) -> TaskRecord:
+        """The task of a row.
+
+        Raises:
+            ResetNeeded: it has none yet.
+        """
         task = self.tasks[row]
         if task is None:
             raise ResetNeeded("no task has been drawn: call reset() first")
-        return build_components(replace(self.config, **task.settings()), "cpu", "torch")
+        return task
 
     def _tell(self, row: int, task: TaskRecord) -> None:
         """What the bookkeeping needs to know of a row's task."""
@@ -226,7 +233,7 @@ class FamilyTraining(Training):
             self._tell(row, task)
             self.engine.begin(row, task, seed)
             run.momentum[row], run.weight_decay[row] = task.momentum, task.weight_decay
-            run.loss_scale[row] = task.settings().get("loss_scale", self.config.loss_scale)
+            run.loss_scale[row] = task.loss_scale
             run.learning_rate[row] = run.chosen_learning_rate[row] = task.start_learning_rate
             if run.layout.measures:
                 run.start_learning_rate[row] = run.chosen_learning_rate_before[row] = task.start_learning_rate
@@ -290,8 +297,8 @@ class FamilyTraining(Training):
         flat = counts_of_shares(self.parts.xp, shares, there, sizes, offsets.reshape(-1))  # (N * M, K)
         wanted = flat.reshape(self.num_runs, most, -1)
         wanted *= (np.arange(most) < counts[:, None])[:, :, None] & run.by_class[:, None, None]
-        native, room = self.parts.engine == "native", self.source.room[1]
-        indices = self.members.draw_all(self.parts.xp, self.run.seed, wanted, run.class_used, room, native)
+        given = (self.run.seed, wanted, run.class_used, self.source.room[1], self.parts.engine == "native")
+        indices: NDArray[np.int64] = self.members.draw_all(self.parts.xp, *given)
         self._draw_shuffled(np.flatnonzero(~run.by_class & (counts > 0)), counts, indices)
         return indices
 
@@ -316,23 +323,13 @@ class FamilyTraining(Training):
         labels = np.where(there & ~self.run.over[:, None, None], labels, -1)
         return labels.reshape(self.num_runs, -1), self._image_losses.reshape(self.num_runs, -1)
 
-    def class_shares(self) -> NDArray[np.float64] | None:
-        """See `Training.class_shares`."""
-        if self.shuffled:
-            return None
-        labels, n_classes = self._images_of_action()[0], self.members.sizes.shape[1]
-        _, counts = sums_by_class(labels, np.zeros(labels.shape, np.float32), n_classes)
-        shares: NDArray[np.float64] = counts / np.maximum(counts.sum(axis=1), 1)[:, None]
-        return shares
-
     def only_source(self) -> TaskSource[Any]:
         """Of the task of the only run.
 
         Raises:
             ResetNeeded: it has none yet.
         """
-        self._parts_of(0)
-        return type(self.source)(task=self.tasks[0])
+        return type(self.source)(task=self._task_of(0))
 
     def _validation_due(self, before: NDArray[np.int64], epochs: NDArray[np.int64]) -> Flags:
         """Only where the task asks for it, for the epochs of small tasks are short."""
