@@ -58,10 +58,10 @@ class Loop:
         self.rates: list[list[float]] = []
         self.number = 0
 
-    def backward(self) -> Tensor:
+    def backward(self, scaler: torch.amp.GradScaler | None = None) -> Tensor:
         places = (8 * self.number + torch.arange(8)) % 100
         loss = cross_entropy(self.net(self.images[places]), self.labels[places])
-        loss.backward()
+        (loss if scaler is None else scaler.scale(loss)).backward()
         self.number += 1
         return loss
 
@@ -260,10 +260,7 @@ def test_an_update_that_the_gradient_scaler_skips_does_not_count(fused):
             if skipped and not scaled:
                 loop.rates.pop()
                 continue
-            loss = loop.backward()
-            loop.optimizer.zero_grad()
-            loop.number -= 1
-            loss = loop.backward() if not scaled else _scaled_backward(loop, scaler)
+            loss = loop.backward(scaler)
             if skipped:
                 loop.net[0].weight.grad[0, 0] = torch.inf
                 loop.number -= 1
@@ -281,14 +278,6 @@ def test_an_update_that_the_gradient_scaler_skips_does_not_count(fused):
     one, other = play(True), play(False)
     assert one.scheduler.last_epoch == STEPS
     np.testing.assert_allclose(one.rates, other.rates, rtol=1e-5)
-
-
-def _scaled_backward(loop: Loop, scaler) -> Tensor:
-    places = (8 * loop.number + torch.arange(8)) % 100
-    loss = cross_entropy(loop.net(loop.images[places]), loop.labels[places])
-    scaler.scale(loss).backward()
-    loop.number += 1
-    return loss
 
 
 def test_a_closure_that_computes_the_gradients_is_measured():
@@ -460,6 +449,21 @@ def test_the_number_of_steps_may_change_on_the_way():
     shorter = Loop().step(30)
     shorter.scheduler.total_steps = 25
     assert len({tuple(rate) for rate in shorter.step(5).rates[30:]}) == 1
+
+
+def test_a_training_that_was_over_may_go_on():
+    """What it sees at the next decision is of the updates since then, and nothing of those after the end."""
+    loop = Loop().step(STEPS + 5)
+    loop.scheduler.total_steps = 3 * STEPS
+    decisions, losses = len(loop.scheduler.history), []
+    while len(loop.scheduler.history) == decisions:
+        loop.optimizer.zero_grad()
+        losses.append(loop.backward())
+        loop.optimizer.step()
+        loop.scheduler.step(losses[-1])
+    record = loop.scheduler.history[-1]
+    assert record["loss"] == pytest.approx(float(torch.stack(losses).detach().mean()), rel=1e-5)
+    assert np.isfinite(list(record["statistics"].values())).all()
 
 
 def test_after_the_last_step_the_learning_rate_stays(caplog):

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -245,7 +245,11 @@ class LearnedLR(LRScheduler):
 
     @total_steps.setter
     def total_steps(self, value: int) -> None:
-        self.settings = LearnedLRSettings(**asdict(self.settings) | {"total_steps": value})
+        was_over = self._clock >= self.settings.total_steps
+        self.settings = replace(self.settings, total_steps=value)
+        if was_over and self._clock < value:  # what came after the end was not measured
+            self.meter.measuring, self._action_start = self._decides, self._clock
+            self.meter.begin_action(-(-value // DECISIONS))
         self._set()
 
     # --- counting ---------------------------------------------------------------------------------------------------
