@@ -175,7 +175,12 @@ def made_runs(
 
 def load_example(name: str) -> ModuleType:
     """An example, as a module."""
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    return load_script(EXAMPLES / f"{name}.py")
+
+
+def load_script(path: Path) -> ModuleType:
+    """A file of Python, as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

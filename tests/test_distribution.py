@@ -1,6 +1,5 @@
 """What is published: the description of the package, its metadata, and the check of what was built."""
 
-import importlib.util
 import os
 import sys
 import tarfile
@@ -11,6 +10,7 @@ from types import ModuleType
 
 import pytest
 import yaml
+from helpers import load_script
 from typer.testing import CliRunner
 
 import qan_gym
@@ -23,10 +23,7 @@ URL = "https://example.org/x"
 
 def load(name: str) -> ModuleType:
     """A file of distribution/, as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "distribution" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "distribution" / f"{name}.py")
 
 
 # --- metadata -------------------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """The observation "statistics": each feature against a slow float64 training of one network; rows; states; scales."""
 
 import copy
-import importlib.util
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import TINY, made_deep_game, play, small_data, start
+from helpers import TINY, load_script, made_deep_game, play, small_data, start
 
 import qan_gym
 from qan_gym.core import measurements, statistics, torch_engine
@@ -512,11 +511,7 @@ def test_references_depend_on_the_loss_scale():
 
 def scales():
     """The script that prints the table of the docs."""
-    path = Path(__file__).parents[1] / "benchmarks" / "statistics_scales.py"
-    spec = importlib.util.spec_from_file_location("statistics_scales", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(Path(__file__).parents[1] / "benchmarks" / "statistics_scales.py")
 
 
 @pytest.mark.slow

@@ -86,7 +86,7 @@ def headroom(network: str, optimizer: str) -> list[str]:
             single = held_out.at(held_out.test, _single(chosen_on, held_out, place, with_rule))[:, place]
             best = held_out.test[tasks, place, held_out.validation[:, place].argmin(axis=1)]
             name = schedule + (", learning rate x (1 - momentum)" if with_rule else "")
-            cells = [f"{single.mean():.3f}", *(_cell(single - other) for other in (best, best_of_all))]
+            cells = [f"{single.mean():.3f}", *(cell(single - other) for other in (best, best_of_all))]
             lines.append(f"| {network} | {optimizer} | {len(tasks)} | {name} | {' | '.join(cells)} |")
     return lines
 
@@ -106,7 +106,8 @@ def _best_of_all(held_out: Measured) -> Float64:
     return best
 
 
-def _cell(differences: Float64) -> str:
+def cell(differences: Float64) -> str:
+    """The mean of differences over tasks, with its interval."""
     mean, low, high = interval(differences)
     return f"{mean:.3f} ({low:.3f} to {high:.3f})"
 

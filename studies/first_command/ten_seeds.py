@@ -8,9 +8,6 @@ again. After every seed it and `results/table.md` are written anew.
 """
 
 import argparse
-import csv
-import io
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +19,14 @@ from qan_agents.experiments.evaluation import (
     Player,
     PolicyScores,
     play_seeds,
+    rival_player,
+    scores_of,
 )
 from qan_agents.experiments.played_task import base_schedule, baseline_of, rivals_of
 from qan_agents.experiments.run_config import RunConfig
-from qan_agents.experiments.run_folder import CONFIG, Run, read_rows
+from qan_agents.experiments.run_folder import CONFIG, Run, encode_rows, read_rows
 from qan_agents.experiments.train import load_agent, start_run, train
 from qan_agents.experiments.verdict import Lead
-from qan_agents.policies.fixed import fixed_env_kwargs, make_policy
 from qan_gym.utils.files import write_bytes
 
 RESULTS = Path(__file__).parent / "results"
@@ -40,7 +38,8 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--seeds", type=int, default=10, help="how many agent seeds")
     arguments = parser.parse_args()
-    known = known_scores()
+    path = RESULTS / "losses.csv"
+    known = {one.policy: one for one in scores_of(read_rows(path))} if path.exists() else {}
     rivals: list[PolicyScores] = []
     agents: list[PolicyScores] = []
     for seed in range(arguments.seeds):
@@ -50,8 +49,7 @@ def main() -> None:
         )
         task = task_of(config.env, config.env_kwargs)
         for rival in rivals_of(task, None) if seed == 0 else []:
-            kwargs = {**config.env_kwargs, **fixed_env_kwargs(rival, task)}
-            rivals.append(known.get(rival) or played(rival, config, Player(partial(make_policy, rival), kwargs)))
+            rivals.append(known.get(rival) or played(rival, config, rival_player(rival, config.env_kwargs, task)))
         agents.append(known.get(name) or trained_and_played(name, config, arguments.runs / f"seed{seed}"))
         write_results(config, agents, rivals, baseline_of(task, None), base_schedule(task))
 
@@ -64,18 +62,6 @@ def trained_and_played(name: str, config: RunConfig, folder: Path) -> PolicyScor
     scores = played(name, config, Player(agent.policy, config.env_kwargs, agent.history))
     agent.close()
     return scores
-
-
-def known_scores() -> dict[str, PolicyScores]:
-    """What was played before, by policy."""
-    path = RESULTS / "losses.csv"
-    rows = read_rows(path) if path.exists() else []
-    found: dict[str, PolicyScores] = {}
-    for row in rows:
-        one = found.setdefault(row["policy"], PolicyScores(row["policy"], [], []))
-        one.test_loss.append(float(row["test_loss"]))
-        one.test_accuracy.append(float(row["test_accuracy"]))
-    return found
 
 
 def played(name: str, config: RunConfig, player: Player) -> PolicyScores:
@@ -91,13 +77,13 @@ def write_results(
 ) -> None:
     """Write every loss, and a table for people."""
     RESULTS.mkdir(exist_ok=True)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["policy", "unseen_seed", "test_loss", "test_accuracy"])
-    for one in (*rivals, *agents):
-        for scores in zip(config.evaluation_seeds, one.test_loss, one.test_accuracy, strict=True):
-            writer.writerow([one.policy, *scores])
-    write_bytes(RESULTS / "losses.csv", text.getvalue().encode())
+    rows = [
+        {"policy": one.policy, "unseen_seed": seed, "test_loss": loss, "test_accuracy": accuracy}
+        for one in (*rivals, *agents)
+        for seed, loss, accuracy in zip(config.evaluation_seeds, one.test_loss, one.test_accuracy, strict=True)
+    ]
+    path = RESULTS / "losses.csv"
+    write_bytes(path, encode_rows(path, rows, header=True))
     write_bytes(RESULTS / "table.md", ("\n".join(table(agents, rivals, baseline, base)) + "\n").encode())
 
 

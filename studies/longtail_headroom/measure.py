@@ -6,9 +6,6 @@ python -m studies.longtail_headroom.measure --tasks 100
 from __future__ import annotations
 
 import argparse
-import csv
-import gzip
-import io
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from qan_agents.experiments.run_folder import encode_rows
 from qan_agents.policies.class_rules import RULES, Deferred, LossProportional, Rule, rule_actions
 from qan_gym.families.factory import family_config
 from qan_gym.families.long_tail import DECISIONS, DIGITS, LongTailTask, draw_task
 from qan_gym.families.training import FamilyTraining, family_parts
-from qan_gym.utils.files import write_aside
+from qan_gym.utils.files import write_bytes
 
 SCORES = Path(__file__).parent / "results" / "scores.csv.gz"
-COLUMNS = ("imbalance", "label_noise", "rule", "number", "validation_loss", "test_loss", "test_accuracy")
 IMBALANCES, NOISES, NOISY_CLASSES = (1, 10, 100), (0.0, 0.3, 0.6), 4
 SHUFFLED, RANDOM = "shuffled", "random"
 
@@ -75,13 +72,7 @@ def main() -> None:
         for name in (SHUFFLED, RANDOM, *TRIED):
             played = play(training, tasks, name)
             rows += [{"imbalance": imbalance, "label_noise": noise, **row} for row in played]
-    SCORES.parent.mkdir(exist_ok=True)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    with write_aside(SCORES) as aside:
-        aside.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
+    write_bytes(SCORES, encode_rows(SCORES, rows, header=True))
 
 
 if __name__ == "__main__":

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
 from collections import defaultdict
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qan_agents.experiments.run_folder import read_rows
+from studies.family_headroom.report import cell as interval_of
 from studies.longtail_headroom.measure import IMBALANCES, NOISES, RANDOM, SCORES, SHUFFLED, TRIED
 
-RESAMPLES = 10_000
 RULES = (SHUFFLED, RANDOM, *TRIED)
 
 Float64 = NDArray[np.float64]
@@ -21,22 +20,13 @@ Cell = tuple[float, float]  # imbalance, label noise
 def scores(column: str) -> dict[Cell, dict[str, Float64]]:
     """The values of a column by cell and rule, (tasks,) each, in the order of the tasks."""
     found: dict[Cell, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
-    with gzip.open(SCORES, "rt", newline="") as file:
-        for row in csv.DictReader(file):
-            cell = (float(row["imbalance"]), float(row["label_noise"]))
-            found[cell][row["rule"]][int(row["number"])] = float(row[column])
+    for row in read_rows(SCORES):
+        cell = (float(row["imbalance"]), float(row["label_noise"]))
+        found[cell][row["rule"]][int(row["number"])] = float(row[column])
     return {
         cell: {rule: np.array([own[number] for number in sorted(own)]) for rule, own in rules.items()}
         for cell, rules in found.items()
     }
-
-
-def interval(differences: Float64) -> str:
-    """The mean of differences over tasks, and its 95 % interval by the bootstrap over tasks."""
-    rng = np.random.default_rng(0)
-    means = differences[rng.integers(0, len(differences), (RESAMPLES, len(differences)))].mean(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return f"{differences.mean():.3f} ({low:.3f} to {high:.3f})"
 
 
 def print_table(head: list[str], rows: list[list[str]]) -> None:
@@ -74,7 +64,7 @@ def main() -> None:
         own = logs[cell]
         losses = np.stack([validation[cell][rule] for rule in TRIED])
         chosen = np.stack([own[rule] for rule in TRIED])[losses.argmin(axis=0), np.arange(losses.shape[1])]
-        rows.append([name, interval(own[SHUFFLED] - own[single]), interval(own[single] - chosen)])
+        rows.append([name, interval_of(own[SHUFFLED] - own[single]), interval_of(own[single] - chosen)])
     print_table(
         ["imbalance, noise", f"shuffled minus {single}", f"{single} minus the best rule of each task by validation"],
         rows,

@@ -13,6 +13,7 @@ from qan_agents.experiments.run_folder import EVALUATION_EPISODES, EVALUATION_ST
 from qan_agents.experiments.train import load_agent
 from qan_agents.policies.fixed import Policy, fixed_env_kwargs, make_policy
 from qan_agents.policies.rollout import Episode, play_rows
+from qan_gym.config import TaskConfig
 from qan_gym.vector_env import QanVectorEnv
 
 SCORES = ("test_loss", "test_accuracy", "validation_loss", "validation_accuracy")
@@ -57,8 +58,7 @@ def evaluate(run: Run, show: Callable[[str, float], None]) -> list[PolicyScores]
         rivals = rivals_of(task, config.baselines)
         players = {config.agent: Player(agent.policy, config.env_kwargs, agent.history)}
         for name in rivals:
-            kwargs = {**config.env_kwargs, **fixed_env_kwargs(name, task)}
-            players[name] = Player(partial(make_policy, name), kwargs)
+            players[name] = rival_player(name, config.env_kwargs, task)
         rows = 1 if agent.training.run.carried() else ROWS
         episodes: dict[tuple[str, int], Episode] = {}
         for number, (name, player) in enumerate(players.items()):
@@ -84,6 +84,11 @@ class Player:
     make: Callable[[], Policy]
     env_kwargs: dict[str, Any]
     history: int = 1
+
+
+def rival_player(name: str, env_kwargs: dict[str, Any], task: TaskConfig) -> Player:
+    """A fixed policy on a task; env_kwargs: of the environment that the task is of."""
+    return Player(partial(make_policy, name), {**env_kwargs, **fixed_env_kwargs(name, task)})
 
 
 def play_seeds(
@@ -148,7 +153,11 @@ def scores_by_policy(run: Run) -> list[PolicyScores]:
     Raises:
         ValueError: the run has not been evaluated, or the table is damaged.
     """
-    table = run.table(EVALUATION_EPISODES)
+    return scores_of(run.table(EVALUATION_EPISODES))
+
+
+def scores_of(table: Sequence[dict[str, str]]) -> list[PolicyScores]:
+    """The scores in a table with a row per policy and seed, in the order of the policies."""
     scores = []
     for name in dict.fromkeys(row["policy"] for row in table):
         rows = [row for row in table if row["policy"] == name]

@@ -281,7 +281,7 @@ class Run:
         """Add rows to a table; the file is whole before and after."""
         path = self.folder / name
         before = path.read_bytes() if path.exists() else b""
-        write_bytes(path, before + _encode(path, rows, header=not before))  # gzip files may be joined end to end
+        write_bytes(path, before + encode_rows(path, rows, header=not before))  # gzip files may be joined end to end
 
     # --- rounds -----------------------------------------------------------------------------------------------------
 
@@ -304,7 +304,7 @@ class Run:
     def finish_evaluation(self, tables: Mapping[str, Sequence[Row]]) -> None:
         """Write the tables of an evaluation, which count from then on."""
         for name, rows in tables.items():
-            write_bytes(self.folder / name, _encode(self.folder / name, rows, header=True))
+            write_bytes(self.folder / name, encode_rows(self.folder / name, rows, header=True))
         self.manifest().model_copy(update={"evaluation": self._records(list(tables))}).write(self.folder)
 
     def _records(self, names: Sequence[str]) -> Files:
@@ -405,7 +405,7 @@ def _rows(path: Path, content: bytes) -> list[dict[str, str]]:
     return rows
 
 
-def _encode(path: Path, rows: Sequence[Row], header: bool) -> bytes:
+def encode_rows(path: Path, rows: Sequence[Row], header: bool) -> bytes:
     """Rows as the content of a table, or as what is added to it; the same rows give the same bytes."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
