@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
 from qan_agents.cli.common import (
     INTERRUPTED,
@@ -14,8 +13,8 @@ from qan_agents.cli.common import (
     expanded,
     extra_required,
     print_wrapped,
+    progress_bar,
     table_of,
-    text_column,
 )
 
 DEFAULTS: dict[str, Any] = {
@@ -87,9 +86,8 @@ def bench(
     console.print(f"{len(cells)} cells, {there} finished: {out}")
     for caution in cautions(cells):
         console.print(caution)
-    columns = (text_column("{task.completed}/{task.total} cells"), BarColumn(), TimeRemainingColumn())
     failed = 0
-    with Progress(*columns, console=console) as bars:
+    with progress_bar("{task.completed}/{task.total} cells") as bars:
         bar = bars.add_task("", total=len(cells), completed=there)
 
         def finished(cell: Any, status: str) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.progress import TextColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -67,13 +67,15 @@ def table_of(*columns: str, right: Container[str] = (), **options: Any) -> Table
     return table
 
 
-def text_column(text: str) -> TextColumn:
-    """A column of a progress bar; cut off where it is too wide.
+def progress_bar(text: str) -> Progress:
+    """A bar, the time that is left, and a text, which a narrow terminal wraps; in a file or a pipe there is no bar.
 
     Args:
         text: a format; {task} has the fields of the bar.
     """
-    return TextColumn(text, markup=False, table_column=Column(no_wrap=True, overflow="crop"))
+    left = TimeRemainingColumn(table_column=Column(no_wrap=True)), TextColumn("left")
+    columns = (BarColumn(bar_width=10), *left, TextColumn(text, markup=False, table_column=Column(overflow="fold")))
+    return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
 def print_wrapped(content: str | Table) -> None:

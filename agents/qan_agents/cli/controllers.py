@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
 from qan_agents.cli.common import (
     INTERRUPTED,
@@ -18,8 +17,8 @@ from qan_agents.cli.common import (
     expanded,
     parse_settings,
     print_wrapped,
+    progress_bar,
     refuse_beside,
-    text_column,
 )
 
 if TYPE_CHECKING:
@@ -94,14 +93,7 @@ def _train(run: "MetaRun") -> None:
 
     config = run.config()
     console.print(f"{config.agent} learns on {config.family}, {config.trainings:,} trainings: {run.folder}")
-    columns = (
-        text_column("round {task.completed}/{task.total}"),
-        BarColumn(bar_width=10),
-        text_column("return {task.fields[mean]}"),
-        text_column("ETA"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as bars:
+    with progress_bar("round {task.completed}/{task.total}  return {task.fields[mean]}") as bars:
         bar = bars.add_task("", total=config.rounds, mean="-")
 
         def show(done: int, row: dict[str, float]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, Progress, TimeRemainingColumn
+from rich.progress import Progress
 
 from qan_agents.cli.common import (
     MOST,
@@ -18,8 +18,8 @@ from qan_agents.cli.common import (
     extra_required,
     parse_settings,
     print_wrapped,
+    progress_bar,
     table_of,
-    text_column,
 )
 from qan_gym.utils.durations import in_words
 from qan_gym.utils.names import unknown_name
@@ -102,8 +102,7 @@ def check(
         from qan_agents.analysis import action_effect
     env_kwargs = parse_settings(settings)
     require_settings(env, env_kwargs)
-    columns = (text_column("playing {task.description}"), BarColumn(), text_column("ETA"), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bars:
+    with progress_bar("playing {task.description}") as bars:
         found = action_effect.certify(env, env_kwargs, seeds, steps, _progress(bars))
     console.print(f"{found.outcome} on {found.seeds}; every sequence begins with {found.first}")
     numbers_of = ("mean", "standard deviation", "lowest", "highest")

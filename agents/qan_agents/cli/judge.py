@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
 from qan_agents.cli.common import (
     INTERRUPTED,
@@ -14,9 +13,9 @@ from qan_agents.cli.common import (
     expanded,
     extra_required,
     print_wrapped,
+    progress_bar,
     refuse_beside,
     table_of,
-    text_column,
 )
 
 if TYPE_CHECKING:
@@ -75,8 +74,7 @@ def judge(
     if scoreboard is not None:
         check_scoreboard(scoreboard, rules, judged)
     results = Results(out / "results")
-    columns = (text_column("{task.completed}/{task.total} trainings"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, text_column("{task.description}"), console=console) as bars:
+    with progress_bar("{task.completed}/{task.total} trainings  {task.description}") as bars:
         bar = bars.add_task("", total=None)
 
         def begin(total: int) -> None:

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
 from qan_agents.cli.common import (
     MOST,
@@ -15,7 +14,7 @@ from qan_agents.cli.common import (
     expanded,
     extra_required,
     parse_settings,
-    text_column,
+    progress_bar,
 )
 
 if TYPE_CHECKING:
@@ -45,8 +44,7 @@ def dataset(
     check_id(out)
     player = player_of(what, env, parse_settings(settings))
     console.print(f"{player.name} plays {player.env}")
-    columns = (text_column("episode {task.completed}/{task.total}"), BarColumn(), text_column("ETA"))
-    with Progress(*columns, TimeRemainingColumn(), console=console) as bars:
+    with progress_bar("episode {task.completed}/{task.total}") as bars:
         bar = bars.add_task("", total=episodes)
 
         def finished(number: int, episode: "Episode") -> None:

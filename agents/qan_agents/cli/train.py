@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
 from qan_agents.budgets import caution
 from qan_agents.cli.common import (
@@ -24,9 +23,9 @@ from qan_agents.cli.common import (
     extra_required,
     parse_settings,
     print_wrapped,
+    progress_bar,
     refuse_beside,
     table_of,
-    text_column,
 )
 from qan_agents.seeds import LARGEST_SEED
 from qan_gym.utils.names import unknown_name
@@ -210,18 +209,13 @@ def _train(run: "Run", config: "RunConfig", drop_damaged: bool, log: "Log") -> N
     """Train the agent of a run behind a progress bar, with a line for every finished episode."""
     from qan_agents.experiments import train as training
 
-    columns = (
-        text_column("episode {task.fields[episode]}/{task.fields[episodes]}"),
-        BarColumn(bar_width=10),
-        text_column("{task.fields[rate]} steps/s"),
-        text_column("accuracy {task.fields[accuracy]:.1%}"),
-        text_column("{task.fields[metrics]}"),
-        text_column("left"),
-        TimeRemainingColumn(),
+    text = (
+        "episode {task.fields[episode]}/{task.fields[episodes]}  {task.fields[rate]} steps/s  "
+        "accuracy {task.fields[accuracy]:.1%}  {task.fields[metrics]}"
     )
     total = config.training_episodes * run.settings().episode_length
     done = run.progress()
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+    with progress_bar(text) as bars:
         bar = bars.add_task(
             "",
             total=total,
@@ -280,14 +274,8 @@ def _evaluate(run: "Run") -> "Verdict":
     from qan_agents.experiments import evaluation
     from qan_agents.experiments.verdict import verdict_of
 
-    columns = (
-        text_column("unseen seeds: {task.fields[policy]}"),
-        BarColumn(bar_width=10),
-        text_column("left"),
-        TimeRemainingColumn(),
-    )
     playing = ""
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+    with progress_bar("unseen seeds: {task.fields[policy]}") as bars:
         bar = bars.add_task("", total=1.0, policy="")
 
         def show(policy: str, share: float) -> None:
