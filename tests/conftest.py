@@ -33,12 +33,17 @@ SLOW = Path(__file__).parent / "slow.txt"  # the ids of tests that take more tha
 
 
 @pytest.hookimpl(tryfirst=True)  # before those that are marked are deselected
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as `slow` what the list names."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark as `slow` what the list names, which must be there where whole files are collected."""
     slow = set(SLOW.read_text().splitlines())
     for item in items:
         if item.nodeid in slow:
             item.add_marker(pytest.mark.slow)
+    if not any("::" in argument for argument in config.args):
+        files = {item.nodeid.partition("::")[0] for item in items}
+        gone = {name for name in slow if name.partition("::")[0] in files} - {item.nodeid for item in items}
+        if gone:
+            raise pytest.UsageError(f"{SLOW.name} names tests that are not there: {', '.join(sorted(gone))}")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

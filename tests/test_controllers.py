@@ -266,6 +266,28 @@ def test_what_is_measured_is_the_average():
     assert not np.allclose(y, rollout.final["test_loss"], rtol=1e-2)
 
 
+def test_the_losses_of_the_classes_are_those_of_the_average(small_data):
+    import qan_agents.bench.schedule_free  # noqa: F401
+
+    given = {"dataset": small_data, "observation": "classes", "optimizer": "schedule-free-sgd", "batch_size": 4}
+    given |= {"momentum": 0.9, "learning_rate": 0.5, "meta_momentum": None, "reference": None}
+    env = gym.make("QanMinibatch-MNIST5k-v1", replacement=True, epochs=1, **given)
+    env.reset(seed=0)
+    for action in (0, 1, 2):
+        env.step(action)
+    training = env.unwrapped.training
+    run, labels = training.run, training.data.labels["validation"]  # so few that all are measured
+    x = training.parts.optimizer.averaged(run.params, run.slots)
+    each = torch.nn.functional.cross_entropy(
+        training.network.forward(x, training.data.split("validation")[0][None], False)[0],
+        labels,
+        reduction="none",
+    )
+    for label in labels.unique():
+        found = run.class_validation_loss[0, label].item()
+        assert found == pytest.approx(each[labels == label].mean().item(), rel=1e-5)
+
+
 # --- rollouts -------------------------------------------------------------------------------------------------------
 
 

@@ -146,7 +146,7 @@ class TorchEngine:
         assert self.probe is not None
         (images, labels), each = self.probe, []
         for row in as_tensor(rows).split(1):
-            params = rows_of(self.run.params, row)
+            params = self._evaluated_weights(row)
             with self.exact:
                 logits = self.network.forward(params, images[None], False)[0]  # (n, K)
             each.append(torch.nn.functional.cross_entropy(logits, labels, reduction="none"))
@@ -155,7 +155,6 @@ class TorchEngine:
     @torch.no_grad()
     def evaluate(self, rows: Array, split: str) -> tuple[Array, Array]:
         """See `Engine.evaluate`."""
-        averaged = getattr(self.parts.optimizer, "averaged", None)
         runs, size = 1, max(self.config.batch_size, EVALUATION_BATCH)
         if self.network.at_once:
             # About as many images in a pass as in training, so that it needs no more memory.
@@ -165,15 +164,20 @@ class TorchEngine:
             # Few different numbers of runs, because layers keep memory for each: the last is repeated to a power of 2.
             count = torch.arange(2 ** (len(some) - 1).bit_length(), device=some.device)
             padded = some[count.clamp(max=len(some) - 1)]
-            params = rows_of(self.run.params, padded)
-            if averaged is not None:
-                slots = {slot: rows_of(buffers, padded) for slot, buffers in self.run.slots.items()}
-                params |= averaged(params, slots)
             with self.exact:
-                measured = evaluate(self.network, params, self.data.batches(split, size))
+                measured = evaluate(self.network, self._evaluated_weights(padded), self.data.batches(split, size))
             scores.append(torch.stack(measured)[:, : len(some)])
         loss, accuracy = torch.cat(scores, dim=1)  # (M,) each
         return as_array(loss), as_array(accuracy)
+
+    def _evaluated_weights(self, rows: Tensor) -> Params:
+        """The weights of some rows in the form in which the optimizer has them evaluated."""
+        params = rows_of(self.run.params, rows)
+        averaged = getattr(self.parts.optimizer, "averaged", None)
+        if averaged is not None:
+            slots = {slot: rows_of(buffers, rows) for slot, buffers in self.run.slots.items()}
+            params |= averaged(params, slots)
+        return params
 
 
 def rows_of(params: Params, rows: slice | Tensor) -> Params:
