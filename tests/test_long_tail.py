@@ -19,8 +19,9 @@ from test_vector_env import check_vector_env
 from qan_agents.policies.class_rules import RULES, Classes, Deferred
 from qan_agents.policies.fixed import make_policy
 from qan_agents.policies.rollout import EpisodeRecorder, play_episode
-from qan_gym.core.class_statistics import CLASSES, MEMORY
+from qan_gym.core.class_statistics import CLASSES, MEMORY, means_by_class
 from qan_gym.core.engine import engine_here
+from qan_gym.core.run_state import LOSS_LIMIT
 from qan_gym.families.draws import Draws
 from qan_gym.families.engine import mini_batch
 from qan_gym.families.long_tail import LongTailSource, LongTailTask, draw_task
@@ -230,6 +231,13 @@ def test_what_is_shown_of_the_classes_is_what_a_loop_measures(engine):
         shown = dict(zip(CLASSES[:5], observation[:50].reshape(5, 10), strict=True))
         assert shown["class_share"] == pytest.approx(10 * counts / 20, rel=1e-5)
         assert shown["class_passes"] == pytest.approx(np.log1p(drawn / sizes), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor])
+def test_a_loss_that_is_not_finite_counts_as_the_largest(kind):
+    labels, losses = [[0, 0, 1, -1], [2, 1, 1, 1]], [[1.0, math.nan, math.inf, 5.0], [2.0, 1.0, 3.0, 5.0]]
+    found = means_by_class(kind(labels), kind(losses), 4)
+    assert found.tolist() == [[(1 + LOSS_LIMIT) / 2, LOSS_LIMIT, 0, 0], [0, 3, 2, 0]]
 
 
 def test_the_rows_have_their_own_schedules():

@@ -7,6 +7,8 @@ is measured at the reset and after every action, on the first `class_validation_
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ from torch import Tensor
 from qan_gym.core.features import feature
 from qan_gym.core.reward import safe_log
 from qan_gym.core.run_state import LOSS_LIMIT, RunState
-from qan_gym.utils.arrays import Array, as_array
+from qan_gym.utils.arrays import NUMPY, TORCH, Array
 
 MEMORY = 100  # images of a class that the running mean of its loss remembers
 
@@ -47,19 +49,23 @@ def sums_by_class(labels: Array, values: Array, n_classes: int) -> tuple[Array, 
     return sums.reshape(-1, n_classes), counts.reshape(-1, n_classes)
 
 
-def means_by_class(labels: Tensor, losses: Array, n_classes: int) -> Array:
+def means_by_class(labels: Array, losses: Array, n_classes: int) -> Array:
     """The mean of the losses of each class, (M, K) float32; 0 of a class without images.
 
     Args:
-        labels: (n,) int64, of the images.
-        losses: (M, n) float32, of M networks on them.
+        labels: (M, n) int64, of the images; -1: no image.
+        losses: (M, n) float32, of M networks on them; what is not finite counts as LOSS_LIMIT.
         n_classes: K.
     """
-    shared = as_array(labels.expand(len(losses), -1))
-    finite = losses.clip(-LOSS_LIMIT, LOSS_LIMIT)
-    sums, counts = sums_by_class(shared, finite, n_classes)
+    sums, counts = sums_by_class(labels, _bounded(losses), n_classes)
     means = sums / counts.clip(1.0, None)
     return means.float() if isinstance(means, Tensor) else means.astype(np.float32)
+
+
+def _bounded(losses: Array) -> Array:
+    """Losses of at most LOSS_LIMIT, which stands for what is not finite too."""
+    xp: Any = TORCH if isinstance(losses, Tensor) else NUMPY
+    return xp.where(xp.isfinite(losses), xp.minimum(losses, LOSS_LIMIT), LOSS_LIMIT)
 
 
 def class_probe(labels: Tensor, count: int) -> Tensor:
@@ -83,8 +89,7 @@ def after_batches(run: RunState, labels: Array, losses: Array) -> None:
         losses: (N, I) float32, of the images, before the updates.
     """
     xp, n_classes = run.xp, run.class_loss.shape[1]
-    finite = xp.where(xp.isfinite(losses), xp.minimum(losses, LOSS_LIMIT), LOSS_LIMIT)
-    sums, counts = sums_by_class(labels, finite, n_classes)
+    sums, counts = sums_by_class(labels, _bounded(losses), n_classes)
     change = sums / xp.maximum(counts, 1.0) - run.class_loss
     run.class_loss += xp.astype(xp.minimum(counts / MEMORY, 1.0) * change, xp.float32)
     run.class_share[:] = xp.astype(counts / xp.maximum(xp.sum(counts, axis=1), 1.0)[:, None], xp.float32)

@@ -84,8 +84,8 @@ class NativeEngine:
         """The call that measures the losses of `count` images of each class, into `probe_each`."""
         whole = self.images("validation")
         places = class_probe(self.data.labels["validation"], count)
-        self.probe_labels = self.data.labels["validation"][places]
         self.probe_each = np.zeros((len(self.loss), len(places)), np.float32)
+        self.probe_labels = np.broadcast_to(whole.labels[places.numpy()], self.probe_each.shape)
         images, labels = (np.ascontiguousarray(values[places.numpy()]) for values in (whole.images, whole.labels))
         some = Images(images, labels, whole.mean, whole.std)
         return self.kernels.evaluation(some, self.weights, self.loss, self.accuracy, self.probe_each)
@@ -94,7 +94,7 @@ class NativeEngine:
         """See `Engine.class_losses`."""
         assert self.measure_probe is not None
         self.measure_probe(rows)
-        return means_by_class(self.probe_labels, self.probe_each[rows], self.n_classes)
+        return means_by_class(self.probe_labels[: len(rows)], self.probe_each[rows], self.n_classes)
 
     def train(self, indices: Array, number: int) -> Array:
         """See `Engine.train`."""

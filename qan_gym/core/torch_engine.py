@@ -150,7 +150,7 @@ class TorchEngine:
             with self.exact:
                 logits = self.network.forward(params, images[None], False)[0]  # (n, K)
             each.append(torch.nn.functional.cross_entropy(logits, labels, reduction="none"))
-        return means_by_class(labels, as_array(torch.stack(each)), self.parts.n_classes)
+        return means_by_class(as_array(labels.expand(len(rows), -1)), as_array(torch.stack(each)), self.parts.n_classes)
 
     @torch.no_grad()
     def evaluate(self, rows: Array, split: str) -> tuple[Array, Array]:

@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 
 from qan_gym.config import TaskConfig
-from qan_gym.core.class_statistics import class_probe, sums_by_class
+from qan_gym.core.class_statistics import class_probe, means_by_class
 from qan_gym.core.components import Components, build_components, selection_of
 from qan_gym.core.engine import Engine, make_engine
 from qan_gym.core.meta_momentum import Pull
 from qan_gym.core.native_engine import kernel_optimizer
-from qan_gym.core.run_state import LOSS_LIMIT, RunState, TensorSpec
+from qan_gym.core.run_state import RunState, TensorSpec
 from qan_gym.data.datasets import Dataset, load_dataset, mean_and_deviation
 from qan_gym.data.selection import Chosen, Selection, at_resolution, choose
 from qan_gym.families.record import TaskRecord
@@ -198,10 +198,7 @@ class FamilyEngine:
             probes = [_probe(self._examples(row, "validation"), count) for row in rows[native]]
             each = self.kernels.evaluate_each(rows[native], probes)
             labels = np.stack([padded(probe.labels, each.shape[1]) for probe in probes])
-            sums, counts = sums_by_class(
-                labels, np.nan_to_num(each.clip(-LOSS_LIMIT, LOSS_LIMIT), nan=LOSS_LIMIT), n_classes
-            )
-            losses[native] = sums / np.maximum(counts, 1)
+            losses[native] = means_by_class(labels, each, n_classes)
         for place in np.flatnonzero(~native):
             losses[place] = self.singles[int(rows[place])].engine.class_losses(np.zeros(1, np.int64))[0]
         return losses
