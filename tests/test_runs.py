@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from helpers import recorded, small_data, start_qan
@@ -27,6 +28,7 @@ from typer.testing import CliRunner
 from qan_agents.agents import agent_class
 from qan_agents.cli.app import app
 from qan_agents.cli.common import parse_settings
+from qan_agents.experiments import evaluation
 from qan_agents.experiments.run_folder import Run, RunConfig, new_folder, read_rows
 from qan_agents.experiments.train import load_agent, start_run, train
 from qan_gym.tasks import TASKS
@@ -333,6 +335,28 @@ def test_evaluate_and_plot_draw_again(whole):
     (whole / "episode.png").unlink()
     invoke("plot", whole)
     assert (whole / "episode.png").stat().st_size > 10_000
+
+
+@only("dqn-native")
+@pytest.mark.parametrize(("reference", "rows"), [("null", 10), pytest.param("previous", 1, marks=pytest.mark.slow)])
+def test_evaluation_is_in_lock_step(whole, tmp_path, monkeypatch, reference, rows):
+    """But where an episode leaves its weights to the next; either way as episodes that are played one by one."""
+    folder = tmp_path / "run"
+    if reference == "null":
+        shutil.copytree(whole, folder)
+    else:
+        changed = [*SHORT[:-4], "--set", "meta_momentum=0.001", "--set", f"reference={reference}"]
+        invoke("train", *changed, *chosen("dqn-native"), "--episodes", "1", "--out", folder)
+    before = read_rows(folder / "evaluation.csv")
+    sizes, make_vec = [], gym.make_vec
+    monkeypatch.setattr(
+        gym, "make_vec", lambda *args, **made: sizes.append(made["num_envs"]) or make_vec(*args, **made)
+    )
+    evaluation.evaluate(Run(folder), lambda *_: None)
+    assert max(sizes) == rows
+    monkeypatch.setattr(evaluation, "ROWS", 1)
+    evaluation.evaluate(Run(folder), lambda *_: None)
+    assert read_rows(folder / "evaluation.csv") == before
 
 
 @only("dqn-native")

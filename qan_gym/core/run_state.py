@@ -381,10 +381,13 @@ class RunState:
     def carried(self) -> dict[str, Tensor]:
         """Every tensor that an episode hands on to the next one, by name; not copies.
 
-        They are those that are declared so, and those of a game that have no value at a reset.
+        They are those that are declared so, and those of a game that have no value at a reset. Where the reference is
+        the task's, `has_reference` never changes.
         """
+        unchanged = set() if self.reference else {"has_reference"}
         games = {f"game.{name}" for name, spec in self.layout.game.items() if spec.saved and spec.at_reset is None}
-        return {name: tensor for name, spec, tensor in self.leaves() if spec.carried or name in games}
+        names = {name for name, spec, _ in self.leaves() if spec.carried} - unchanged | games
+        return {name: tensor for name, _, tensor in self.leaves() if name in names}
 
     def fork(self, num_runs: int) -> Self:
         """The only run of this state, `num_runs` times over."""
