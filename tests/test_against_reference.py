@@ -116,7 +116,7 @@ LONG = {
 }
 
 
-@pytest.fixture(scope="module", params=[LR, pytest.param(MINIBATCH, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[pytest.param(env_id, marks=pytest.mark.slow) for env_id in (LR, MINIBATCH)])
 def long_play(request: pytest.FixtureRequest, reference_file: str) -> Play:
     n_actions = {LR: 3, MINIBATCH: 10}[request.param]
     actions = np.random.default_rng(0).integers(n_actions, size=100).tolist()

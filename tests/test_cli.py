@@ -12,7 +12,6 @@ from pathlib import Path
 import gymnasium as gym
 import pytest
 import typer
-from rich.progress import Progress
 from typer.testing import CliRunner
 
 from qan_agents.__main__ import main
@@ -223,7 +222,7 @@ def test_foreign_text_is_no_markup(text: str, pipe: io.StringIO) -> None:
     """In lines, tables, spinners and progress bars."""
     table = common.table_of(text, title=text, caption=text)
     table.add_row(text)
-    bars = Progress(common.text_column("{task.fields[name]}"), console=common.console)
+    bars = common.progress_bar("{task.fields[name]}")
     bars.add_task("", name=text)
     for content in (text, table, common.plain(text), bars.get_renderable()):
         common.console.print(content)

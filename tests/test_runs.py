@@ -55,9 +55,12 @@ def invoke(*arguments: object, status: int = 0) -> str:
     return result.output
 
 
-@pytest.fixture(
-    params=[pytest.param(name, marks=pytest.mark.slow) if name != "dqn-native" else name for name in PRESETS]
-)
+def slow_unless_quickest(name: str):
+    """An agent as a parameter of tests."""
+    return pytest.param(name, marks=() if name == "dqn-native" else pytest.mark.slow)
+
+
+@pytest.fixture(params=[slow_unless_quickest(name) for name in PRESETS])
 def agent(request) -> str:
     """The name of each of them."""
     return request.param
@@ -65,7 +68,7 @@ def agent(request) -> str:
 
 def only(name: str):
     """For a test that needs one of the agents only, because what it tests is the same for both."""
-    return pytest.mark.parametrize("agent", [name], indirect=True)
+    return pytest.mark.parametrize("agent", [slow_unless_quickest(name)], indirect=True)
 
 
 def chosen(agent: str) -> list[str]:
