@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from qan_gym.data.cache import cache_root, cached, locked
 from qan_gym.utils.files import load_arrays, save_arrays
