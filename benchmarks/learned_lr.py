@@ -22,23 +22,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from qan_agents.controllers import LearnedLR
+from qan_gym.optimizee.zoo import Block
 
 MANY = 100_000  # updates: more than are made
-
-
-class Block(nn.Module):
-    """Two convolutions with batch norm, beside a shortcut."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.second = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.norms = nn.ModuleList([nn.BatchNorm2d(outputs), nn.BatchNorm2d(outputs)])
-        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if stride > 1 else nn.Identity()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        hidden = self.norms[0](self.first(x)).relu()
-        return (self.norms[1](self.second(hidden)) + self.shortcut(x)).relu()
 
 
 def resnet8() -> nn.Module:

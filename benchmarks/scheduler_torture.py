@@ -1,10 +1,12 @@
 """Trainings that are killed and resumed, under LearnedLR and under two of PyTorch's schedulers.
 
-Each training of 50 updates writes a checkpoint after every update. At 50 instants it is stopped, in turn by SIGKILL at
-a random time and by an exception in a random update, and resumed from its last checkpoint; half of the resumed ones
-build the scheduler before the optimizer's state is loaded, half after. A trace is the learning rate of every update and
-parameter group. The table says how many traces equal that of the uninterrupted training bit for bit, whether the
-scheduler has counted the updates that were made, and how often the compiled step was compiled again.
+A training of 50 updates writes a checkpoint after every third one. It is stopped again and again, in turn by SIGKILL at
+a random time and by an exception in a random update, and resumed by a new process from its last checkpoint; half of the
+resumed ones build the scheduler before the optimizer's state is loaded, half after. A trace is the learning rates of
+every update. Where that of a resumed process is not that of the uninterrupted training, the training is given up. Other
+trainings follow, until there were 50 stops. The table says after how many of them the trace was equal bit for bit,
+whether the scheduler has counted the updates that were made, and how often the step of the uninterrupted training was
+compiled.
 
     python benchmarks/scheduler_torture.py --out benchmarks/results/scheduler-torture.md
 """
@@ -42,6 +44,7 @@ from qan_agents.controllers import LearnedLR
 
 STEPS, BATCH, CLASSES, EXAMPLES = 50, 8, 3, 400
 FACTS = {"batch_size": BATCH, "dataset_size": EXAMPLES, "num_classes": CLASSES}
+EVERY = 3  # updates from one checkpoint to the next; an action of the controller has 2
 SKIPPED = (5, 17, 18, 31)  # mini-batches whose update a gradient scaler skips
 SCHEDULERS: dict[str, Callable[[Optimizer], LRScheduler]] = {
     "LearnedLR": lambda optimizer: LearnedLR(optimizer, STEPS, **FACTS),
@@ -153,7 +156,7 @@ def loop(run: Run, rank: int = 0, world: int = 1) -> None:
                 warnings.simplefilter("ignore")
                 with contextlib.suppress(ValueError):  # OneCycleLR raises after its last step
                     scheduler.step()
-        if last and rank == 0:
+        if last and updates % EVERY == 0 and rank == 0:
             inner = net.module if world > 1 else net
             parts = {"net": inner, "optimizer": optimizer, "scheduler": scheduler}
             state = {name: part.state_dict() for name, part in parts.items()}
@@ -228,7 +231,7 @@ def lightning(run: Run) -> None:
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": run.make(optimizer), "interval": "step"}}
 
     callback = LearnedLRCallback(**FACTS)
-    checkpoints = library.callbacks.ModelCheckpoint(run.folder, filename="last", every_n_train_steps=1)
+    checkpoints = library.callbacks.ModelCheckpoint(run.folder, filename="last", every_n_train_steps=EVERY)
     checkpoints.STARTING_VERSION, callbacks = 1, [checkpoints, *([callback] if run.learned else [])]
     trainer = library.Trainer(
         max_epochs=1, limit_train_batches=STEPS, logger=False, callbacks=callbacks, accelerator="cpu", devices=1,
@@ -268,7 +271,7 @@ def transformers(run: Run) -> None:
     pair: Any = with_learned_lr(model, optimizer, STEPS, **FACTS) if run.learned else (optimizer, run.make(optimizer))
     arguments = library.TrainingArguments(
         output_dir=str(run.folder), max_steps=STEPS, per_device_train_batch_size=BATCH, report_to=[], use_cpu=True,
-        save_steps=1, save_total_limit=3, max_grad_norm=0, disable_tqdm=True, logging_steps=1000,
+        save_steps=EVERY, save_total_limit=3, max_grad_norm=0, disable_tqdm=True, logging_steps=1000,
         train_sampling_strategy="sequential", dataloader_pin_memory=False,
     )  # fmt: skip
     rows = [{"images": image, "labels": label} for image, label in zip(*data(), strict=True)]
@@ -318,14 +321,25 @@ def play(mode: str, scheduler: str, folder: Path, stop: int | None, late: bool, 
         except BaseException:
             traceback.print_exc(file=sys.__stderr__)
         os._exit(status)
-    if kill_after is not None:
-        time.sleep(kill_after)
-        with contextlib.suppress(ProcessLookupError):
+    status = None if kill_after is None else ended_within(child, kill_after)
+    if status is None:
+        if kill_after is not None:
             os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
+        status = os.waitpid(child, 0)[1]
     if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 1:
         raise RuntimeError(f"{mode} under {scheduler} has failed")
     return status == 0
+
+
+def ended_within(child: int, seconds: float) -> int | None:
+    """The status of a child that ends in this time; None: it has not."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        there, status = os.waitpid(child, os.WNOHANG)
+        if there:
+            return status
+        time.sleep(0.005)
+    return None
 
 
 def torture(mode: str, scheduler: str, instants: int, rng: random.Random) -> dict[str, Any]:
@@ -336,16 +350,45 @@ def torture(mode: str, scheduler: str, instants: int, rng: random.Random) -> dic
         assert play(mode, scheduler, folder, None, False, None)
         duration = time.perf_counter() - begin
         wanted, facts = traced(folder), json.loads((folder / "done").read_text())
-    equal = 0
-    for instant in range(instants):
-        folder = Path(tempfile.mkdtemp())
-        by_kill, late = instant % 2 == 0, instant % 4 >= 2
-        stop, after = (None, rng.uniform(0, duration)) if by_kill else (rng.randrange(STEPS), None)
-        if not play(mode, scheduler, folder, stop, False, after):
-            assert play(mode, scheduler, folder, None, late, None)
-        equal += traced(folder) == wanted
-        shutil.rmtree(folder)
+    stops = equal = 0
+    while stops < instants:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+            plan = [(number % 2 == 0, number % 4 >= 2) for number in range(stops, instants)]
+            more, right = stopped_training(mode, scheduler, Path(name), wanted, plan, duration, rng)
+        stops, equal = stops + more, equal + right
     return {"mode": mode, "scheduler": scheduler, "equal": equal, "instants": instants, **facts}
+
+
+def stopped_training(
+    mode: str, scheduler: str, folder: Path, wanted: Trace, plan: list[tuple[bool, bool]], duration: float,
+    rng: random.Random,
+) -> tuple[int, int]:  # fmt: skip
+    """A training that is stopped and resumed until it ends or its trace is wrong.
+
+    Args:
+        plan: of each stop, whether it is by SIGKILL, and whether the resumed process builds its scheduler late.
+        duration: seconds of the uninterrupted training.
+
+    Returns:
+        The stops that were made, and those after which the trace was that of the uninterrupted training.
+    """
+    stops = equal = size = reached = 0
+    while True:
+        stop, after = None, None
+        if stops < len(plan) and plan[stops][0]:
+            after = rng.uniform(0, duration)
+        elif stops < len(plan):
+            stop = reached + rng.randrange(STEPS // 5)
+        ended = play(mode, scheduler, folder, stop, stops > 0 and plan[stops - 1][1], after)
+        before, size = size, (folder / "trace").stat().st_size if (folder / "trace").exists() else 0
+        if size > before or ended:  # else the process has made no update: the next one shows how this stop went
+            trace = traced(folder)
+            if any(wanted.get(at) != found for at, found in trace.items()) or (ended and len(trace) < len(wanted)):
+                return stops, equal
+            equal, reached = stops, max(trace)
+        if ended:
+            return stops, equal
+        stops += 1
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -4,6 +4,7 @@ python examples/own_loop.py --epochs 5 --optimizer sgd
 """
 
 import argparse
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -22,6 +23,15 @@ def digits(split: str) -> tuple[torch.Tensor, torch.Tensor]:
     """The images that come with the package, (n, 1, 28, 28) in [0, 1], and their labels."""
     part = getattr(load_dataset("mnist5k"), split)
     return torch.tensor(part.images, dtype=torch.float32) / 255, torch.tensor(part.labels, dtype=torch.int64)
+
+
+def print_test(network: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """What it makes of the test digits; it takes images and gives logits (n, 10)."""
+    images, labels = digits("test")
+    with torch.no_grad():
+        logits = network(images)
+    accuracy = (logits.argmax(dim=1) == labels).float().mean()
+    print(f"test loss {cross_entropy(logits, labels):.4f}, accuracy {accuracy:.1%}")
 
 
 def main() -> None:
@@ -57,11 +67,7 @@ def main() -> None:
             scheduler.step(loss)
         print(f"epoch {epoch + 1}: training loss {loss.item():.4f}, learning rate {scheduler.get_last_lr()[0]:.2g}")
 
-    with torch.no_grad():
-        images, labels = digits("test")
-        logits = network(images)
-    accuracy = (logits.argmax(dim=1) == labels).float().mean()
-    print(f"test loss {cross_entropy(logits, labels):.4f}, accuracy {accuracy:.1%}")
+    print_test(network)
     if arguments.plot:
         scheduler.plot().savefig(arguments.plot)
 

@@ -7,7 +7,7 @@ import argparse
 
 import lightning.pytorch as lightning
 import torch
-from own_loop import digits
+from own_loop import digits, print_test
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
@@ -45,11 +45,7 @@ def main() -> None:
     plain = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
     trainer = lightning.Trainer(max_epochs=arguments.epochs, callbacks=[callback], **plain)
     trainer.fit(model, DataLoader(data, batch_size=32, shuffle=True))
-    images, labels = digits("test")
-    with torch.no_grad():
-        logits = model.network(images)
-    accuracy = (logits.argmax(dim=1) == labels).float().mean()
-    print(f"test loss {cross_entropy(logits, labels):.4f}, accuracy {accuracy:.1%}")
+    print_test(model.network)
     print(f"last learning rate {callback.scheduler.get_last_lr()[0]:.2g}")
 
 

@@ -8,8 +8,7 @@ import tempfile
 from typing import Any
 
 import torch
-from own_loop import digits
-from torch.nn.functional import cross_entropy
+from own_loop import digits, print_test
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification, set_seed
 
 from qan_agents.controllers.transformers import with_learned_lr
@@ -50,11 +49,7 @@ def main() -> None:
         )  # fmt: skip
         Trainer(model=model, args=settings, train_dataset=data, optimizers=optimizers).train()
     model.eval()
-    images, labels = digits("test")
-    with torch.no_grad():
-        logits = model(images).logits
-    accuracy = (logits.argmax(dim=1) == labels).float().mean()
-    print(f"test loss {cross_entropy(logits, labels):.4f}, accuracy {accuracy:.1%}")
+    print_test(lambda images: model(images).logits)
 
 
 if __name__ == "__main__":

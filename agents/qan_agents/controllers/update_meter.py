@@ -23,6 +23,7 @@ from qan_gym.core.measurements import of_action, of_updates, sampling_step_of
 # first two; UPDATE has the weights before an update, and then what it has taken off them.
 UPDATE, START, DISPLACEMENT = 2, 3, 4
 ROWS = 5
+ALIGNED = 16  # numbers: rows begin at multiples of 64 bytes, for between others a product takes four times as long
 SAVED = ("gradient", "start", "displacement")  # of the state, (count,) float32 each
 
 # The columns of what is kept of each update.
@@ -85,17 +86,19 @@ class UpdateMeter:
                 self.parts.append((parameter, first, slice(place, place + entries)))
             begin, place = begin + size, place + entries
         self.device = self.parameters[0].device
-        self.memory = torch.zeros(ROWS, place, device=self.device)
+        self.memory = torch.zeros(ROWS, -(-place // ALIGNED) * ALIGNED, device=self.device)[:, :place]
         self.views = [[row[part] for _, _, part in self.parts] for row in self.memory]
+        self._weight_views: list[Tensor] = []
+        self._weight_places: list[int] = []
 
     @property
     def size(self) -> int:
         """Entries that are measured."""
         return self.memory.shape[1]
 
-    def _copy(self, row: int, tensors: Sequence[Tensor | None]) -> None:
-        """Copy the measured entries of tensors that are shaped like the parameters into a row; None stands for 0."""
-        pairs = [(view, source) for view, source in zip(self.views[row], self._entries(tensors), strict=True)]
+    def _copy(self, row: int, entries: Sequence[Tensor | None]) -> None:
+        """Copy measured entries into a row; None stands for 0."""
+        pairs = list(zip(self.views[row], entries, strict=True))
         for view, source in pairs:
             if source is None:
                 view.zero_()
@@ -103,15 +106,29 @@ class UpdateMeter:
         if there:
             torch._foreach_copy_([view for view, _ in there], [source for _, source in there])
 
-    def _entries(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Their measured entries, views where they can be."""
+    def _entries(self, tensor: Tensor, like: Tensor, first: int) -> Tensor:
+        """The measured entries of a tensor that is shaped like a parameter, a view where it can be."""
+        flat = _flat(tensor, like)
+        if self.step > 1:
+            flat = flat[first :: self.step]
+        return flat if flat.device == self.device else flat.to(self.device)
+
+    def _gradients(self) -> list[Tensor | None]:
         return [
-            None if tensor is None else _flat(tensor, parameter)[first :: self.step].to(self.device)
-            for tensor, (parameter, first, _) in zip(tensors, self.parts, strict=True)
+            None if parameter.grad is None else self._entries(parameter.grad, parameter, first)
+            for parameter, first, _ in self.parts
         ]
 
     def _weights(self) -> list[Tensor]:
-        return [parameter.detach() for parameter, _, _ in self.parts]
+        """Their measured entries, as views that are kept while the weights are where they were."""
+        places = [parameter.data_ptr() for parameter, _, _ in self.parts]
+        if places == self._weight_places:
+            return self._weight_views
+        there = [self._entries(parameter.detach(), parameter, first) for parameter, first, _ in self.parts]
+        pairs = zip(there, self.parts, strict=True)
+        are_views = all(_storage(one) == _storage(parameter) for one, (parameter, _, _) in pairs)
+        self._weight_views, self._weight_places = (there, places) if are_views else ([], [])
+        return there
 
     def _dot(self, one: int, other: int) -> Tensor:
         return self.step * torch.dot(self.memory[one], self.memory[other])
@@ -134,9 +151,8 @@ class UpdateMeter:
             if self.count == len(self.products):
                 self._make_room(2 * self.count)
             gradient, previous = self.updates % 2, 1 - self.updates % 2
-            self._copy(gradient, [parameter.grad for parameter, _, _ in self.parts])
-            weights = [one for one in self._entries(self._weights()) if one is not None]
-            torch._foreach_sub_(self.views[UPDATE], weights)
+            self._copy(gradient, self._gradients())
+            torch._foreach_sub_(self.views[UPDATE], self._weights())
             pairs = ((gradient, gradient), (gradient, previous), (UPDATE, UPDATE), (gradient, UPDATE))
             for column, (one, other) in enumerate(pairs):
                 torch.dot(self.memory[one], self.memory[other], out=self.products[self.count, column])
@@ -227,6 +243,11 @@ class UpdateMeter:
 
 def _trained(optimizer: Optimizer) -> list[Tensor]:
     return [one for group in optimizer.param_groups for one in group["params"] if one.requires_grad]
+
+
+def _storage(tensor: Tensor) -> int:
+    """Where its memory begins."""
+    return tensor.untyped_storage().data_ptr()
 
 
 def _flat(tensor: Tensor, like: Tensor) -> Tensor:
