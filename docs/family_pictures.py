@@ -19,8 +19,8 @@ from pictures import PICTURES, SEED, write
 from PIL import Image
 
 import qan_gym  # noqa: F401 (registers the environments)
+from qan_agents.experiments.plots import save
 from qan_gym.families import DECISIONS, Task, draw_task
-from qan_gym.utils.files import write_aside
 
 DRAWN = 10_000  # tasks of the training split, from number 0
 BINS = 16
@@ -238,9 +238,8 @@ def mosaic(tasks: list[Task]) -> list[Image.Image]:
 
 def main() -> None:
     """Draw both."""
-    figure = distribution([draw_task("train", number) for number in range(DRAWN)])
-    with write_aside(PICTURES / "family-distribution.png") as aside:
-        figure.savefig(aside, format="png")
+    tasks = [draw_task("train", number) for number in range(DRAWN)]
+    save(distribution(tasks), PICTURES / "family-distribution.png", dpi=100)
     write(PICTURES / "family-tasks.webp", mosaic(twelve()))
 
 

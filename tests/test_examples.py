@@ -3,10 +3,12 @@
 import subprocess
 import sys
 
+import nbformat
 import numpy as np
 import pytest
 import torch
 from helpers import EXAMPLES, TINY, load_example
+from nbclient import NotebookClient
 
 RUNS = [
     *((name, "QanLR-MNIST5k-v1") for name in ("DQN", "PPO", "A2C", "SAC", "TD3")),
@@ -69,3 +71,26 @@ def test_example_runs(name, arguments, tmp_path, monkeypatch):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert any(word in done.stdout for word in ("accuracy", "learning rate", "test loss"))
+
+
+NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_runs(path, tmp_path):
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": tmp_path}}).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert not [output for output in outputs if output.output_type == "error"]
+    assert "test loss" in "".join(output.get("text", "") for output in outputs)
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+
+
+def test_notebooks_have_no_outputs():
+    """So that a change of one is a change of its text."""
+    assert {path.stem for path in NOTEBOOKS} >= {"first_agent", "own_loop"}
+    for path in NOTEBOOKS:
+        code = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+        assert code
+        assert not [cell for cell in code if cell.outputs or cell.execution_count], path.name

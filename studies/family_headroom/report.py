@@ -11,8 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from qan_agents.experiments.plots import save
 from qan_gym.families.learning_rate import NETWORKS, OPTIMIZERS, draw_task
-from qan_gym.utils.files import write_aside
 from studies.family_headroom.measure import SHAPES, path_of, read
 
 PICTURE = Path(__file__).parents[2] / "docs" / "pictures" / "family-best-rates.png"
@@ -138,8 +138,7 @@ def draw() -> None:
         axes.set_title(f"{optimizer}: 5-95 % of the tasks within a factor of {high / low:.0f}", fontsize=10)
         axes.set_xlabel("lg(best learning rate under a linear decay)")
     figure.supylabel("tasks")
-    with write_aside(PICTURE) as aside:
-        figure.savefig(aside, dpi=120)
+    save(figure, PICTURE)
 
 
 def main() -> None:

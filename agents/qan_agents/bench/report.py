@@ -297,7 +297,8 @@ def _curves_picture(everyone: Sequence[ControllerScores]) -> Figure:
         for axes, values in ((loss, one.validation_curve), (rate, one.rate_curve)):
             share = np.linspace(0, 1, values.shape[2])
             axes.plot(share, np.median(values.reshape(-1, values.shape[2]), axis=0), **look)
-    loss.set(ylabel="validation loss (nats)", yscale="log", title="medians over all trainings")
+    which = f"the {CURVES} controllers of lowest test loss: " if len(everyone) > CURVES else ""
+    loss.set(ylabel="validation loss (nats)", yscale="log", title=f"{which}medians over all trainings")
     rate.set(ylabel="learning rate", yscale="log", xlabel="share of the training")
     rate.xaxis.set_major_formatter(PercentFormatter(1.0))
     for axes in (loss, rate):

@@ -14,12 +14,11 @@ from qan_agents.controllers.controller import Controller
 from qan_agents.controllers.meta_config import MetaConfig
 from qan_agents.controllers.meta_training import MetaRun, Row, chosen_kinds
 from qan_agents.controllers.trainings import play_controller
-from qan_agents.experiments.plots import STYLES
+from qan_agents.experiments.plots import STYLES, save
 from qan_gym.families.learning_rate import draw_task
 from qan_gym.families.record import NUMBER_LIMIT
 from qan_gym.families.task import DECISIONS, Task
 from qan_gym.schedules import SCHEDULES
-from qan_gym.utils.files import write_aside
 
 CURVES, RATES = "curves.png", "learning_rates.png"
 SHOWN_TASKS = 12
@@ -34,10 +33,7 @@ def draw(run: MetaRun) -> list[Path]:
     """
     controller, config = Controller.load(run.controller), run.config()
     figures = {CURVES: curves(run.rows(), config), RATES: learning_rates(controller, config)}
-    for name, figure in figures.items():
-        with write_aside(run.folder / name) as aside:
-            figure.savefig(aside, dpi=120)
-    return [run.folder / name for name in figures]
+    return [save(figure, run.folder / name) for name, figure in figures.items()]
 
 
 def curves(rows: list[Row], config: MetaConfig) -> Figure:

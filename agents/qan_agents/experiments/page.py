@@ -26,7 +26,7 @@ p, li, h1, h2 { overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-size: 0.85rem; margin-bottom: 1rem; }
 th, td { padding: 0.3rem 0.6rem; border-bottom: 1px solid #8886; text-align: left; vertical-align: top; }
 td { white-space: nowrap; }
-img { max-width: 100%; background: white; }
+img { max-width: 100%; }
 """
 STYLE_HASH = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
 # A browser runs and loads nothing but this style and the pictures inside the page.

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm, Normalize
+from matplotlib.colors import LogNorm, Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.legend import Legend
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
@@ -25,6 +27,7 @@ Style = dict[str, Any]
 
 # Okabe and Ito's colours, told apart by the colour-blind; and line styles, told apart in grey.
 STYLES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", ":"), ("#CC79A7", "-."), ("#E69F00", "-"), ("#56B4E9", "--"))
+LEGIBLE = "0.5"  # a grey, of text on white and on black
 MOST_CHARACTERS = 80  # of a label
 MOST_TICKS = 10  # with the name of an action
 ACCURACY, MAX_Q, ACTIONS, EPISODE = "accuracy.png", "max_q.png", "actions.png", "episode.png"
@@ -66,10 +69,26 @@ def plot_run(run: Run, drawn: Callable[[Path], None] = lambda path: None) -> lis
 
 
 def save(figure: Figure, path: Path, dpi: int = 120) -> Path:
-    """Write a picture, atomically; returns its path."""
+    """Write a picture, atomically, for pages of any background; returns its path."""
+    for_any_background(figure)
     with write_aside(path) as aside:
         figure.savefig(aside, dpi=dpi)
     return path
+
+
+def for_any_background(figure: Figure) -> None:
+    """Make a figure transparent, its text and axes of a grey that is legible on light and on dark pages."""
+    figure.patch.set_alpha(0)
+    for axes in figure.axes:
+        axes.patch.set_alpha(0)
+        axes.tick_params(which="both", colors=LEGIBLE)
+        for spine in axes.spines.values():
+            spine.set_edgecolor(LEGIBLE)
+    for frame in (legend.get_frame() for legend in figure.findobj(Legend)):
+        frame.set_alpha(0)
+    for text in figure.findobj(Text):
+        if to_rgb(text.get_color()) == (0, 0, 0):
+            text.set_color(LEGIBLE)
 
 
 def plain(text: object) -> str:
