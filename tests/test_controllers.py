@@ -317,6 +317,7 @@ def test_rows_that_diverge_wait_for_the_others():
 
 
 OF_SHARES = ("natural", "square-root", "deferred", "validation-proportional")  # of the classes
+OF_LEARNING_RATES = ("constant", "base", "d-adapt-sgd", "d-adapt-adamw", "prodigy", "sac", "td3", "qr-dqn")
 SLOW_ONES = ("schedule-free-adamw", "schedule-free-sgd", "qr-dqn", "sac", "td3")
 
 
@@ -326,7 +327,7 @@ SLOW_ONES = ("schedule-free-adamw", "schedule-free-sgd", "qr-dqn", "sac", "td3")
 )
 def test_every_controller_is_prepared_and_plays(name):
     preparation = controllers()[name].preparation
-    in_lr = preparation == Preparation.TUNING or name in ("constant", "base", "sac", "td3", "qr-dqn")
+    in_lr = preparation == Preparation.TUNING or name in OF_LEARNING_RATES
     env, kwargs = (LR, KWARGS) if in_lr else (MINIBATCH, MINI)
     if name in OF_SHARES:
         kwargs = {**kwargs, "replacement": True, "continuous": True, "observation": "classes"}
@@ -396,14 +397,14 @@ def test_everyone_is_pulled_alike_towards_the_same_weights(tmp_path, monkeypatch
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # the reference is trained, and kept there
     task = TuningTask(LR, {**KWARGS, "meta_momentum": 1.0, "reference": "pretrained"}, runs=1, seed=0)
     finals = {}
-    for name in ("constant", "schedule-free-sgd"):
+    for name in ("constant", "d-adapt-sgd", "schedule-free-sgd"):
         prepared = prepare(name, task, {})
         env = make_env(task, 1, prepared.env_kwargs)
         finals[name] = play_episodes(env, prepared.controller, [0]).final["test_loss"][0]
         training = env.training
-    # Pulled all the way the network is the reference, but for the biases, which are not pulled.
-    for copy in (training.run.params, training.run.slots["z"]):
-        assert all(torch.equal(copy[key], training.reference[key]) for key in training.pull.names)
+        # Pulled all the way the network is the reference, but for the biases, which are not pulled.
+        for copy in (training.run.params, training.run.slots.get("z", training.run.params)):
+            assert all(torch.equal(copy[key], training.reference[key]) for key in training.pull.names)
     assert finals["schedule-free-sgd"] == pytest.approx(finals["constant"], rel=0.5)
 
 

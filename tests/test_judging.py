@@ -34,10 +34,11 @@ from qan_agents.judging.problems import (
 from qan_agents.judging.report import report
 from qan_agents.judging.results import Results
 from qan_agents.judging.rivals import METHODS
-from qan_agents.judging.rules import Greedy, Plateau, Ruled
+from qan_agents.judging.rules import Ruled
 from qan_agents.judging.scoreboard import add_rows, check_scoreboard, read_scoreboard, rules_of
 from qan_agents.judging.scoreboard import rows_of as scoreboard_rows
 from qan_agents.judging.statistics import Scores, bootstrap, difference, judge, scores_of
+from qan_agents.policies.loss_rules import Greedy, Plateau
 from qan_agents.seeds import UNSEEN_BELOW
 from qan_gym.families import Task
 

@@ -7,7 +7,7 @@ restoring and forking go through these declarations, so that a field cannot be f
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
@@ -394,6 +394,18 @@ class RunState:
         forked = type(self).allocate(replace(self.layout, num_runs=num_runs))
         forked.restore({name: value.expand(num_runs, *value.shape[1:]) for name, value in self.saved().items()})
         return forked
+
+    @own_settings()
+    def copy_rows(self, rows: Sequence[int], sources: Sequence[int]) -> None:
+        """Let some runs go on from where others stand, with their seeds, too.
+
+        Args:
+            rows: M different ones, which are overwritten.
+            sources: M, as they stand before anything is overwritten.
+        """
+        for value in self.saved().values():
+            value[list(rows)] = value[list(sources)]
+        self.copy_clocks()
 
     def copy(self) -> Self:
         """The same state in memory of its own."""

@@ -145,6 +145,16 @@ class Training:
         """The only run, `num_runs` times over from where it stands; for looking ahead, see `tests`."""
         return Training(self.parts, self._shared_reference, num_runs, run=self.run.fork(num_runs), tests=False)
 
+    def copy_rows(self, rows: Sequence[int], sources: Sequence[int]) -> None:
+        """Let some runs go on from where others stand, see `RunState.copy_rows`.
+
+        Raises:
+            ValueError: the runs have tasks of their own, which are not the others'.
+        """
+        if self.records():
+            raise ValueError("runs of different tasks cannot go on from each other")
+        self.run.copy_rows(rows, sources)
+
     @own_settings()
     def __deepcopy__(self, memo: dict[int, Any]) -> Training:
         """The runs in memory of their own; what no step changes is shared."""

@@ -1,7 +1,9 @@
 """Every kind of controller by its name: the registered ones, and each registered schedule as a tuned controller."""
 
 import qan_agents.bench.fixed_controllers
-import qan_agents.bench.trained_agents  # noqa: F401 (both register their controllers)
+import qan_agents.bench.greedy_lr
+import qan_agents.bench.population
+import qan_agents.bench.trained_agents  # noqa: F401 (all register their controllers)
 from qan_agents.bench.controllers import CONTROLLERS, ControllerKind, Preparation, PreparedController
 from qan_agents.bench.tuned_schedules import check_tuned, tune_schedule
 from qan_agents.bench.tuning_task import Settings, TuningTask, require_controllable

@@ -43,7 +43,7 @@ def play_episodes(env: QanVectorEnv, controller: Controller, seeds: Sequence[int
     observations, infos = env.reset(seed=list(seeds), options=options)
     over = np.zeros(env.num_envs, np.bool_)
     final: dict[str, NDArray[Any]] = {}
-    interval = env.config.validate_every or env.training.parts.batches_per_epoch
+    interval = validation_interval(env)
     measured, losses, rates = 0, [infos["validation_loss"]], [infos["learning_rate"]]
     while not over.all():
         actions = controller.act(np.asarray(observations), infos)
@@ -61,3 +61,8 @@ def play_episodes(env: QanVectorEnv, controller: Controller, seeds: Sequence[int
             losses.append(final["validation_loss"].copy())
             rates.append(final["learning_rate"].copy())
     return Rollout(np.array(losses), np.array(rates), final, final["batch"])
+
+
+def validation_interval(env: QanVectorEnv) -> int:
+    """Mini-batches between two measurements of the validation loss."""
+    return env.config.validate_every or env.training.parts.batches_per_epoch

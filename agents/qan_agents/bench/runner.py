@@ -29,7 +29,10 @@ from qan_agents.bench.results import Results, Row, as_table, require_same_contro
 from qan_agents.bench.rollout import Rollout, play_episodes
 from qan_agents.bench.tuning_task import TuningTask, make_env
 
-PACKAGES = ("qan-gym", "gymnasium", "torch", "numpy", "stable-baselines3", "sb3-contrib", "optuna", "schedulefree")
+PACKAGES = (
+    *("qan-gym", "gymnasium", "torch", "numpy", "stable-baselines3", "sb3-contrib", "optuna"),
+    *("schedulefree", "dadaptation", "prodigyopt"),
+)
 
 
 @dataclass(frozen=True)

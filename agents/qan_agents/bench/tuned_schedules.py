@@ -214,10 +214,9 @@ def check_tuned(task: TuningTask, settings: Settings) -> None:
     Raises:
         ValueError: there are settings or there is no budget, or the actions of the game do not set the learning rate.
     """
-    require_settings(settings, ())
+    check_unprepared(task, settings)
     if task.runs < 1:
         raise ValueError(f"it is tuned on at least 1 training run, not {task.runs}")
-    task_config(task.env, {**task.env_kwargs, **ABSOLUTE_ACTIONS})
 
 
 def tune_plateau(task: TuningTask, settings: Settings) -> PreparedController:
@@ -268,7 +267,8 @@ def with_optimizer(task: TuningTask, optimizer: Settings) -> Settings:
 
     The "pretrained" reference depends on the optimizer, so that of the task is given by its path.
     """
-    import qan_agents.bench.schedule_free  # noqa: F401 (registers optimizers)
+    import qan_agents.bench.parameter_free
+    import qan_agents.bench.schedule_free  # noqa: F401 (both register optimizers)
 
     config = task.config
     if config.reference != "pretrained" or resolve_reference(build_components(config, "cpu")) is None:
@@ -283,3 +283,30 @@ register_controller("plateau", tune_plateau, Preparation.TUNING, check_tuned)
 for _name, _rates in (("schedule-free-sgd", (0.005, 3.0)), ("schedule-free-adamw", (1e-4, 0.03))):
     _prepare = tune_schedule("constant", learning_rates=_rates, optimizer={"optimizer": _name, "momentum": 0.9})
     register_controller(_name, _prepare, Preparation.TUNING, check_tuned)
+
+
+# --- optimizers that estimate their learning rate -------------------------------------------------------------------
+
+
+def by_estimate(optimizer: str) -> Prepare:
+    """The preparation of an optimizer of `qan_agents.bench.parameter_free`: learning rate 1, by a cosine."""
+
+    def prepare(task: TuningTask, settings: Settings) -> PreparedController:
+        arguments = {**ABSOLUTE_ACTIONS, **with_optimizer(task, {"optimizer": optimizer, "momentum": 0.9})}
+        return PreparedController(ScheduleController("cosine", [{"learning_rate": 1.0}]), arguments)
+
+    return prepare
+
+
+def check_unprepared(task: TuningTask, settings: Settings) -> None:
+    """The check of what has no settings, and no preparation.
+
+    Raises:
+        ValueError: there are settings, or the actions of the game do not set the learning rate.
+    """
+    require_settings(settings, ())
+    task_config(task.env, {**task.env_kwargs, **ABSOLUTE_ACTIONS})
+
+
+for _name in ("d-adapt-sgd", "d-adapt-adamw", "prodigy"):
+    register_controller(_name, by_estimate(_name), Preparation.NONE, check_unprepared)

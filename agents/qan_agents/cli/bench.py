@@ -62,7 +62,11 @@ def bench(
         str | None, typer.Option(metavar="ADDRESS", help="Run on this Ray cluster; local: one on this machine.")
     ] = None,
 ) -> None:
-    """Compare controllers: each prepared on the same number of trainings, all judged on the same unseen seeds."""
+    """Compare controllers: each prepared on the same number of trainings, all judged on the same unseen seeds.
+
+    Baselines: constant, best-constant, the schedules (linear, cosine, one-cycle, ...), plateau, greedy-lr, population,
+    schedule-free-sgd, schedule-free-adamw, d-adapt-sgd, d-adapt-adamw, prodigy, random; qan list has all.
+    """
     given = {
         "environments": env,
         "controllers": controller,
