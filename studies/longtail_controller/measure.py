@@ -150,7 +150,7 @@ def main() -> None:
     rows = [row for row in rows if row["rule"] not in OF_CONTROLLER]
     there = {row["rule"] for row in rows} if len(rows) == len(tasks) * len(rules(training)) else set()
     rows = rows if there else []
-    for name in tqdm(todo.keys() - there):
+    for name in tqdm([name for name in todo if name not in there]):
         info = play(training, tasks, todo[name], shuffled=name == SHUFFLED)
         for row, task in enumerate(tasks):
             about = {"rule": name, "number": task.number, "imbalance": task.imbalance, "noise": max(task.label_noise)}
