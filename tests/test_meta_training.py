@@ -175,7 +175,7 @@ def test_minutes_become_rounds():
     [
         ({"rounds": 0}, "rounds must be an integer of at least 1"),
         ({"rows": 2.5}, "rows must be an integer"),
-        ({"family": "QanLR-MNIST5k-v1"}, "family must be 'QanLR-Family-v0'"),
+        ({"family": "QanLR-MNIST5k-v1"}, "family must be one of QanLR-Family-v0"),
         ({"agent": "dqn"}, "agent must be one of ppo, dqn-native"),
         ({"group": 2}, "group must divide the number of environments, 3"),
         ({"agent": "dqn-native", "group": 3}, "group must be 1"),

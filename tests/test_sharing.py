@@ -128,7 +128,7 @@ def test_a_dataset_that_is_not_finished_is_not_there(
         (["cosine", "--out", "x-v0", "--set", "epoch=1"], "did you mean 'epochs'?"),
         (["none.safetensors", "--out", "x-v0"], "none.safetensors: there is no such file"),
         ([SHIPPED["sgd"][0], "--out", "x-v0", "--set", "schedule=cosine"], "schedule cannot be set"),
-        ([SHIPPED["sgd"][0], "--out", "x-v0", "--env", LR], "a controller plays a family of tasks"),
+        ([SHIPPED["sgd"][0], "--out", "x-v0", "--env", LR], "plays the family of tasks QanLR-Family-v0"),
     ],
 )
 def test_wrong_datasets_are_refused(arguments: list[object], message: str, datasets: Path) -> None:

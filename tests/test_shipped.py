@@ -9,8 +9,8 @@ from qan_agents.controllers.shipped import shipped_controller, shipped_paths
 ALL = [(optimizer, replicate) for optimizer, files in shipped_paths().items() for replicate in files]
 
 
-def test_there_is_one_for_each_optimizer_of_the_family():
-    assert {optimizer for optimizer, replicate in ALL if replicate == 0} == {"sgd", "adamw"}
+def test_there_is_one_for_each_optimizer_of_the_family_and_one_of_the_long_tail():
+    assert {name for name, replicate in ALL if replicate == 0} == {"sgd", "adamw", "long-tail"}
 
 
 @pytest.mark.parametrize(("optimizer", "replicate"), ALL)
@@ -18,11 +18,14 @@ def test_a_shipped_controller_is_what_its_name_says(optimizer, replicate):
     """Of the optimizer, of the seed, small, and made on the training split; it acts within its range."""
     controller = shipped_controller(optimizer, replicate)
     config = controller.provenance["config"]
-    assert controller.settings.optimizers == (optimizer,)
+    if controller.settings.factor is None:
+        assert (optimizer, controller.settings.family) == ("long-tail", "QanMinibatch-LongTail-v0")
+    else:
+        assert controller.settings.optimizers == (optimizer,)
     assert config["seed"] == replicate
     assert config["env_kwargs"].get("split", "train") == "train"
     assert shipped_paths()[optimizer][replicate].stat().st_size <= LARGEST_FILE
-    observations = np.random.default_rng(0).normal(0, 3, (50, len(controller.settings.features))).astype(np.float32)
+    observations = np.random.default_rng(0).normal(0, 3, (50, controller.settings.size)).astype(np.float32)
     actions, _ = controller.act(observations, controller.memory(50))
     assert (np.abs(actions) <= 1).all()
     assert np.unique(actions).size > 10

@@ -48,6 +48,7 @@ class Observer:
         shape: (rows, columns) of the screen; (1, number of features) where the observation is one of features alone.
         needs_measurements: whether a feature of it does.
         needs_classes: whether a feature of it is one number for each class.
+        widths: where one is, how many numbers each feature is.
     """
 
     def __init__(self, config: TaskConfig, network: Network, n_classes: int = 0) -> None:
@@ -68,7 +69,8 @@ class Observer:
         self.needs_classes = any(FEATURES[name].per_class for name in (*self.features, *self.extra))
         if any(FEATURES[name].per_class for name in self.extra) or (self.filters and self.needs_classes):
             raise ValueError("features of each class have no place on a score line: observe them by their names")
-        self.shape = (1, sum(n_classes if FEATURES[name].per_class else 1 for name in self.features))
+        widths = tuple(n_classes if FEATURES[name].per_class else 1 for name in self.features)
+        self.shape, self.widths = (1, sum(widths)), widths if self.needs_classes else ()
         if self.filters:
             rows, columns = self.weights_shape = _weights_shape(network)
             self.shape = (

@@ -265,6 +265,11 @@ class LongTailSource(TaskSource[LongTailTask]):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
 
     @property
+    def optimizers(self) -> tuple[str, ...]:
+        """Of the tasks."""
+        return ("sgd",)
+
+    @property
     def network_kinds(self) -> tuple[str, ...]:
         """See `TaskSource.network_kinds`."""
         return self.networks

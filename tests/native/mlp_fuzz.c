@@ -12,6 +12,23 @@ static int64_t outside(int64_t low, int64_t high) {
   return values[draw(sizeof values / sizeof *values)];
 }
 
+// The images of the mini-batches are given, or the losses of images asked for, or both, or neither.
+static void give_indices(struct qan_mlp_training *job) {
+  const size_t slots = (size_t)(job->work.networks * job->most);
+  for (int64_t i = 0; i < job->work.networks; i++)
+    if (job->tasks[i].batch > job->room) job->room = job->tasks[i].batch;
+  job->room += (int64_t)draw(3);
+  if (draw(2)) job->each = room(slots * (size_t)job->room, sizeof *job->each);
+  if (draw(2)) return;
+  int64_t *indices = room(slots * (size_t)job->room, sizeof *indices);
+  for (int64_t i = 0; i < (int64_t)slots; i++) {
+    const struct qan_mlp_task *task = &job->tasks[i / job->most];
+    for (int64_t b = 0; b < job->room; b++)
+      indices[i * job->room + b] = b < task->batch ? (int64_t)draw((uint64_t)task->train.count) : INT64_MIN;
+  }
+  job->indices = indices;
+}
+
 // Some numbers become not finite, huge, or subnormal.
 static void spoil_numbers(struct qan_mlp_training *job) {
   const uint64_t n = (uint64_t)job->work.networks, floats = n * (uint64_t)job->weights.stride;
@@ -28,6 +45,16 @@ static void spoil_numbers(struct qan_mlp_training *job) {
   float *const settings[] = {&task->scale, &task->shift, &task->loss_scale};
   if (draw(3) == 0) *settings[draw(3)] = odd_float();
 }
+
+// What `begin` answers where something of all rows is wrong: of rows without mini-batches it is not looked at.
+static int32_t of_all_rows(const struct qan_mlp_training *job) {
+  for (int64_t i = 0; i < job->work.networks; i++)
+    if (job->counts[i]) return QAN_WRONG_TASK;
+  return QAN_OK;
+}
+
+// Where an index of a row is wrong that `begin` must look at, it is put right after the call.
+static int64_t *wrong_index, right_index;
 
 // One thing of a row becomes wrong, or nothing; returns what `begin` must answer.
 static int32_t spoil_row(struct qan_mlp_training *job, int64_t row) {
@@ -47,12 +74,17 @@ static int32_t spoil_row(struct qan_mlp_training *job, int64_t row) {
     case 9: task->train.count = outside(1, INT32_MAX); return refused;
     case 10: task->train.images = 0; return refused;
     case 11: job->work.instruction_set = (int32_t)draw(2) * 8; return QAN_NO_ENGINE;
-    case 12: job->weights.stride = 15; break;
+    case 12: job->weights.stride = 15; return of_all_rows(job);
+    case 13: job->room = draw(2) ? 0 : INT64_MIN; return job->indices || job->each ? of_all_rows(job) : QAN_OK;
+    case 14:
+      if (!job->indices || !*count) return QAN_OK;
+      wrong_index = (int64_t *)job->indices + (row * job->most + (int64_t)draw((uint64_t)*count)) * job->room +
+                    (int64_t)draw((uint64_t)task->batch);
+      right_index = *wrong_index;
+      *wrong_index = outside(0, task->train.count - 1);
+      return QAN_WRONG_INDEX;
     default: return QAN_OK;
   }
-  for (int64_t i = 0; i < job->work.networks; i++)
-    if (job->counts[i]) return QAN_WRONG_TASK;
-  return QAN_OK;
 }
 
 static int is_finite(float x) { return x - x == 0; }
@@ -67,6 +99,9 @@ static void check_row(const struct qan_mlp_training *job, int64_t row, int64_t b
     if (t < count && job->finite[row] && !is_finite(losses[t])) wrong("a finite row with a loss that is not");
   }
   if (!job->finite[row] || !count) return;
+  for (int64_t t = 0; job->each && t < count; t++)
+    for (int64_t b = 0; b < job->tasks[row].batch; b++)
+      if (!is_finite(job->each[(row * job->most + t) * job->room + b])) wrong("a finite row with an image that is not");
   const struct mlp_layout layout = mlp_layout_of(&job->tasks[row]);
   for (int l = 0; l < layout.layers; l++) {
     for (int64_t i = 0; i < (int64_t)layout.inputs[l] * layout.outputs[l]; i++)
@@ -79,10 +114,18 @@ static void check_row(const struct qan_mlp_training *job, int64_t row, int64_t b
 static void one_evaluation(const struct qan_mlp_training *job, void *space) {
   struct qan_examples examples[MOST_ROWS];
   float loss[MOST_ROWS], accuracy[MOST_ROWS];
-  for (int64_t i = 0; i < job->work.networks; i++) examples[i] = job->tasks[i].train;
-  struct qan_mlp_evaluation evaluation = {job->work, job->tasks, examples, job->weights, loss, accuracy, 0, NULL};
+  int64_t most = 0;
+  for (int64_t i = 0; i < job->work.networks; i++) {
+    examples[i] = job->tasks[i].train;
+    if (examples[i].count > most) most = examples[i].count;
+  }
+  float *each = draw(2) ? room((size_t)(job->work.networks * most), sizeof *each) : NULL;
+  struct qan_mlp_evaluation evaluation = {job->work, job->tasks, examples, job->weights, loss, accuracy, most - 1, each};
+  if (each && qan_begin_mlp_evaluation(&evaluation) != QAN_WRONG_TASK) wrong("an evaluation without room");
+  evaluation.room = most;
   if (qan_begin_mlp_evaluation(&evaluation)) wrong("an evaluation that was refused");
   qan_evaluate_mlp(&evaluation, space);
+  free(each);
   for (int64_t i = 0; i < job->work.networks; i++)
     if (!(accuracy[i] >= 0 && accuracy[i] <= 1)) wrong("accuracy");
 }
@@ -114,8 +157,49 @@ static int one_call(struct qan_mlp_training *job, void *space) {
   }
   memcpy((void *)own.tasks, tasks, (size_t)n * sizeof *tasks);
   *job = own;
+  if (wrong_index) *wrong_index = right_index;
+  wrong_index = NULL;
   one_evaluation(job, space);
   return error != 0;
+}
+
+// Mini-batches of classes: each image is of its class, in a round each of a class is drawn once, nothing else is written.
+static void one_draw(void) {
+  enum { ROWS = 2, BATCHES = 4, CLASSES = 3, LARGEST = 5, ROOM = CLASSES * LARGEST + 2 };
+  int64_t seeds[ROWS], counts[ROWS * BATCHES * CLASSES], sizes[ROWS * CLASSES], used[ROWS * CLASSES];
+  int64_t *indices = room(ROWS * BATCHES * ROOM, sizeof *indices);
+  int32_t *members = room(ROWS * CLASSES * LARGEST, sizeof *members);
+  for (int64_t i = 0; i < ROWS * BATCHES * ROOM; i++) indices[i] = -1;
+  for (int64_t i = 0; i < ROWS * CLASSES * LARGEST; i++) members[i] = (int32_t)(i % (CLASSES * LARGEST)) + 100;
+  for (int64_t i = 0; i < ROWS; i++) seeds[i] = (int64_t)draw(UINT32_MAX) << 30;
+  for (int64_t i = 0; i < ROWS * CLASSES; i++) {
+    sizes[i] = (int64_t)draw(LARGEST + 1);
+    used[i] = sizes[i] * (int64_t)(draw(4) ? draw(9) : draw(1 << 30));  // at the beginning of a round
+  }
+  for (int64_t i = 0; i < ROWS * BATCHES * CLASSES; i++)
+    counts[i] = sizes[i / (BATCHES * CLASSES) * CLASSES + i % CLASSES] ? (int64_t)draw(LARGEST + 1) : 0;
+  const struct qan_class_draws draws = {ROWS, BATCHES, CLASSES, ROOM, CLASSES * LARGEST, seeds, counts,
+                                        sizes, members, used, indices};
+  qan_draw_classes(&draws);
+  for (int64_t row = 0; row < ROWS; row++) {
+    int64_t done[CLASSES] = {0}, times[CLASSES * LARGEST] = {0};
+    for (int64_t t = 0; t < BATCHES; t++) {
+      int64_t first = 0, place = 0;
+      const int64_t *batch = indices + (row * BATCHES + t) * ROOM;
+      for (int64_t k = 0; k < CLASSES; first += sizes[row * CLASSES + k], k++) {
+        const int64_t size = sizes[row * CLASSES + k];
+        for (int64_t i = 0; i < counts[(row * BATCHES + t) * CLASSES + k]; i++, done[k]++) {
+          const int64_t image = batch[place++] - 100;
+          if (image < first || image >= first + size) wrong("an image of another class");
+          if (times[image]++ != done[k] / size) wrong("an image that comes twice in a round");
+        }
+      }
+      for (; place < ROOM; place++)
+        if (batch[place] != -1) wrong("written behind a mini-batch");
+    }
+  }
+  free(indices);
+  free(members);
 }
 
 int main(int count, char **arguments) {
@@ -127,7 +211,11 @@ int main(int count, char **arguments) {
   for (int64_t left = atoll(arguments[1]); left > 0; left -= CALLS) {
     struct qan_mlp_training job =
         made_rows(between(1, MOST_ROWS), between(1, MOST_BATCHES), (int)draw(2), (int32_t)atoi(arguments[3]));
+    give_indices(&job);
+    one_draw();
     for (int64_t i = 0; i < (left < CALLS ? left : CALLS); i++) refused += one_call(&job, space);
+    free((void *)job.indices);
+    free(job.each);
     release_rows(&job);
   }
   printf("%d refused\n", refused);

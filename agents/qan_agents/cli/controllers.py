@@ -1,4 +1,4 @@
-"""`qan meta-train`: controllers of the learning rate, made on the tasks of a family."""
+"""`qan meta-train`: controllers, made on the tasks of a family."""
 
 import shlex
 from dataclasses import replace

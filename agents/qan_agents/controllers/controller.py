@@ -1,13 +1,14 @@
-"""A controller: a small policy that sets the learning rate of a training from its statistics, in one file.
+"""A controller: a small policy that controls a training from what it shows of itself, in one file.
 
-It needs NumPy alone. What it sees are features of `qan_gym.core.statistics`, scaled to mean 0 and variance 1 of what it
-saw in meta-training; its action a multiplies the learning rate by factor**a; a base schedule multiplies the result.
+It needs NumPy alone. What it sees are features of its family's observation, scaled to mean 0 and variance 1 of what it
+saw in meta-training. Of a family in which actions set the learning rate, its action a multiplies that by factor**a, and
+a base schedule multiplies the result; else its actions are those of the family's environment with continuous=True.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import count
 from typing import Any, Self
@@ -15,14 +16,16 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from qan_agents.class_columns import class_columns
 from qan_gym.config import TaskConfig
 from qan_gym.schedules import SCHEDULES
-from qan_gym.tasks import TASKS
+from qan_gym.tasks import FAMILIES, TASKS
 from qan_gym.utils.files import load_arrays, save_arrays
 from qan_gym.utils.names import unknown_name
 
 FAMILY = "QanLR-Family-v0"
 FORMAT = "qan_agents.controller 1"
+ADDED = ("family", "widths", "by_class")  # settings that a file need not have
 LARGEST_FILE = 100_000  # bytes
 ACTIVATIONS: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
     "tanh": np.tanh,
@@ -40,37 +43,59 @@ class ControllerSettings:
     Attributes:
         features: names of the observation's features, in their order.
         optimizers: that it was meta-trained on.
-        factor: an action a in [-1, 1] multiplies the learning rate by factor**a.
+        factor: an action a in [-1, 1] multiplies the learning rate by factor**a; None: it does not set it.
         schedule: the base schedule, in `SCHEDULES`.
         choices: the actions that its outputs stand for, of which the largest is taken; empty: its output is the action.
         activation: of the hidden layers, in ACTIVATIONS.
         clip: largest absolute value of a scaled feature.
+        family: the id of the environment that it was meta-trained in.
+        widths: where a feature is one number for each class, how many numbers each feature is; else empty.
+        by_class: whether the layers give the action of one class, see `qan_agents.ppo.network.ClassTrunk`.
     """
 
     features: tuple[str, ...]
     optimizers: tuple[str, ...]
-    factor: float
+    factor: float | None
     schedule: str
     choices: tuple[float, ...] = ()
     activation: str = "tanh"
     clip: float = 10.0
+    family: str = FAMILY
+    widths: tuple[int, ...] = ()
+    by_class: bool = False
 
     def __post_init__(self) -> None:
         """Check; JSON has lists where tuples were.
 
         Raises:
-            ValueError: the schedule or the activation is unknown.
+            ValueError: the family, the schedule or the activation is unknown, or the widths do not go with the rest.
         """
-        for name in ("features", "optimizers", "choices"):
+        for name in ("features", "optimizers", "choices", "widths"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.family not in FAMILIES:
+            raise ValueError(unknown_name("family", self.family, FAMILIES))
+        if self.widths and (len(self.widths) != len(self.features) or len({1, *self.widths}) != 2):
+            raise ValueError(f"widths must be 1 or the number of classes for each feature, not {self.widths}")
+        if self.by_class and not self.widths:
+            raise ValueError("by_class needs the widths of the features")
         if self.schedule not in SCHEDULES:
             raise ValueError(unknown_name("schedule", self.schedule, SCHEDULES))
         if self.activation not in ACTIVATIONS:
             raise ValueError(unknown_name("activation", self.activation, ACTIVATIONS))
 
+    @property
+    def size(self) -> int:
+        """D, numbers of an observation."""
+        return sum(self.widths) or len(self.features)
+
+    @property
+    def actions(self) -> int:
+        """A, numbers of an action."""
+        return max(self.widths, default=1)
+
 
 class Controller:
-    """A trained policy for the learning rate.
+    """A trained policy.
 
     Attributes:
         settings: what it sees and does.
@@ -96,10 +121,11 @@ class Controller:
 
     def _check(self) -> None:
         try:
-            action = self.act(np.zeros((1, len(self.settings.features)), np.float32), self.memory(1))[0]
+            action = self.act(np.zeros((1, self.settings.size), np.float32), self.memory(1))[0]
         except (KeyError, ValueError, IndexError) as error:
             raise ValueError(f"the controller's weights do not go together: {error}") from error
-        if action.shape != (1, 1) or not all(np.isfinite(value).all() for value in self.weights.values()):
+        finite = all(np.isfinite(value).all() for value in self.weights.values())
+        if action.shape != (1, self.settings.actions) or not finite:
             raise ValueError("the controller's weights must be finite numbers that give one action")
 
     # --- playing ----------------------------------------------------------------------------------------------------
@@ -109,9 +135,11 @@ class Controller:
         return np.zeros((rows, self.units))
 
     def act(self, observations: NDArray[np.float32], memory: Float64) -> tuple[NDArray[np.float32], Float64]:
-        """Actions (B, 1) in [-1, 1] for observations (B, D) and the memory (B, H), and the memory after it."""
+        """Actions (B, A) in [-1, 1] for observations (B, D) and the memory (B, H), and the memory after it."""
         weights, clip = self.weights, self.settings.clip
         hidden = np.clip(self.scaled(observations), -clip, clip)
+        if self.settings.by_class:
+            hidden = of_each_class(hidden, self.settings.widths)  # (B, K, ...)
         for layer in range(self.layers - 1):
             hidden = ACTIVATIONS[self.settings.activation](
                 hidden @ weights[f"weight{layer}"].T + weights[f"bias{layer}"]
@@ -119,6 +147,8 @@ class Controller:
         if self.units:
             hidden = memory = self._gru(hidden, memory)
         outputs = hidden @ weights[f"weight{self.layers - 1}"].T + weights[f"bias{self.layers - 1}"]
+        if self.settings.by_class:
+            outputs = outputs[..., 0]
         if self.settings.choices:
             outputs = np.asarray(self.settings.choices)[outputs.argmax(axis=1)][:, None]
         return np.clip(outputs, -1, 1).astype(np.float32), memory
@@ -142,7 +172,7 @@ class Controller:
         return after
 
     def player(self, rows: int) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-        """What acts in some trainings from their first action on: observations (rows, D) -> actions (rows, 1)."""
+        """What acts in some trainings from their first action on: observations (rows, D) -> actions (rows, A)."""
         memory = self.memory(rows)
 
         def act(observations: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -155,18 +185,20 @@ class Controller:
     @property
     def env_kwargs(self) -> dict[str, Any]:
         """The observation, the actions and the base schedule of the controller, as arguments of an environment."""
+        own: dict[str, Any] = {"observation": self.settings.features, "continuous": True}
+        if self.settings.factor is None:
+            return own
         return {
-            "observation": self.settings.features,
-            "continuous": True,
+            **own,
             "action_scale": "multiplicative",
             "learning_rate_factor": self.settings.factor,
             "learning_rate_factors": None,
             "schedule": self.settings.schedule,
         }
 
-    def config(self, base: TaskConfig = TASKS[FAMILY]) -> TaskConfig:
-        """An environment's settings with those of the controller."""
-        return replace(base, **self.env_kwargs)
+    def config(self) -> TaskConfig:
+        """The settings of its family's environment with those of the controller."""
+        return replace(TASKS[self.settings.family], **self.env_kwargs)
 
     # --- files ------------------------------------------------------------------------------------------------------
 
@@ -195,11 +227,21 @@ class Controller:
         if about.get("format") != FORMAT:
             raise ValueError(f"{path}: not a controller of this version of qan_agents")
         try:
+            later = {one.name: one.default for one in fields(ControllerSettings) if one.name in ADDED}
             known = {one.name for one in fields(ControllerSettings)}
-            settings = ControllerSettings(**{name: about["settings"][name] for name in known})
+            said = {**later, **about["settings"]}
+            settings = ControllerSettings(**{name: said[name] for name in known})
             return cls(settings, arrays, about["provenance"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: damaged, or not a controller of this version ({error})") from error
+
+
+def of_each_class(observations: Float64, widths: Sequence[int]) -> Float64:
+    """(B, D) -> (B, K, 2P + C): for each class its features, their means over the classes, and those of no class."""
+    own_columns, common_columns = class_columns(widths)
+    own, common = observations[:, own_columns], observations[:, None, common_columns]
+    shared = np.concatenate([own.mean(axis=1, keepdims=True), common], axis=2)
+    return np.concatenate([own, np.broadcast_to(shared, (*own.shape[:2], shared.shape[2]))], axis=2)
 
 
 def linear(inputs: Float64, weight: Float64, bias: Float64) -> Float64:

@@ -85,6 +85,10 @@ class Decisions:
             ValueError: the controller sees what a training loop does not show.
         """
         features = controller.settings.features
+        if controller.settings.factor is None:
+            raise ValueError(
+                f"the controller was meta-trained on {controller.settings.family}, and does not set the learning rate"
+            )
         if unseen := [name for name in features if name not in SEEN]:
             raise ValueError(
                 f"the controller sees {', '.join(unseen)}, which a training loop does not show; train one that does "

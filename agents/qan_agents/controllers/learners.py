@@ -22,8 +22,9 @@ from qan_agents.ppo.agent import PPO
 from qan_agents.ppo.config import PPOConfig
 from qan_agents.ppo.interface import PPOInterface
 from qan_gym.config import TaskConfig
-from qan_gym.families.task import DECISIONS
+from qan_gym.games import game_of
 from qan_gym.games.learning_rate import CONTINUOUS_FACTOR
+from qan_gym.tasks import TASKS
 from qan_gym.vector_env import QanVectorEnv
 
 if TYPE_CHECKING:
@@ -107,29 +108,32 @@ class Learner(ABC):
 class PPOLearner(Learner):
     """The bundled PPO; its value network also sees the parameters of the task."""
 
+    env_kwargs: ClassVar[dict[str, Any]] = {"continuous": True}
     agent: PPO
 
     @staticmethod
     def hyperparameters(config: MetaConfig) -> PPOConfig:
         """See `Learner.hyperparameters`."""
+        _, source = config.family_config()
         own = {
             "hidden": (32, 32),
             "initial_log_std": math.log(0.2),
             "learn_std": False,
             "final_log_std": math.log(0.05),
             "gamma": 1.0,
-            "gae_lambda": 1.0,  # the noise of a return over 25 steps is small; values would bias it
+            "gae_lambda": 1.0,  # the noise of a return over so few steps is small; values would bias it
             "epochs": 5,
             "target_kl": 0.03,
             "learning_rate": 1e-3,
             "privileged": "task",
-            "steps_per_round": DECISIONS,
-            "anneal_steps": config.trainings * DECISIONS,
+            "by_class": source.most_images > 0,  # the game chooses classes
+            "steps_per_round": config.decisions,
+            "anneal_steps": config.trainings * config.decisions,
             "group": config.group,
         }
         settings = PPOConfig(**overridden({**asdict(PPOConfig()), **own}, config.agent_kwargs))
         for name, value, what in (
-            ("steps_per_round", DECISIONS, "the actions of an episode"),
+            ("steps_per_round", config.decisions, "the actions of an episode"),
             ("group", config.group, "that of the meta-training"),
         ):
             if getattr(settings, name) != value:
@@ -176,7 +180,7 @@ class PPOLearner(Learner):
     def settings(self) -> dict[str, Any]:
         """See `Learner.settings`."""
         config = self.agent.config
-        return {"activation": config.activation, "clip": config.observation_clip}
+        return {"activation": config.activation, "clip": config.observation_clip, "by_class": config.by_class}
 
 
 class DQNLearner(Learner):
@@ -190,7 +194,12 @@ class DQNLearner(Learner):
         """See `Learner.hyperparameters`."""
         if config.group > 1:
             raise ValueError("group must be 1: the DQN learns the values of actions, not differences between rows")
-        steps = config.trainings * DECISIONS
+        if not sets_learning_rate(TASKS[config.family]):
+            raise ValueError(
+                f"agent must be ppo: the DQN chooses among factors of the learning rate, which the actions of "
+                f"{config.family} do not set"
+            )
+        steps = config.trainings * config.decisions
         own = {
             "hidden": (64, 64),
             "double": True,
@@ -245,6 +254,11 @@ class DQNLearner(Learner):
 
 
 LEARNERS: dict[str, type[Learner]] = {"ppo": PPOLearner, "dqn-native": DQNLearner}
+
+
+def sets_learning_rate(config: TaskConfig) -> bool:
+    """Whether the actions of a game do."""
+    return "learning_rate" in game_of(config).hyperparameters
 
 
 def factors_of(config: TaskConfig) -> tuple[float, ...]:

@@ -7,7 +7,10 @@ from typing import Any
 
 from qan_agents.controllers.controller import FAMILY
 from qan_agents.controllers.learners import LEARNERS
-from qan_gym.utils.validation import check_settings, exactly, integer, registered, setting
+from qan_gym.config import TaskConfig
+from qan_gym.families.factory import FAMILIES, family_config
+from qan_gym.families.source import TaskSource
+from qan_gym.utils.validation import check_settings, integer, registered, setting
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class MetaConfig:
         ValueError: a value is out of its range; the message names the field, the range and the value.
     """
 
-    family: str = setting(FAMILY, exactly(FAMILY), "the id of the environment")
+    family: str = setting(FAMILY, registered(FAMILIES), "the id of the environment")
     agent: str = setting("ppo", registered(LEARNERS), "that learns")
     rounds: int = setting(100, integer(at_least=1), "of the whole meta-training")
     rows: int = setting(192, integer(at_least=1), "trainings of a round")
@@ -41,6 +44,24 @@ class MetaConfig:
         if self.env_kwargs.get("split", "train") != "train":
             raise ValueError("split must be train: the tasks of the other split are for judging")
         LEARNERS[self.agent].hyperparameters(self)
+
+    @property
+    def all_env_kwargs(self) -> dict[str, Any]:
+        """Keyword arguments of the environment, those that the agent needs among them."""
+        return {**LEARNERS[self.agent].env_kwargs, **self.env_kwargs}
+
+    def family_config(self) -> tuple[TaskConfig, TaskSource[Any]]:
+        """The configuration of the environment, and where its tasks come from.
+
+        Raises:
+            ValueError: a keyword argument of the environment is wrong.
+        """
+        return family_config(self.family, self.all_env_kwargs)
+
+    @property
+    def decisions(self) -> int:
+        """Actions of an episode."""
+        return FAMILIES[self.family].record.DECISIONS
 
     @property
     def trainings(self) -> int:

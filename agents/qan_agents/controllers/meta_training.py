@@ -28,15 +28,13 @@ from gymnasium.vector import AutoresetMode
 
 import qan_gym
 from qan_agents.controllers.controller import Controller, ControllerSettings
-from qan_agents.controllers.learners import LEARNERS, largest_factor
+from qan_agents.controllers.learners import LEARNERS, largest_factor, sets_learning_rate
 from qan_agents.controllers.meta_config import MetaConfig
 from qan_agents.controllers.trainings import Outcomes, play_controller
 from qan_agents.dqn.vector_env import TensorVectorEnv
 from qan_agents.experiments.run_folder import locked
 from qan_agents.seeds import training_seed
-from qan_gym.families.learning_rate import draw_task
 from qan_gym.families.record import NUMBER_LIMIT
-from qan_gym.families.task import DECISIONS, Task
 from qan_gym.utils.files import load_arrays, reading, require_writable, write_bytes
 from qan_gym.vector_env import QanVectorEnv
 
@@ -152,7 +150,7 @@ class MetaTraining:
     @property
     def done(self) -> int:
         """Rounds so far."""
-        return self.learner.agent.steps // (self.config.rows * DECISIONS)
+        return self.learner.agent.steps // (self.config.rows * self.config.decisions)
 
     def restore(self, state: Path) -> None:
         """Go on from a file that `save` wrote.
@@ -174,7 +172,7 @@ class MetaTraining:
         seeds = [training_seed(self.config.seed, first + row // group) for row in range(rows)]
         learner.begin(tensor_env.reset(seeds), tensor_env.infos)
         total, over = torch.zeros(rows), torch.zeros(rows, dtype=torch.bool)
-        for _ in range(DECISIONS):
+        for _ in range(self.config.decisions):
             transitions = tensor_env.step(learner.act())
             total += torch.where(over, 0, transitions.rewards)
             # The end of the budget is the end of the game: nothing comes after it. What rows play that are over before
@@ -206,10 +204,13 @@ class MetaTraining:
     def controller(self) -> Controller:
         """The policy so far, without its noise."""
         training, learner = self.env.training, self.learner
+        observer = training.parts.observer
         settings = ControllerSettings(
-            features=tuple(training.parts.observer.features),
+            family=self.config.family,
+            features=tuple(observer.features),
+            widths=observer.widths,
             optimizers=self.optimizers,
-            factor=largest_factor(training.config),
+            factor=largest_factor(training.config) if sets_learning_rate(training.config) else None,
             schedule=training.config.schedule,
             **learner.settings(),
         )
@@ -259,20 +260,21 @@ def environment(config: MetaConfig) -> QanVectorEnv:
         num_envs=config.rows,
         output="torch",
         autoreset_mode=AutoresetMode.NEXT_STEP,
-        **{**LEARNERS[config.agent].env_kwargs, **config.env_kwargs},
+        **config.all_env_kwargs,
     )
     assert isinstance(env.unwrapped, QanVectorEnv)
     return env.unwrapped
 
 
-def evaluation_tasks(config: MetaConfig) -> list[Task]:
+def evaluation_tasks(config: MetaConfig) -> list[Any]:
     """The last tasks of the training split, which hardly any meta-training meets."""
-    return [draw_task("train", NUMBER_LIMIT - 1 - number, **chosen_kinds(config)) for number in range(EVALUATION_TASKS)]
+    return late_tasks(config, EVALUATION_TASKS, offset=1)
 
 
-def chosen_kinds(config: MetaConfig) -> dict[str, Any]:
-    """The kinds of network and the optimizers of the tasks, where the settings name them, for `draw_task`."""
-    return {name: config.env_kwargs[name] for name in ("networks", "optimizers") if name in config.env_kwargs}
+def late_tasks(config: MetaConfig, count: int, offset: int) -> list[Any]:
+    """Tasks of the training split, of the kinds that the settings name, backwards from the `offset`-th from the end."""
+    _, source = config.family_config()
+    return [source.draw_number(NUMBER_LIMIT - offset - place) for place in range(count)]
 
 
 def table(rows: list[Row]) -> str:

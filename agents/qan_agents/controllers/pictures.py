@@ -12,11 +12,9 @@ from matplotlib.ticker import NullFormatter
 
 from qan_agents.controllers.controller import Controller
 from qan_agents.controllers.meta_config import MetaConfig
-from qan_agents.controllers.meta_training import MetaRun, Row, chosen_kinds
+from qan_agents.controllers.meta_training import MetaRun, Row, late_tasks
 from qan_agents.controllers.trainings import play_controller
 from qan_agents.experiments.plots import STYLES, save
-from qan_gym.families.learning_rate import draw_task
-from qan_gym.families.record import NUMBER_LIMIT
 from qan_gym.families.task import DECISIONS, Task
 from qan_gym.schedules import SCHEDULES
 
@@ -26,13 +24,15 @@ OFFSET = 1_000  # of the tasks shown from the last ones, on which a meta-trainin
 
 
 def draw(run: MetaRun) -> list[Path]:
-    """Draw both into the folder of a meta-training that is over; their paths.
+    """Draw into the folder of a meta-training that is over; the paths, of one where no learning rate is controlled.
 
     Raises:
         ValueError: it has no controller yet, or a file is damaged.
     """
     controller, config = Controller.load(run.controller), run.config()
-    figures = {CURVES: curves(run.rows(), config), RATES: learning_rates(controller, config)}
+    figures = {CURVES: curves(run.rows(), config)}
+    if controller.settings.factor is not None:
+        figures[RATES] = learning_rates(controller, config)
     return [save(figure, run.folder / name) for name, figure in figures.items()]
 
 
@@ -54,7 +54,7 @@ def curves(rows: list[Row], config: MetaConfig) -> Figure:
 
 def learning_rates(controller: Controller, config: MetaConfig) -> Figure:
     """The learning rates that a controller plays on twelve tasks, the base schedule included."""
-    tasks = [draw_task("train", NUMBER_LIMIT - OFFSET - place, **chosen_kinds(config)) for place in range(SHOWN_TASKS)]
+    tasks = late_tasks(config, SHOWN_TASKS, OFFSET)
     outcomes = play_controller(controller, tasks, range(SHOWN_TASKS))
     shares = (np.arange(DECISIONS) + 0.5) / DECISIONS
     shape = np.asarray(SCHEDULES[controller.settings.schedule].rate(np, np.ones(DECISIONS), shares))

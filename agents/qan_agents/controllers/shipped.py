@@ -1,4 +1,7 @@
-"""The controllers that come with the package: for every optimizer some replicates, made alike but for the seed."""
+"""The controllers that come with the package: some replicates of each, made alike but for the seed.
+
+Those of the learning rate have the name of their optimizer; "long-tail" sets the shares of the classes.
+"""
 
 from pathlib import Path
 
@@ -9,27 +12,27 @@ FOLDER = Path(__file__).parent / "assets"
 
 
 def shipped_paths() -> dict[str, dict[int, Path]]:
-    """The files, by optimizer and replicate, which is the seed of the meta-training."""
+    """The files, by name and replicate, which is the seed of the meta-training."""
     found: dict[str, dict[int, Path]] = {}
     for path in sorted(FOLDER.glob("*.safetensors")):
-        optimizer, _, replicate = path.stem.rpartition("-")
-        found.setdefault(optimizer, {})[int(replicate)] = path
+        name, _, replicate = path.stem.rpartition("-")
+        found.setdefault(name, {})[int(replicate)] = path
     return found
 
 
-def shipped_controller(optimizer: str, replicate: int = 0) -> Controller:
+def shipped_controller(name: str, replicate: int = 0) -> Controller:
     """A controller that comes with the package.
 
     Args:
-        optimizer: that it was meta-trained on: "sgd" or "adamw".
+        name: "sgd" or "adamw", the optimizer that it was meta-trained on, or "long-tail".
         replicate: which of those that were made alike.
 
     Raises:
         ValueError: there is none.
     """
     paths = shipped_paths()
-    if optimizer not in paths:
-        raise ValueError(unknown_name("shipped controller, by optimizer", optimizer, paths))
-    if replicate not in paths[optimizer]:
-        raise ValueError(f"replicate must be one of {', '.join(map(str, paths[optimizer]))}, not {replicate!r}")
-    return Controller.load(paths[optimizer][replicate])
+    if name not in paths:
+        raise ValueError(unknown_name("shipped controller", name, paths))
+    if replicate not in paths[name]:
+        raise ValueError(f"replicate must be one of {', '.join(map(str, paths[name]))}, not {replicate!r}")
+    return Controller.load(paths[name][replicate])

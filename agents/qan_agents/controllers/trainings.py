@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from qan_agents.controllers.controller import FAMILY, Controller
 from qan_gym.config import TaskConfig
 from qan_gym.core.reward import CHANCES
-from qan_gym.families.learning_rate import LearningRateSource
-from qan_gym.families.task import DECISIONS, Task
+from qan_gym.families.factory import FAMILIES
+from qan_gym.families.source import TaskSource
+from qan_gym.families.task import Task
 from qan_gym.families.training import FamilyTraining, family_parts
 from qan_gym.schedules import SCHEDULES, Schedule
 from qan_gym.tasks import TASKS
@@ -36,8 +37,9 @@ class Outcomes:
         validation_loss, test_loss: at the end, in nats; the test loss is NaN where it was not measured.
         test_accuracy: from 0 to 1; NaN where it was not measured.
         diverged: whether a loss or a weight was not finite.
-        training_loss: (n, 25) the running mean of the training loss after each action, nats; the largest once diverged.
-        learning_rate: (n, 25) after each action, without the base schedule under a controller.
+        training_loss: (n, actions) the running mean of the training loss after each action, nats; the largest once
+            diverged.
+        learning_rate: (n, actions) after each action, without the base schedule under a controller.
     """
 
     validation_loss: Float64
@@ -143,13 +145,13 @@ def play_rules(
 
 def play_controller(
     controller: Controller,
-    tasks: Sequence[Task],
+    tasks: Sequence[Any],
     seeds: Sequence[int],
     *,
     tests: bool = False,
     dataset: str = DATASET,
 ) -> Outcomes:
-    """Train on tasks under a controller; for the arguments see `play_schedules`.
+    """Train on tasks of the controller's family under it; for the arguments see `play_schedules`.
 
     Raises:
         ValueError: there are not as many seeds as tasks.
@@ -161,12 +163,12 @@ def play_controller(
     return _play(tasks, seeds, replace(controller.config(), dataset=dataset), begin, tests)
 
 
-Act = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # observations (B, D) -> actions (B, 1)
+Act = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # observations (B, D) -> actions (B, A)
 Begin = Callable[[FamilyTraining, NDArray[np.int64]], Act]
 
 
 def _play(
-    tasks: Sequence[Task],
+    tasks: Sequence[Any],
     seeds: Sequence[int],
     config: TaskConfig,
     begin: Begin,
@@ -194,19 +196,21 @@ def _play(
     return Outcomes.join(parts).take(np.argsort(order))
 
 
-def source_of(tasks: Sequence[Task]) -> LearningRateSource:
-    """A source with room for some tasks; one task, many times over, may be larger than those of the family."""
-    if len(set(tasks)) == 1:
-        return LearningRateSource(task=tasks[0])
-    return LearningRateSource(networks=tuple({task.kind for task in tasks}))
+def source_of(tasks: Sequence[Any]) -> TaskSource[Any]:
+    """A source with room for some tasks of a family; one, many times over, may be larger than those of the family."""
+    family: Any = next(family for family in FAMILIES.values() if isinstance(tasks[0], family.record))
+    source: TaskSource[Any] = (
+        family(task=tasks[0]) if len(set(tasks)) == 1 else family(networks=tuple({task.kind for task in tasks}))
+    )
+    return source
 
 
-def _play_piece(training: FamilyTraining, observation: NDArray[Any], act: Act, tasks: list[Task]) -> Outcomes:
+def _play_piece(training: FamilyTraining, observation: NDArray[Any], act: Act, tasks: list[Any]) -> Outcomes:
     run, diverged = training.run, np.zeros(len(tasks), np.bool_)
     most = CHANCES * np.log([len(task.classes) for task in tasks])
     scales = np.array([task.loss_scale for task in tasks])
-    training_loss, learning_rate = np.empty((2, len(tasks), DECISIONS))
-    for decision in range(DECISIONS):
+    training_loss, learning_rate = np.empty((2, len(tasks), tasks[0].DECISIONS))
+    for decision in range(tasks[0].DECISIONS):
         playing = ~run.over
         done = training.step(act(observation))
         observation = np.asarray(done.observation)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from qan_agents.controllers.controller import Controller
+from qan_agents.controllers.controller import FAMILY, Controller
 from qan_agents.controllers.trainings import Float64, Outcomes, Rule, play_controller, play_rules
 from qan_agents.judging.methods import Method, Places, Range, Scheduled, candidates
 from qan_agents.judging.problems import MOST_TRAININGS, Trainings, training_tasks, tuning_seed
@@ -227,14 +227,14 @@ def load_controllers(paths: Sequence[Path], label: str | None) -> list[Controlle
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a file is damaged or given twice, two controllers would have one name, or replicates differ in
-            their optimizers.
+        ValueError: a file is damaged, of another family or given twice, two controllers would have one name, or
+            replicates differ in their optimizers.
     """
     names: dict[str, str] = {}  # of each group
     found: list[Controlled] = []
     digests: dict[str, Path] = {}
     for path in paths:
-        controller, digest = Controller.load(path), hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        controller, digest = _of_learning_rate(path), hashlib.sha256(Path(path).read_bytes()).hexdigest()
         if digest in digests:
             raise ValueError(f"{path}: the same controller as {digests[digest]}; give each once")
         digests[digest] = path
@@ -250,6 +250,16 @@ def load_controllers(paths: Sequence[Path], label: str | None) -> list[Controlle
         if len(set(played.values())) > 1:
             raise ValueError(f"{name}: replicates must be controllers of the same optimizers; judge them one by one")
     return found
+
+
+def _of_learning_rate(path: Path) -> Controller:
+    controller = Controller.load(path)
+    if controller.settings.family != FAMILY:
+        raise ValueError(
+            f"{path}: a controller for {controller.settings.family}, and qan judge compares those for {FAMILY}; "
+            "studies/longtail_controller compares controllers of the shares of the classes with fixed rules"
+        )
+    return controller
 
 
 def replayed(controlled: Controlled, networks: Sequence[str]) -> Replayed:

@@ -19,7 +19,7 @@ from qan_agents.dqn.vector_env import Transitions
 from qan_agents.ppo.actions import distribution_of
 from qan_agents.ppo.config import PPOConfig
 from qan_agents.ppo.interface import PPOInterface
-from qan_agents.ppo.network import RunningNorm, Trunk, forgotten
+from qan_agents.ppo.network import ClassTrunk, RunningNorm, Trunk, forgotten
 from qan_agents.ppo.rollout import Batch, Rollout, Steps, advantages_of, minibatches, relative
 from qan_gym.utils.files import load_arrays, save_arrays
 from qan_gym.utils.own_settings import in_own_settings, own_settings, threads_for
@@ -57,10 +57,18 @@ class ActorCritic(nn.Module):
         self.features = interface.features(config.features)  # has no weights
         observation, inputs = self.features.size, len(interface.inputs)
         self.distribution = distribution_of(interface.actions, config.initial_log_std, config.learn_std)
-        body = (config.hidden, config.activation, config.recurrent)
-        self.policy = Trunk(observation, *body, outputs=self.distribution.outputs, head_gain=0.01)
-        self.critic = Trunk(observation + inputs, *body, outputs=1, head_gain=1.0)
-        self.observation_norm = RunningNorm(observation, config.observation_clip)
+        body = (config.hidden, config.activation)
+        widths = interface.widths if config.by_class else ()
+        self.policy: Trunk
+        self.critic: Trunk
+        if config.by_class:
+            self.policy = ClassTrunk(widths, *body, head_gain=0.01)
+            self.critic = ClassTrunk((*widths, *(1,) * inputs), *body, head_gain=1.0, pooled=True)
+        else:
+            outputs = self.distribution.outputs
+            self.policy = Trunk(observation, *body, config.recurrent, outputs, head_gain=0.01)
+            self.critic = Trunk(observation + inputs, *body, config.recurrent, 1, head_gain=1.0)
+        self.observation_norm = RunningNorm(observation, config.observation_clip, widths)
         self.input_norm = RunningNorm(inputs, config.observation_clip)
 
 

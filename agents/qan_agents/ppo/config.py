@@ -38,6 +38,12 @@ class PPOConfig:
     hidden: tuple[int, ...] = setting((64, 64), layer_sizes(), "units of the hidden layers")
     activation: str = setting("tanh", registered(ACTIVATIONS), "of the hidden layers")
     recurrent: int = setting(0, integer(at_least=0), "units of a GRU behind the hidden layers; 0: none")
+    by_class: bool = setting(
+        False,
+        flag(),
+        "whether one network gives the output for each class, from the features of that class, their means over the "
+        "classes, and the features of no class",
+    )
     privileged: str | None = setting(
         None, optional(text()), "the entry of the environment's infos that the value network also sees; None: none"
     )
@@ -99,6 +105,8 @@ class PPOConfig:
         """Check every field and what goes together; the list of hidden layers becomes a tuple."""
         check_settings(self)
         object.__setattr__(self, "hidden", tuple(self.hidden))
+        if self.by_class and (self.recurrent or self.features != "flat"):
+            raise ValueError("by_class needs recurrent=0 and features='flat'")
         if self.advantage_clip is not None and not self.normalise_advantages:
             raise ValueError("advantage_clip needs normalise_advantages")
         if self.final_log_std is not None and (self.learn_std or self.anneal_steps is None):

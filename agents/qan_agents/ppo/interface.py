@@ -14,6 +14,7 @@ from qan_agents.dqn.features import FEATURES, Features
 from qan_agents.dqn.vector_env import box_of_observations, screen_of_any
 from qan_agents.ppo.actions import ActionSpace
 from qan_agents.ppo.config import PPOConfig
+from qan_gym.vector_env import QanVectorEnv
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class PPOInterface:
         actions: their space.
         privileged: the entry of the infos that the value network also sees; None: none.
         inputs: names of the numbers in that entry; of an array they are their places.
+        widths: of an observation with features that are one number for each class, how many numbers each feature is.
     """
 
     shape: tuple[int, ...]
@@ -35,10 +37,11 @@ class PPOInterface:
     actions: ActionSpace
     privileged: str | None = None
     inputs: tuple[str, ...] = ()
+    widths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """JSON has lists and dicts where tuples and the space of actions were."""
-        for name in ("shape", "screen", "inputs"):
+        for name in ("shape", "screen", "inputs", "widths"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if isinstance(self.actions, dict):
             object.__setattr__(self, "actions", ActionSpace(**self.actions))
@@ -67,7 +70,7 @@ class PPOInterface:
                 for name, values in columns.items()
                 for place in range(values.shape[1])
             )
-        return cls(tuple(frames.shape), *screen_of_any(env), actions, privileged, inputs)
+        return cls(tuple(frames.shape), *screen_of_any(env), actions, privileged, inputs, _widths(env))
 
     def check(self, config: PPOConfig) -> None:
         """Refuse hyperparameters that do not go with the environment.
@@ -83,6 +86,13 @@ class PPOInterface:
             raise ValueError(
                 f"the interface was made for privileged={self.privileged!r}, the hyperparameters say "
                 f"{config.privileged!r}: use PPOInterface.of(env, config.privileged)"
+            )
+
+        outputs = sum(self.actions.choices) or math.prod(self.actions.shape)
+        if config.by_class and (not self.widths or outputs != max(self.widths)):
+            raise ValueError(
+                "by_class is for environments that show features of each class and have one action, or one number of "
+                "an action, for each: make it with observation='classes', or use by_class=False"
             )
 
     @property
@@ -116,6 +126,12 @@ class PPOInterface:
         if mask is None:
             return inputs
         return torch.where(torch.as_tensor(mask, device=before.device)[:, None], inputs, before)
+
+
+def _widths(env: VectorEnv[Any, Any, Any]) -> tuple[int, ...]:
+    """See `PPOInterface.widths`."""
+    inner = env.unwrapped
+    return inner.training.parts.observer.widths if isinstance(inner, QanVectorEnv) else ()
 
 
 def _columns(infos: Mapping[str, Any], name: str, device: torch.device) -> dict[str, Tensor]:

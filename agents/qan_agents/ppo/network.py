@@ -6,6 +6,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from qan_agents.class_columns import class_columns
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU, "elu": nn.ELU}
 
 
@@ -67,6 +69,42 @@ class Trunk(nn.Module):
         return self.head(states), states
 
 
+class ClassTrunk(Trunk):
+    """One network for all classes: what it gives for each, or the mean of that; it has no memory.
+
+    For a class it sees the features of that class, their means over the classes, and the features of no class. So
+    classes are alike to it: where they change places, what it gives for them does.
+    """
+
+    own: Tensor
+    common: Tensor
+
+    def __init__(
+        self, widths: Sequence[int], hidden: Sequence[int], activation: str, head_gain: float, pooled: bool = False
+    ) -> None:
+        """As `Trunk`; widths: see `class_columns`; pooled: give the mean, (..., 1), not (..., K)."""
+        own, common = class_columns(widths)
+        super().__init__(2 * own.shape[1] + len(common), hidden, activation, 0, 1, head_gain)
+        self.register_buffer("own", torch.from_numpy(own), persistent=False)
+        self.register_buffer("common", torch.from_numpy(common), persistent=False)
+        self.pooled = pooled
+
+    def step(self, inputs: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Trunk.step`."""
+        return self._outputs(inputs), memory
+
+    def sequence(self, inputs: Tensor, memory: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Trunk.sequence`."""
+        return self._outputs(inputs), memory.expand(len(inputs), *memory.shape)
+
+    def _outputs(self, inputs: Tensor) -> Tensor:
+        own, common = inputs[..., self.own], inputs[..., None, self.common]  # (..., K, P), (..., 1, C)
+        shared = torch.cat([own.mean(dim=-2, keepdim=True), common], dim=-1)
+        seen = torch.cat([own, shared.expand(*own.shape[:-1], -1)], dim=-1)
+        outputs: Tensor = self.head(self.layers(seen))[..., 0]
+        return outputs.mean(dim=-1, keepdim=True) if self.pooled else outputs
+
+
 def forgotten(memory: Tensor, starts: Tensor) -> Tensor:
     """The memory (B, H), and 0 where an episode starts; starts: (B,) bool."""
     return memory.masked_fill(starts[:, None], 0.0)
@@ -81,11 +119,20 @@ class RunningNorm(nn.Module):
     count: Tensor
     mean: Tensor
     square: Tensor  # sum of the squared deviations from the mean
+    alike: Tensor
 
-    def __init__(self, size: int, limit: float) -> None:
-        """size: numbers of an input; limit: largest absolute value of the output."""
+    def __init__(self, size: int, limit: float, widths: Sequence[int] = ()) -> None:
+        """A norm that has seen nothing.
+
+        Args:
+            size: numbers of an input.
+            limit: largest absolute value of the output.
+            widths: where given, see `class_columns`: a feature has one mean and one variance for all classes.
+        """
         super().__init__()
         self.limit = limit
+        own = torch.from_numpy(class_columns(widths)[0]) if widths else torch.zeros(1, 0, dtype=torch.int64)
+        self.register_buffer("alike", own, persistent=False)  # (K, P), places of which each column is scaled alike
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
         self.register_buffer("mean", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("square", torch.zeros(size, dtype=torch.float64))
@@ -95,7 +142,11 @@ class RunningNorm(nn.Module):
         weights, values = counted.double()[:, None], values.double()  # (B, 1), (B, size)
         new = weights.sum()
         mean = (values * weights).sum(dim=0) / new.clamp(min=1)
+        if self.alike.numel():
+            mean[self.alike] = mean[self.alike].mean(dim=0).expand(self.alike.shape)
         square = ((values - mean).square() * weights).sum(dim=0)
+        if self.alike.numel():
+            square[self.alike] = square[self.alike].mean(dim=0).expand(self.alike.shape)
         total = self.count + new
         share = new / total.clamp(min=1)
         difference = mean - self.mean

@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from qan_agents.controllers.controller import Controller
+from qan_agents.controllers.controller import Controller, ControllerSettings
 from qan_agents.experiments.page import Block, Heading, Paragraph, Table, markdown_page
 from qan_agents.experiments.run_folder import Run
 from qan_agents.experiments.verdict import verdict_of
@@ -31,18 +31,17 @@ def controller_card(controller: Controller, digest: str, repository: str, judgem
         FileNotFoundError: there is no such scoreboard.
     """
     settings = controller.settings
+    what, actions = _what(settings)
     blocks: list[Block] = [
         Paragraph(
-            f"A controller of the learning rate for {' and '.join(settings.optimizers)}, made by qan meta-train: a "
-            "small policy that sees statistics of a training and multiplies its learning rate. It needs NumPy alone. "
+            f"{what}, made by qan meta-train on the tasks of {settings.family}. It needs NumPy alone. "
             f"Get it with: qan pull {repository}"
         ),
         Heading("What it sees and does"),
         _facts(
             {
                 "sees": ", ".join(settings.features),
-                "actions": f"multiply the learning rate by {settings.factor:g}**a, a in [-1, 1]",
-                "base schedule": settings.schedule,
+                **actions,
                 "weights": f"{sum(value.size for value in controller.weights.values()):,}",
                 "SHA-256 of the file": digest,
             }
@@ -52,10 +51,27 @@ def controller_card(controller: Controller, digest: str, repository: str, judgem
         Heading("How good it is"),
     ]
     if judgement is None:
-        blocks.append(Paragraph("It was not judged for this card; qan judge compares it with its rivals."))
+        blocks.append(Paragraph("It was not judged for this card; docs/judging.md says how controllers are compared."))
     else:
         blocks += _judged(judgement, digest)
-    return _card(f"A learned learning rate, {', '.join(settings.optimizers)}", blocks)
+    title = "Learned shares of the classes" if settings.factor is None else "A learned learning rate"
+    return _card(f"{title}, {', '.join(settings.optimizers)}", blocks)
+
+
+def _what(settings: ControllerSettings) -> tuple[str, dict[str, str]]:
+    """What a controller is, and what its actions are."""
+    optimizers = " and ".join(settings.optimizers)
+    if settings.factor is None:
+        actions = {"actions": "a number in [-1, 1] for each class, see the environment's continuous=True"}
+        return f"A small policy that sets the shares of the classes in the mini-batches of {optimizers}", actions
+    return (
+        f"A controller of the learning rate for {optimizers}: a small policy that sees statistics of a training and "
+        "multiplies its learning rate",
+        {
+            "actions": f"multiply the learning rate by {settings.factor:g}**a, a in [-1, 1]",
+            "base schedule": settings.schedule,
+        },
+    )
 
 
 def _judged(path: Path, digest: str) -> list[Block]:

@@ -161,8 +161,9 @@ def _verified(aside: Path, folder: Path) -> list[str]:
     """
     if (aside / CONTROLLER).exists():
         controller = Controller.load(aside / CONTROLLER)
-        optimizers = " and ".join(controller.settings.optimizers)
-        return [f"a controller of {optimizers}: {folder / CONTROLLER}", f"judge it: qan judge {folder / CONTROLLER}"]
+        settings, path = controller.settings, folder / CONTROLLER
+        said = [f"a controller of {' and '.join(settings.optimizers)}, for {settings.family}: {path}"]
+        return said if settings.factor is None else [*said, f"judge it: qan judge {path}"]
     run = Run(aside)
     config = run.config()
     suffix = agent_class(config.agent).model_suffix

@@ -9,12 +9,12 @@ from typing import Any
 import gymnasium as gym
 from numpy.typing import NDArray
 
-from qan_agents.controllers.controller import FAMILY, Controller
+from qan_agents.controllers.controller import Controller
 from qan_agents.env_ids import require_settings, task_of
 from qan_agents.experiments.run_folder import CONFIG, Run
 from qan_agents.experiments.train import load_agent
 from qan_agents.policies.fixed import Policy, fixed_env_kwargs, fixed_policies, make_policy
-from qan_gym.tasks import FAMILIES
+from qan_gym.families.factory import family_arguments
 from qan_gym.utils.names import instead_of
 
 DEFAULT_ENV = "QanLR-MNIST5k-v1"
@@ -71,7 +71,7 @@ def player_of(what: str, env: str | None, env_kwargs: dict[str, Any]) -> Player:
     if (path / CONFIG).exists():
         return _of_run(Run(path), env, env_kwargs)
     if path.suffix == SUFFIX:
-        return _of_controller(path, env or FAMILY, env_kwargs)
+        return _of_controller(path, env, env_kwargs)
     if what in fixed_policies():
         env = env or DEFAULT_ENV
         own = {**env_kwargs, **fixed_env_kwargs(what, task_of(env, env_kwargs))}
@@ -93,14 +93,17 @@ def _of_run(run: Run, env: str | None, env_kwargs: dict[str, Any]) -> Player:
     return Player(name, agent.policy(), config.env, {**config.env_kwargs, **env_kwargs}, agent.history)
 
 
-def _of_controller(path: Path, env: str, env_kwargs: dict[str, Any]) -> Player:
+def _of_controller(path: Path, env: str | None, env_kwargs: dict[str, Any]) -> Player:
     controller = Controller.load(path)
-    if env not in FAMILIES:
-        raise ValueError(f"a controller plays a family of tasks, {' or '.join(FAMILIES)}, not {env}")
-    own = {"optimizers": list(controller.settings.optimizers), **env_kwargs}
+    family = controller.settings.family
+    if env not in (None, family):
+        raise ValueError(f"the controller plays the family of tasks {family}, not {env}: leave --env out")
+    own = dict(env_kwargs)
+    if "optimizers" in family_arguments(family):
+        own = {"optimizers": list(controller.settings.optimizers), **own}
     chosen = [name for name in env_kwargs if name in controller.env_kwargs]
     if chosen:
         raise ValueError(f"{', '.join(chosen)} cannot be set: the controller says it")
     own |= {**controller.env_kwargs, "observation": list(controller.settings.features)}  # as JSON has it
-    require_settings(env, own)
-    return Player(f"controller {path.name}", ControllerPolicy(controller), env, own)
+    require_settings(family, own)
+    return Player(f"controller {path.name}", ControllerPolicy(controller), family, own)
