@@ -698,3 +698,29 @@ def test_it_needs_torch_numpy_and_safetensors_alone():
     done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("25 ")
+
+
+def test_the_plot_without_matplotlib_says_what_to_install(monkeypatch):
+    network = torch.nn.Linear(2, 2)
+    scheduler = LearnedLR(torch.optim.SGD(network.parameters(), 0.1), 50, batch_size=2, dataset_size=9, num_classes=2)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.delitem(sys.modules, "qan_agents.controllers.learned_lr_plot", raising=False)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install .*render"):
+        scheduler.plot()
+
+
+def test_weights_that_moved_in_memory_are_measured_where_they_are():
+    """The views of the weights are kept from update to update."""
+    network = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    meter = UpdateMeter(optimizer)
+    meter.begin_action(5)
+    for moved in (False, True, False):
+        if moved:
+            network.weight.data = network.weight.data.clone()
+        before = network.weight.detach().clone()
+        network.weight.grad, network.bias.grad = torch.randn(2, 3), torch.zeros(2)
+        optimizer.step()
+        meter.add_loss(1.0, 1)
+        update = meter.products[meter.count - 1, 2]
+        torch.testing.assert_close(update, (before - network.weight.detach()).square().sum())

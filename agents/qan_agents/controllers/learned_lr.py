@@ -21,6 +21,7 @@ from qan_agents.controllers.shipped import shipped_controller
 from qan_agents.controllers.update_meter import UpdateMeter
 from qan_gym.families.task import DECISIONS, START
 from qan_gym.schedules import SCHEDULES
+from qan_gym.utils.extras import install_extra
 from qan_gym.utils.validation import (
     check_settings,
     integer,
@@ -374,8 +375,15 @@ class LearnedLR(LRScheduler):
 
         Returns:
             A figure of matplotlib.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is not installed; the message has the command that installs it.
         """
-        from qan_agents.controllers.learned_lr_plot import draw
+        try:
+            from qan_agents.controllers.learned_lr_plot import draw
+        except ModuleNotFoundError as error:
+            message = f"{error.name} is missing: {install_extra('render')}"
+            raise ModuleNotFoundError(message, name=error.name) from error
 
         return draw(self.history, self._clock, self._rate(max(0, self._clock - 1)))
 
