@@ -120,7 +120,8 @@ static void one_evaluation(const struct qan_mlp_training *job, void *space) {
     if (examples[i].count > most) most = examples[i].count;
   }
   float *each = draw(2) ? room((size_t)(job->work.networks * most), sizeof *each) : NULL;
-  struct qan_mlp_evaluation evaluation = {job->work, job->tasks, examples, job->weights, loss, accuracy, most - 1, each};
+  const int64_t little = most - 1;
+  struct qan_mlp_evaluation evaluation = {job->work, job->tasks, examples, job->weights, loss, accuracy, little, each};
   if (each && qan_begin_mlp_evaluation(&evaluation) != QAN_WRONG_TASK) wrong("an evaluation without room");
   evaluation.room = most;
   if (qan_begin_mlp_evaluation(&evaluation)) wrong("an evaluation that was refused");
@@ -163,7 +164,8 @@ static int one_call(struct qan_mlp_training *job, void *space) {
   return error != 0;
 }
 
-// Mini-batches of classes: each image is of its class, in a round each of a class is drawn once, nothing else is written.
+// Mini-batches of classes: each image is of its class, in a round each of a class is drawn once, and nothing else is
+// written.
 static void one_draw(void) {
   enum { ROWS = 2, BATCHES = 4, CLASSES = 3, LARGEST = 5, ROOM = CLASSES * LARGEST + 2 };
   int64_t seeds[ROWS], counts[ROWS * BATCHES * CLASSES], sizes[ROWS * CLASSES], used[ROWS * CLASSES];
