@@ -13,13 +13,14 @@ import pytest
 from gymnasium import spaces
 from helpers import made_npz
 from matplotlib.figure import Figure
+from matplotlib.image import imread
 
 from qan_agents.agents import Agent, AgentSpec, Progress, training_of
 from qan_agents.experiments import run_page
 from qan_agents.experiments.agent import AGENTS
 from qan_agents.experiments.evaluation import evaluate, scores_by_policy
 from qan_agents.experiments.played_task import PlayedTask
-from qan_agents.experiments.plots import action_ticks, plain, plot_run
+from qan_agents.experiments.plots import action_ticks, plain, plot_run, save
 from qan_agents.experiments.run_folder import Run, RunConfig, read_rows
 from qan_agents.experiments.run_page import write_page
 from qan_agents.experiments.train import start_run, train
@@ -208,3 +209,19 @@ def test_pictures_show_text_as_it_is(text: str, tmp_path: Path) -> None:
 def test_dollar_signs_are_no_formula() -> None:
     assert plain("costs $1 and $2") == r"costs \$1 and \$2"
     assert plain("_x") == " _x"
+
+
+def test_a_picture_is_legible_on_any_background(tmp_path):
+    """Transparent, and without black: title, ticks, spines, legend, texts of the figure and of the axes."""
+    figure = Figure(figsize=(4, 3))
+    axes = figure.add_subplot(title="title", xlabel="x", ylabel="y", yscale="log")
+    axes.plot([1, 2], [1, 1000], color="#D55E00", label="a line")
+    axes.twinx().set_ylabel("right")
+    axes.text(1.5, 30, "text")
+    axes.legend()
+    figure.suptitle("over all")
+    image = imread(save(figure, tmp_path / "figure.png"))  # (H, W, 4) in [0, 1]
+    drawn = image[image[..., 3] > 0.9][:, :3]
+    assert (image[..., 3] == 0).mean() > 0.5
+    assert len(drawn) > 100
+    assert drawn.max(axis=1).min() > 0.4
