@@ -21,6 +21,7 @@ import gymnasium as gym
 import numpy as np
 from pictures import ACTIONS, KWARGS, SEED
 
+from qan_agents.bench.scoreboard import Entry, Interval, read_scoreboard
 from qan_agents.dqn import DQNConfig
 from qan_agents.ppo import PPOConfig
 from qan_gym.core.factory import arguments_of
@@ -241,6 +242,56 @@ def ranges(search: Mapping[str, tuple[float, float]]) -> str:
     return ", ".join(f"`{name}` {part}" for name, part in zip(search, parts, strict=True))
 
 
+SCOREBOARD = """# Scoreboard
+
+What controllers reached in the benches whose results are kept, compared [by these rules](protocol.md). `qan bench GRID
+--submit docs/scoreboard.json` adds the rows of a bench; this page is made from that file.
+
+- The **score** is 0 for `constant` and 1 for the best schedule that was tuned on 100 trainings, of those in the same
+  bench the one with the lowest validation loss: (test loss of `constant` - that of the controller) / (test loss of
+  `constant` - that of the schedule), all of them means over the same unseen seeds. A bench without such a schedule
+  gives no score, and so does one in which the schedule is not ahead of `constant` beyond its 95 % interval.
+- The **budget** is the number of trainings that a controller was prepared on. Intervals are 95 %; preparations and
+  evaluation seeds are resampled. Of a single preparation they do not say how another would differ.
+- Rows are compared within a table: the same environment and the same seeds."""
+
+
+def scoreboard_page() -> str:
+    """The scoreboard, from its file; a table per environment."""
+    tables: dict[tuple[str, ...], list[Entry]] = {}
+    for row in read_scoreboard(DOCS / "scoreboard.json").rows:
+        where = "" if row.identity == row.prepared_on else ", prepared on another environment"
+        settings = "" if row.arguments == "{}" else f" `{row.arguments}`"
+        seeds = f"{row.evaluation_seeds} seeds"
+        tables.setdefault((f"{row.game}{settings}{where}, {seeds}", row.identity, row.prepared_on), []).append(row)
+    lines = [SCOREBOARD]
+    for (title, *_), rows in tables.items():
+        head = ["controller", "budget", "score", "test loss", "minus constant", "preparations", "commit", "hardware"]
+        cells = [
+            [
+                row.label,
+                str(row.budget or "-"),
+                interval(row.score, 2),
+                f"{row.test_loss:.4f}",
+                interval(row.minus_constant, 4),
+                str(row.preparations) if row.budget else "-",
+                ", ".join(row.commits) or "not recorded",
+                ", ".join(row.hardware) or "not recorded",
+            ]
+            for row in rows
+        ]
+        ones = {row.score_of_one for row in rows if row.score_of_one}
+        lines += ["", f"## {title}", "", *(f"Score 1: {one}." for one in ones), "", *table(head, cells)]
+    return "\n".join([*lines, ""])
+
+
+def interval(found: Interval | None, digits: int) -> str:
+    """A number and its interval, in a cell of a table."""
+    if found is None:
+        return ""
+    return f"{found.value:+.{digits}f} ({found.low:+.{digits}f} to {found.high:+.{digits}f})"
+
+
 # --- the site -------------------------------------------------------------------------------------------------------
 
 
@@ -249,6 +300,7 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         pages = {f"environments/{env_id}.md": linked(env_page(env_id, Path(folder))) for env_id in ENTRY_POINTS}
     pages |= {"environments/observations.md": features_page(), "environments/schedules.md": schedules_page()}
+    pages["scoreboard.md"] = scoreboard_page()
     pages["reference/dqn-settings.md"] = settings_page("DQN", DQNConfig)
     pages["reference/ppo-settings.md"] = settings_page("PPO", PPOConfig)
     for name, text in pages.items():

@@ -32,7 +32,7 @@ from qan_agents.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 GENERATED = re.compile(  # by docs/build.py, from docstrings, settings and results
-    r"docs/(environments/(Qan|observations|schedules)|reference/(dqn|ppo)-settings|report/)"
+    r"docs/(environments/(Qan|observations|schedules)|reference/(dqn|ppo)-settings|report/|scoreboard)"
 )
 OUTSIDE = [
     ROOT / "README.md",

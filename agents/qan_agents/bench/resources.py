@@ -1,5 +1,9 @@
-"""How many processes this process may use: its CPUs and its memory, as a container limits them."""
+"""The machine: how many processes this process may use, as a container limits it; what it is, and which code runs."""
 
+import platform
+import re
+import subprocess
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -29,3 +33,30 @@ def available_memory(cgroup: Path = CGROUP) -> int:
         except (OSError, ValueError):  # there is no such file, or no limit: "max"
             continue
     return max(0, min(free))
+
+
+@cache
+def hardware() -> str:
+    """The kind of processor."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+@cache
+def commit() -> str | None:
+    """The commit of the code that runs, "-dirty" where it has been changed; None outside a checkout of it."""
+    here = Path(__file__)
+    try:
+        for arguments in (
+            ("ls-files", "--error-unmatch", here.name),
+            ("describe", "--always", "--dirty", "--exclude=*"),
+        ):
+            done = subprocess.run(["git", *arguments], cwd=here.parent, capture_output=True, text=True)
+            if done.returncode != 0:  # an installed package in a folder of somebody's repository
+                return None
+        return done.stdout.strip()
+    except OSError:  # there is no git
+        return None

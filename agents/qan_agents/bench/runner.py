@@ -24,7 +24,7 @@ import torch
 from qan_agents.bench.controllers import PreparedController
 from qan_agents.bench.grid import Cell
 from qan_agents.bench.preparation import prepare
-from qan_agents.bench.resources import default_workers
+from qan_agents.bench.resources import commit, default_workers, hardware
 from qan_agents.bench.results import Results, Row, as_table, require_same_controller
 from qan_agents.bench.rollout import Rollout, play_episodes
 from qan_agents.bench.tuning_task import TuningTask, make_env
@@ -94,6 +94,7 @@ def _columns(cell: Cell, target: TuningTask) -> Row:
     """The columns that say which cell a row is of, and on which environment it was evaluated."""
     label, controller, settings = cell.who
     versions = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+    versions |= {"commit": commit(), "hardware": hardware()}
     return {
         "config_hash": cell.key,
         "environment": target.env,

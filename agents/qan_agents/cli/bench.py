@@ -61,6 +61,12 @@ def bench(
     ray: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Run on this Ray cluster; local: one on this machine.")
     ] = None,
+    submit: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="A JSON file, a scoreboard, that a row per controller is added to.", callback=expanded
+        ),
+    ] = None,
 ) -> None:
     """Compare controllers: each prepared on the same number of trainings, all judged on the same unseen seeds.
 
@@ -80,10 +86,14 @@ def bench(
         from qan_agents.bench.grid import cautions, cells_of, read_grid
         from qan_agents.bench.results import Results
         from qan_agents.bench.runner import require_compatible, run_cells, unfinished
+        from qan_agents.bench.scoreboard import check_scoreboard
+        from qan_agents.bench.scoreboard import submit as add_rows
     if ray is not None:
         with extra_required("ray"):
             import ray as _  # noqa: F401
     cells = cells_of({**DEFAULTS, **flags} if grid is None else read_grid(grid))
+    if submit is not None:
+        check_scoreboard(submit)
     results = Results(out)
     require_compatible(cells, results)
     there = len(cells) - len(unfinished(cells, results))
@@ -112,6 +122,11 @@ def bench(
     console.print(f"next, the tables and pictures: {shlex.join(['qan', 'report', str(out)])}")
     if failed:
         raise typer.Exit(1)
+    if submit is not None:
+        rows = add_rows(out, submit)
+        console.print(
+            f"written: {submit} ({len(rows)} rows, {sum(row.score is not None for row in rows)} with a score)"
+        )
 
 
 def _check_options(grid: Path | None, flags: dict[str, Any], workers: int | None, ray: str | None) -> None:
