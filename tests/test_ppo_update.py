@@ -275,7 +275,7 @@ def test_the_standard_deviation_goes_linearly_to_its_last_value(tmp_path):
 
 
 WRONG = {
-    **{"features": "filters", "hidden": (0,), "activation": "sine", "recurrent": -1, "privileged": 3},
+    **{"features": "filters", "hidden": (0,), "activation": "sine", "recurrent": -1, "by_class": 1, "privileged": 3},
     **{
         "initial_log_std": 3,
         "learn_std": 1,

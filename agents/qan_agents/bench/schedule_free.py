@@ -43,12 +43,12 @@ class ScheduleFree(PackageOptimizer):
         if config.momentum == 0:
             raise ValueError("schedule-free optimizers need a momentum above 0: 0.9 is theirs")
 
-        def make(parameters: list[Tensor], rate: float) -> torch.optim.Optimizer:
+        def _make(parameters: list[Tensor], rate: float) -> torch.optim.Optimizer:
             optimizer = kind(parameters, lr=rate)
             optimizer.train()
             return optimizer  # type: ignore[no-any-return]
 
-        super().__init__("schedule-free", make, slots, config, controlled)
+        super().__init__("schedule-free", _make, slots, config, controlled)
 
     def begin(self, parameter: Tensor, state: dict[str, Any]) -> None:
         """See `PackageOptimizer.begin`."""
