@@ -21,9 +21,10 @@ import gymnasium as gym
 import numpy as np
 from pictures import ACTIONS, KWARGS, SEED
 
-from qan_agents.bench.scoreboard import Entry, Interval, read_scoreboard
+from qan_agents.bench.scoreboard import Entry, read_scoreboard
 from qan_agents.dqn import DQNConfig
 from qan_agents.ppo import PPOConfig
+from qan_agents.records import Interval
 from qan_gym.core.factory import arguments_of
 from qan_gym.core.features import FEATURES
 from qan_gym.core.observation import ALWAYS_MEASURED, SCORE_LINE

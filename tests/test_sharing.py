@@ -14,7 +14,8 @@ from qan_agents.cli.app import app
 from qan_agents.controllers.controller import Controller
 from qan_agents.controllers.shipped import shipped_paths
 from qan_agents.experiments.run_folder import Run
-from qan_agents.judging.scoreboard import Interval, Row, Rules, Scoreboard
+from qan_agents.judging.scoreboard import Row, Rules, Scoreboard
+from qan_agents.records import Interval
 
 LR = "QanLR-MNIST5k-v1"
 SHIPPED = shipped_paths()

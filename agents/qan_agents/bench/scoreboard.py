@@ -11,33 +11,20 @@ from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, FiniteFloat, field_validator
+from pydantic import FiniteFloat, field_validator
 
 from qan_agents.bench import statistics
 from qan_agents.bench.results import Row, read_table
 from qan_agents.bench.statistics import BASELINE, ControllerScores, Estimate
+from qan_agents.records import Interval, Strict, read_record, short
 from qan_gym.schedules import SCHEDULES
-from qan_gym.utils.files import reading, require_writable, write_bytes
+from qan_gym.utils.files import require_writable, write_bytes
 
 TUNED_ON = 100  # trainings, of the schedule that has the score 1
 TUNED = ("best-constant", "one-cycle-wide", *SCHEDULES)  # schedules, by the names of their controllers
 
 
-class Record(BaseModel):
-    """A record in which nothing may be missing, unknown or of another type."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Interval(Record):
-    """A number and its 95 % interval."""
-
-    value: FiniteFloat
-    low: FiniteFloat
-    high: FiniteFloat
-
-
-class Entry(Record):
+class Entry(Strict):
     """What a controller reached with a budget in a bench.
 
     Attributes:
@@ -76,7 +63,7 @@ class Entry(Record):
         return self.identity, self.prepared_on, self.label, self.settings, self.budget, self.evaluation_seeds
 
 
-class Scoreboard(Record):
+class Scoreboard(Strict):
     """The file."""
 
     rows: list[Entry]
@@ -96,8 +83,7 @@ def read_scoreboard(path: Path) -> Scoreboard:
         FileNotFoundError: there is none.
         ValueError: it is damaged, or no scoreboard.
     """
-    with reading(path, "a scoreboard of qan bench"):
-        return Scoreboard.model_validate_json(path.read_bytes())
+    return read_record(Scoreboard, path, "a scoreboard of qan bench")
 
 
 def check_scoreboard(path: Path) -> None:
@@ -176,11 +162,11 @@ def _entries(rows: Sequence[Row], constants: Sequence[Row], seeds: Sequence[int]
                 budget=one.runs,
                 preparations=len(one.seeds),
                 evaluation_seeds=len(one.evaluation_seeds),
-                test_loss=round(float(one.test_loss.mean()), 5),
+                test_loss=short(one.test_loss.mean()),
                 minus_constant=None
                 if is_constant
-                else _short(statistics.difference(one.test_loss, constant.test_loss)),
-                score=None if score is None else _short(score),
+                else Interval.of(statistics.difference(one.test_loss, constant.test_loss)),
+                score=None if score is None else Interval.of(score),
                 score_of_one=None if score is None or best is None else best.name,
                 commits=sorted({found["commit"] for found in versions if found.get("commit")}),
                 hardware=sorted({found["hardware"] for found in versions if found.get("hardware")}),
@@ -213,7 +199,3 @@ def normalised_score(one: ControllerScores, constant: ControllerScores, best: Co
     if not math.isfinite(low + high):
         return None
     return Estimate(gain / whole, float(low), float(high))
-
-
-def _short(estimate: Estimate) -> Interval:
-    return Interval(value=round(estimate.value, 5), low=round(estimate.low, 5), high=round(estimate.high, 5))

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat
+from pydantic import FiniteFloat
 
+from qan_agents.records import Strict, read_record
 from qan_gym.families.task import VERSION
-from qan_gym.utils.files import reading, write_bytes
+from qan_gym.utils.files import write_bytes
 
 PATH = Path(__file__).parent / "family_settings.json"
-
-
-class Strict(BaseModel):
-    """A record in which nothing may be missing, unknown or of another type."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Chosen(Strict):
@@ -57,8 +52,7 @@ def read_settings(path: Path = PATH) -> FamilySettings:
     """
     if not path.exists():
         return FamilySettings(command=COMMAND, version=VERSION, methods={})
-    with reading(path, "the settings of the judges' rivals"):
-        found = FamilySettings.model_validate_json(path.read_bytes())
+    found = read_record(FamilySettings, path, "the settings of the judges' rivals")
     if found.version != VERSION:
         raise ValueError(f"{path}: chosen on tasks of version {found.version}, not {VERSION}: run {COMMAND}")
     return found

@@ -9,13 +9,13 @@ from filelock import FileLock
 from pydantic import FiniteFloat, field_validator
 
 from qan_agents.judging.contenders import Contender, Controlled
-from qan_agents.judging.family_settings import Strict
 from qan_agents.judging.problems import Problem
 from qan_agents.judging.results import FORMAT, digest, identity, key_of
 from qan_agents.judging.statistics import Judgement, Scores
+from qan_agents.records import Interval, Strict, read_record, short
 from qan_gym.families.learning_rate import OPTIMIZERS
 from qan_gym.families.task import VERSION
-from qan_gym.utils.files import reading, require_writable, write_bytes
+from qan_gym.utils.files import require_writable, write_bytes
 
 
 class Rules(Strict):
@@ -39,14 +39,6 @@ class Rules(Strict):
     seeds: int
     tasks: str
     rivals: dict[str, str]
-
-
-class Interval(Strict):
-    """A number and its 95 % interval."""
-
-    value: FiniteFloat
-    low: FiniteFloat
-    high: FiniteFloat
 
 
 class Row(Strict):
@@ -121,20 +113,13 @@ def _row(judgement: Judgement, one: Scores, controllers: Sequence[Controlled], n
         name=one.name,
         optimizer=one.optimizer,
         files=[c.digest for c in controllers if (c.name, c.optimizer) == (one.name, one.optimizer)],
-        log_test_loss=_short(one.log_loss.mean()),
-        test_accuracy=_short(one.accuracy.mean()),
-        diverged=_short(one.diverged.mean()),
-        worst=_short(one.log_loss.mean(axis=(0, 2)).max()),
-        parts={name: _short(one.log_loss[:, places].mean()) for name, places in judgement.parts.items()},
-        differences={
-            name: Interval(value=_short(mean.value), low=_short(mean.low), high=_short(mean.high))
-            for name, mean in means.items()
-        },
+        log_test_loss=short(one.log_loss.mean()),
+        test_accuracy=short(one.accuracy.mean()),
+        diverged=short(one.diverged.mean()),
+        worst=short(one.log_loss.mean(axis=(0, 2)).max()),
+        parts={name: short(one.log_loss[:, places].mean()) for name, places in judgement.parts.items()},
+        differences={name: Interval.of(mean) for name, mean in means.items()},
     )
-
-
-def _short(value: float) -> float:
-    return round(float(value), 5)
 
 
 def read_scoreboard(path: Path) -> Scoreboard:
@@ -144,8 +129,7 @@ def read_scoreboard(path: Path) -> Scoreboard:
         FileNotFoundError: there is none.
         ValueError: it is damaged, or no scoreboard.
     """
-    with reading(path, "a scoreboard of qan judge"):
-        return Scoreboard.model_validate_json(path.read_bytes())
+    return read_record(Scoreboard, path, "a scoreboard of qan judge")
 
 
 def check_scoreboard(path: Path, rules: Rules, controllers: Sequence[Controlled]) -> None:

@@ -40,6 +40,11 @@ class ActionSpace:
         for name in ("shape", "choices", "low", "high"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
+    @property
+    def outputs(self) -> int:
+        """Numbers that a policy has for an action: one for each choice, or for each number of a Box."""
+        return sum(self.choices) or len(self.low)
+
     @classmethod
     def of(cls, space: gym.Space[Any]) -> "ActionSpace":
         """That of Gymnasium.
@@ -101,7 +106,7 @@ class Choices(Distribution):
     def __init__(self, space: ActionSpace) -> None:
         """space: with choices."""
         super().__init__()
-        self.choices, self.outputs, self.flat = space.choices, sum(space.choices), space.shape == ()
+        self.choices, self.outputs, self.flat = space.choices, space.outputs, space.shape == ()
         self.register_buffer("counts", torch.tensor(space.choices), persistent=False)
 
     def _parts(self, outputs: Tensor) -> list[Tensor]:
@@ -152,7 +157,7 @@ class Gaussian(Distribution):
     def __init__(self, space: ActionSpace, initial_log_std: float, learn_std: bool) -> None:
         """space: with bounds; for the others see `PPOConfig`."""
         super().__init__()
-        self.outputs = len(space.low)
+        self.outputs = space.outputs
         log_std = torch.full((self.outputs,), float(initial_log_std))
         if learn_std:
             self.log_std: Tensor = nn.Parameter(log_std)

@@ -88,8 +88,7 @@ class PPOInterface:
                 f"{config.privileged!r}: use PPOInterface.of(env, config.privileged)"
             )
 
-        outputs = sum(self.actions.choices) or math.prod(self.actions.shape)
-        if config.by_class and (not self.widths or outputs != max(self.widths)):
+        if config.by_class and (not self.widths or self.actions.outputs != max(self.widths)):
             raise ValueError(
                 "by_class is for environments that show features of each class and have one action, or one number of "
                 "an action, for each: make it with observation='classes', or use by_class=False"
