@@ -20,10 +20,10 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 import qan_gym  # noqa: F401 (registers the ids)
+from qan_agents.controllers.controller import FAMILY
 from qan_agents.controllers.meta_config import MetaConfig
 from qan_agents.controllers.meta_training import MetaRun
 
-FAMILY = "QanLR-Family-v0"
 CASES: dict[str, dict[str, Any]] = {
     "perceptrons, 64 rows": {"num_envs": 64, "networks": ["mlp"]},
     "perceptrons, 1 row": {"num_envs": 1, "networks": ["mlp"]},

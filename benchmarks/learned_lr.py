@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,16 +23,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from qan_agents.controllers import LearnedLR
-from qan_gym.optimizee.zoo import Block
+from qan_gym.optimizee.zoo import resnet_8_module
 
 MANY = 100_000  # updates: more than are made
-
-
-def resnet8() -> nn.Module:
-    """A residual network of 8 layers for 32 x 32 images in colour."""
-    stem = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
-    blocks = [Block(16, 16, 1), Block(16, 32, 2), Block(32, 64, 2)]
-    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
 
 
 def mnist_cnn() -> nn.Module:
@@ -49,7 +43,7 @@ def wide() -> nn.Module:
 
 
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {  # network, images, steps of half a pair
-    "resnet-8, batch 128": (resnet8, (128, 3, 32, 32), 2),
+    "resnet-8, batch 128": (partial(resnet_8_module, 3, 10), (128, 3, 32, 32), 2),
     "mnist-cnn, batch 32": (mnist_cnn, (32, 1, 32, 32), 20),
     "10 million weights, batch 32": (wide, (32, 1, 28, 28), 4),
 }

@@ -301,11 +301,13 @@ def resnet_8(image_shape: ImageShape, n_classes: int) -> Network:
     third at half the size, with a 1x1 convolution on their shortcut; mean over the image, linear to K.
     """
 
-    def make(channels: int) -> nn.Module:
-        blocks = [("block1", Block(16, 16, 1)), ("block2", Block(16, 32, 2)), ("block3", Block(32, 64, 2))]
-        return nn.Sequential(_named(*_conv_norm_relu(1, channels, 16, 3), *blocks, *_classifier(64, n_classes)))
+    return _deep(partial(resnet_8_module, n_classes=n_classes), image_shape, shown="block3.conv2.weight")
 
-    return _deep(make, image_shape, shown="block3.conv2.weight")
+
+def resnet_8_module(channels: int, n_classes: int) -> nn.Module:
+    """The layers of `resnet_8` with PyTorch's own initialisation: (B, channels, H, W) -> (B, n_classes)."""
+    blocks = [("block1", Block(16, 16, 1)), ("block2", Block(16, 32, 2)), ("block3", Block(32, 64, 2))]
+    return nn.Sequential(_named(*_conv_norm_relu(1, channels, 16, 3), *blocks, *_classifier(64, n_classes)))
 
 
 def _deep(make: Callable[[int], nn.Module], image_shape: ImageShape, shown: str) -> Network:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from qan_gym.data.datasets import load_dataset
-from qan_gym.optimizee.zoo import Block
+from qan_gym.optimizee.zoo import resnet_8_module
 
 Examples = tuple[Tensor, Tensor]  # inputs and labels, the first axis is that of the examples
 Splits = tuple[Examples, Examples, Examples]  # training, validation, test
@@ -61,12 +61,8 @@ def photographs(source: str) -> Splits:
 
 
 def resnet_8(classes: int) -> nn.Module:
-    """The `resnet-8` of the environments, with PyTorch's own running means in its batch norms."""
-    return nn.Sequential(
-        *(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()),
-        *(Block(16, 16, 1), Block(16, 32, 2), Block(32, 64, 2)),
-        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, classes)),
-    )
+    """The `resnet-8` of the environments, with PyTorch's own initialisation."""
+    return resnet_8_module(3, classes)
 
 
 @functools.cache
