@@ -30,12 +30,14 @@ from qan_gym.utils.precision import Precision
 
 META = torch.device("meta")
 NUM_RUNS = 3
-IDS = [env_id for env_id, task in TASKS.items() if not task.replacement]  # drawing with it waits: no graph is captured
+# What waits for the device is not captured, see `Components.waits`: drawing with replacement, packages' optimizers.
+IDS = [env_id for env_id, task in TASKS.items() if not task.replacement]
+OWN_OPTIMIZERS = [name for name, make in OPTIMIZERS.items() if make.__module__.startswith("qan_gym.")]
 SMALL = {"epochs": 2, "batch_size": 4, "batches_per_action": 2, "train_size": 40}
 ALONE = {"meta_momentum": None, "reference": None}
 CASES = {
     **{env_id: (env_id, {}) for env_id in IDS},
-    **{f"{env_id}, {name}": (env_id, {"optimizer": name}) for env_id in IDS for name in OPTIMIZERS},
+    **{f"{env_id}, {name}": (env_id, {"optimizer": name}) for env_id in IDS for name in OWN_OPTIMIZERS},
     **{f"{env_id}, {kind}": (env_id, {"precision": kind}) for env_id in IDS for kind in ("tf32", "bf16")},
     **{
         f"{network}, {kind}": (IDS[-1], {"network": network, "precision": kind})
@@ -52,7 +54,7 @@ CASES = {
     "features": (IDS[0], {"observation": ["momentum", "log_weight_decay", "log_validation_loss_change"]}),
     **{
         f"statistics, {name}": (IDS[0], {"observation": "statistics", "optimizer": name, "validate_every": 5})
-        for name in OPTIMIZERS
+        for name in OWN_OPTIMIZERS
     },
     "statistics of a deep network, scaled loss": (IDS[-1], {"observation": "statistics", "loss_scale": 2.0}),
     "statistics of another game": (IDS[1], {"observation": "statistics", "momentum": 0.9, "weight_decay": 0.1}),
@@ -102,6 +104,7 @@ def test_both_halves_of_a_step_stay_on_the_device(case, colour_data, monkeypatch
     # Autocast does not know the meta device: without it the same operations are computed in float32.
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())
     parts = parts_on_meta(*CASES[case], colour_data)
+    assert not parts.waits
     needs_reference = parts.config.reference not in (None, "previous")
     shapes = parts.network.shapes
     reference = {name: torch.zeros(shape, device=META) for name, shape in shapes.items()} if needs_reference else None
@@ -125,6 +128,17 @@ def test_reading_a_tensor_is_an_error():
     training = Training(parts_on_meta(IDS[0], ALONE), None, NUM_RUNS)
     with pytest.raises(RuntimeError, match=r"meta|Meta"):
         bool(training.run.loss.sum() > 0)
+
+
+def test_what_waits_for_the_device_says_so():
+    import qan_agents.bench.parameter_free
+    import qan_agents.bench.schedule_free  # noqa: F401 (both register optimizers)
+
+    others = [name for name in OPTIMIZERS if name not in OWN_OPTIMIZERS]
+    assert len(others) >= 5
+    for name in others:
+        assert build_components(make_task_config(IDS[0], {**SMALL, "optimizer": name, "momentum": 0.9}), "cpu").waits
+    assert build_components(make_task_config("QanMinibatch-LongTail-v0", {}), "cpu").waits
 
 
 SWITCHES = {

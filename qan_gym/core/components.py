@@ -80,6 +80,11 @@ class Components:
         """Actions of an episode that spends its budget."""
         return self.budget // self.config.batches_per_action
 
+    @property
+    def waits(self) -> bool:
+        """Whether a step waits for the device, so that a CUDA graph cannot capture it."""
+        return self.config.replacement or getattr(self.optimizer, "waits", False)  # drawing with replacement waits
+
     def with_config(self, config: TaskConfig) -> Components:
         """The parts of another task with the same data and network, which are shared."""
         wanted = "auto" if self.engine == "native" else self.engine

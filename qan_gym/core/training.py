@@ -120,9 +120,9 @@ class Training:
         shape = self.run.batch_indices.shape if self.run.layout.measures_classes else (0,)
         self._image_losses = as_array(torch.zeros(shape, device=self.device))  # of the last action
         self.shuffled = self._wanted_classes() is None  # whether mini-batches are never by class
-        on_cuda = self.device.type == "cuda" and not config.replacement  # drawing with it waits for the device
-        self.act_and_train: Callable[[], None] = CapturedGraph(self._act_and_train) if on_cuda else self._act_and_train
-        self.see: Callable[[], Seen] = CapturedGraph(self._see) if on_cuda else self._see
+        captured = self.device.type == "cuda" and not parts.waits
+        self.act_and_train: Callable[[], None] = CapturedGraph(self._act_and_train) if captured else self._act_and_train
+        self.see: Callable[[], Seen] = CapturedGraph(self._see) if captured else self._see
 
     def _make_sampler(self) -> Sampler:
         labels, parts = self.data.labels["train"], self.parts

@@ -27,7 +27,7 @@ class Optimizer(Protocol):
     """The object that a factory given to `register_optimizer` makes.
 
     On CUDA an update is captured: it must consist of tensor operations, keep nothing but its slots, and not wait for
-    the device.
+    the device. One that cannot keep to this has an attribute `waits = True`, and its steps are not captured.
 
     An optimizer whose weights are evaluated in another form, say as an average, also has a method `averaged(params,
     slots)`: from name -> (M, *shape) of some runs, and slot name -> the same, to the weights to evaluate, new tensors.

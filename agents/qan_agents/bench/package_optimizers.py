@@ -16,10 +16,11 @@ Make = Callable[[list[Tensor], float], torch.optim.Optimizer]  # parameters and 
 class PackageOptimizer:
     """One optimizer of a package per run, see `qan_gym.optimizee.optimizers.Optimizer`.
 
-    It is for a bench on CPU: what a package counts for itself is not among the slots, so a saved episode does not go on
-    as it would have.
+    It is for a bench: what a package counts for itself is not among the slots, so a saved episode does not go on as it
+    would have, and the learning rate is a number on the host, for which it waits.
     """
 
+    waits = True
     copies: tuple[str, ...] = ()
 
     def __init__(
