@@ -227,6 +227,7 @@ def test_it_is_a_scheduler_of_pytorch():
         np.testing.assert_allclose(chosen[begin:end], chosen[begin])
     assert len(set(chosen.round(9))) == 25
     assert scheduler.get_last_lr() == [rates[-1]]
+    assert f"of {scheduler.total_steps} updates, learning rate {rates[-1]:.3g}" in repr(scheduler)
 
 
 def test_accumulated_mini_batches_are_one_update():

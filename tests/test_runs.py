@@ -228,6 +228,26 @@ def test_an_interrupted_command_goes_on_as_if_it_had_not_been(whole, agent, tmp_
     assert (folder / "episode.png").exists()
 
 
+def test_a_finished_run_is_shown_and_not_played_again(whole, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    before = (folder / "evaluation.csv").stat().st_mtime_ns
+    (folder / "episode.png").unlink()
+    output = invoke("train", "--resume", folder)
+    assert f"qan evaluate {folder} plays them again" in output.replace("\n", "")
+    assert "constant" in output
+    assert "playing unseen seeds" not in output
+    assert (folder / "evaluation.csv").stat().st_mtime_ns == before
+    assert (folder / "episode.png").exists()
+
+
+def test_a_meta_training_is_no_run(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "state.safetensors").write_bytes(b"")
+    for command in (["evaluate"], ["plot"], ["train", "--resume"]):
+        assert "is a meta-training, not a run" in " ".join(invoke(*command, tmp_path, status=2).split())
+
+
 def test_several_at_once_play_the_same_episodes_and_resume(whole, agent, tmp_path, monkeypatch):
     """Two at once: a run stopped in its second round ends like one that was not; the seeds are as usual."""
     settings = parse_settings(list(SETTINGS))

@@ -223,7 +223,8 @@ def make_dataset(source: str, arrays: Arrays) -> Dataset:
 def _verify_split(source: str, part: str, arrays: Arrays) -> Split:
     images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
     if images.dtype != np.uint8:
-        raise ValueError(f"{source}: x_{part} must be uint8 (0 to 255), not {images.dtype}")
+        scale = "; multiply what is from 0 to 1 by 255, and round" if images.dtype.kind == "f" else ""
+        raise ValueError(f"{source}: x_{part} must be uint8 (0 to 255), not {images.dtype}{scale}")
     if images.ndim == 3:
         images = images[..., None]  # (n, H, W, 1)
     if images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape:
@@ -245,7 +246,10 @@ def _verify_classes(source: str, train: Split, others: dict[str, Split]) -> int:
     counts = np.bincount(train.labels, minlength=n_classes)
     if counts.min() < 2:
         few = ", ".join(map(str, np.flatnonzero(counts < 2)[:5]))
-        raise ValueError(f"{source}: every class from 0 to {n_classes - 1} needs 2 training images; too few of {few}")
+        count = "; classes count from 0, and the least label is 1" if present[0] == 1 else ""
+        raise ValueError(
+            f"{source}: every class from 0 to {n_classes - 1} needs 2 training images; too few of {few}{count}"
+        )
     for part, split in others.items():
         if split.labels.min() < 0 or split.labels.max() >= n_classes:
             raise ValueError(f"{source}: y_{part} has labels outside the classes of y_train, 0 to {n_classes - 1}")

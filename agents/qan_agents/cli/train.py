@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from qan_agents.experiments.run_config import RunConfig
     from qan_agents.experiments.run_folder import Run
     from qan_agents.experiments.train import Log
-    from qan_agents.experiments.verdict import Verdict
     from qan_agents.policies.rollout import Episode
 
 MOST_NAMES = 5  # of actions in a line
@@ -174,7 +173,9 @@ def _train_and_evaluate(
     try:
         with trackers(track, run) as log:
             _train(run, config, drop_damaged, log)
-        _evaluate_and_plot(run)
+        if run.evaluated:
+            console.print(f"the unseen seeds have been played: qan evaluate {run.folder} plays them again")
+        _evaluate_and_plot(run, again=False)
     except KeyboardInterrupt:
         asked_for = dict.fromkeys((*modules, *filter(None, [config.env.rpartition(":")[0]])))
         more = [word for module in asked_for for word in ("--import", module)]
@@ -261,18 +262,29 @@ def evaluate(run: RunArgument, modules: ImportOption = None) -> None:
     _evaluate_and_plot(Run(run))
 
 
-def _evaluate_and_plot(run: "Run") -> None:
-    """Evaluate a run, draw its pictures, and say in one sentence how the agent stands."""
-    verdict = _evaluate(run)
+def _evaluate_and_plot(run: "Run", *, again: bool = True) -> None:
+    """Evaluate a run, draw its pictures, and say in one sentence how the agent stands.
+
+    again: whether also one that is evaluated.
+    """
+    from qan_agents.experiments.verdict import verdict_of
+
+    if again or not run.evaluated:
+        _evaluate(run)
+    verdict = verdict_of(run)
+    head, rows = verdict.table()
+    table = table_of(*head, right=head[1:], title=verdict.title)
+    for row in rows:
+        table.add_row(*row)
+    print_wrapped(table)
     if run.has_episodes:
         _plot(run)
     print_wrapped(verdict.sentence())
 
 
-def _evaluate(run: "Run") -> "Verdict":
-    """Evaluate a run behind a progress bar, and print a table."""
+def _evaluate(run: "Run") -> None:
+    """Evaluate a run behind a progress bar."""
     from qan_agents.experiments import evaluation
-    from qan_agents.experiments.verdict import verdict_of
 
     playing = ""
     with progress_bar("unseen seeds: {task.fields[policy]}") as bars:
@@ -286,13 +298,6 @@ def _evaluate(run: "Run") -> "Verdict":
             playing = policy
 
         evaluation.evaluate(run, show)
-    verdict = verdict_of(run)
-    head, rows = verdict.table()
-    table = table_of(*head, right=head[1:], title=verdict.title)
-    for row in rows:
-        table.add_row(*row)
-    print_wrapped(table)
-    return verdict
 
 
 def plot(

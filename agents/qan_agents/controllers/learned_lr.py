@@ -169,6 +169,11 @@ class LearnedLR(LRScheduler):
         """
         return cls(optimizer, total_steps, controller=Controller.load(path), **settings)
 
+    def __repr__(self) -> str:
+        """Where the training stands."""
+        rates = ", ".join(f"{float(rate):.3g}" for rate in self.get_last_lr())
+        return f"{type(self).__name__}({self._clock} of {self.total_steps} updates, learning rate {rates})"
+
     # --- PyTorch's interface ----------------------------------------------------------------------------------------
 
     def _initial_step(self) -> None:

@@ -173,6 +173,11 @@ class Run:
         try:
             return Manifest.read(self.folder)
         except FileNotFoundError as error:
+            if any((self.folder / name).is_file() for name in ("state.safetensors", "controller.safetensors")):
+                raise ValueError(
+                    f"{self.folder} is a meta-training, not a run of qan train: go on with it by qan meta-train "
+                    f"--resume, judge its controller.safetensors by qan judge"
+                ) from error
             raise ValueError(
                 f"{error}: the run is of another version, or was not copied whole; nothing in it can be verified"
             ) from error
