@@ -42,7 +42,7 @@ OUTSIDE = [
 PAGES = [str(path.relative_to(ROOT)) for path in (*OUTSIDE, *sorted((ROOT / "docs").rglob("*.md")))]
 PAGES = [name for name in PAGES if not GENERATED.match(name)]
 SCRIPTS = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "studies").rglob("*.py")]
-SCRIPTS += [ROOT / "docs" / "pictures.py", ROOT / "docs" / "family_pictures.py"]
+SCRIPTS += [ROOT / "docs" / name for name in ("pictures.py", "family_pictures.py", "readme_pictures.py")]
 HOME = "docs/index.md"
 CHEAP = ("list", "data")  # commands that are run, not only parsed
 

@@ -25,7 +25,7 @@ from qan_agents.experiments.page import (
     markdown_page,
     write_text,
 )
-from qan_agents.experiments.plots import plain, save
+from qan_agents.experiments.plots import LEGIBLE, legend_below, plain, save
 from qan_gym.utils.files import require_writable
 
 TITLE = "Results of the bench"
@@ -280,7 +280,7 @@ def _scores_picture(everyone: Sequence[ControllerScores], baseline: ControllerSc
         largest = max(largest, abs(found.low), abs(found.high))
         axes.errorbar(found.value, place, xerr=beside, fmt="o", color="#0072B2", capsize=3)
     axes.set_yticks(range(len(others)), [plain(one.name) for one in others])
-    axes.axvline(0, color="0.4", linewidth=1)
+    axes.axvline(0, color=LEGIBLE, linewidth=1)
     axes.set_xlabel("nats (left: better)")
     if largest > LINEAR_RANGE:
         axes.set_xscale("symlog", linthresh=LINEAR_RANGE)
@@ -303,7 +303,7 @@ def _curves_picture(everyone: Sequence[ControllerScores]) -> Figure:
     rate.xaxis.set_major_formatter(PercentFormatter(1.0))
     for axes in (loss, rate):
         axes.grid(alpha=0.3)
-    loss.legend(fontsize="small")
+    legend_below(figure, loss)
     return figure
 
 
@@ -325,5 +325,5 @@ def _profiles_picture(everyone: Sequence[ControllerScores], baseline: Controller
     axes.set_ylabel("share of the trainings with a score above t")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    legend_below(figure, axes)
     return figure

@@ -91,6 +91,21 @@ def for_any_background(figure: Figure) -> None:
             text.set_color(LEGIBLE)
 
 
+def legend_below(figure: Figure, axes: Axes, size: float = 9) -> None:
+    """Put the legend of some axes below all of a figure of constrained layout, where no line crosses it.
+
+    Args:
+        figure: whose layout is constrained.
+        axes: of it, which the legend is of.
+        size: of the font, in points.
+    """
+    handles, labels = axes.get_legend_handles_labels()
+    widest = max((len(label) for label in labels), default=0) + 7  # characters, with the line and a gap
+    columns = int(figure.get_figwidth() * 72 / (0.6 * size * widest))
+    look: Style = {"loc": "outside lower center", "frameon": False, "fontsize": size}
+    figure.legend(handles, labels, ncols=max(1, min(columns, len(labels))), **look)
+
+
 def plain(text: object) -> str:
     """Text for a picture, as it is: in one line, not too long, without matplotlib's signs for formulas and for hiding.
 
@@ -121,10 +136,11 @@ def _accuracy_figure(title: str, episodes: Rows, scores: Rows, baseline: str) ->
     if baseline_scores:
         mean = 100 * _numbers(baseline_scores, "test_accuracy").mean()
         label = f"test, {plain(baseline)} policy, seeds: {len(baseline_scores)}"
-        axes.axhline(mean, color="0.4", linewidth=1, label=label)
+        axes.axhline(mean, color=LEGIBLE, linewidth=1, label=label)
     axes.set(xlabel="episode", ylabel="accuracy at the end (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _finish(axes)
+    axes.grid(alpha=0.3)
+    legend_below(figure, axes)
     return figure
 
 
@@ -137,7 +153,8 @@ def _values_figure(title: str, episodes: Rows) -> Figure:
         axes.plot(_numbers(rows, "episode") + 1, _numbers(rows, "mean_max_q"), label=kind, **style)
     axes.set(xlabel="episode", ylabel="mean of max Q(s, a) (discounted reward)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _finish(axes)
+    axes.grid(alpha=0.3)
+    legend_below(figure, axes)
     return figure
 
 
@@ -147,11 +164,6 @@ def _kinds(episodes: Rows) -> Iterator[tuple[str, Rows]]:
         rows = [row for row in episodes if row["learned"] == learned]
         if rows:
             yield kind, rows
-
-
-def _finish(axes: Axes) -> None:
-    axes.grid(alpha=0.3)
-    axes.legend()
 
 
 # --- one unseen episode ---------------------------------------------------------------------------------------------
@@ -190,7 +202,8 @@ def _episode_figure(title: str, steps: Rows, task: PlayedTask) -> Figure:
     else:
         control.set(xlabel="number of the action", ylabel="mean over the episode")
     for axes in (loss, accuracy, control):
-        _finish(axes)
+        axes.grid(alpha=0.3)
+    legend_below(figure, loss)
     figure.align_ylabels()
     accuracy.set_xlim(loss.get_xlim())
     return figure

@@ -20,7 +20,7 @@ from qan_agents.experiments.page import (
     markdown_page,
     write_text,
 )
-from qan_agents.experiments.plots import plain, save
+from qan_agents.experiments.plots import LEGIBLE, legend_below, plain, save
 from qan_agents.judging.statistics import Difference, Judgement, Scores
 from qan_gym.utils.files import require_writable
 
@@ -153,7 +153,7 @@ def differences_picture(judgement: Judgement, one: Scores) -> Figure:
         beside = [[max(found.value - found.low, 0)], [max(found.high - found.value, 0)]]
         axes.errorbar(found.value, place, xerr=beside, fmt="o", color="#0072B2", capsize=3)
     axes.set_yticks(range(len(others)), [plain(other.title) for other in others])
-    axes.axvline(0, color="0.4", linewidth=1)
+    axes.axvline(0, color=LEGIBLE, linewidth=1)
     axes.set_xlabel("left: in the controller's favour")
     axes.grid(alpha=0.3)
     return figure
@@ -176,5 +176,5 @@ def profiles_picture(judgement: Judgement) -> Figure:
     axes.set_ylabel("share of the trainings at most t behind")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    legend_below(figure, axes)
     return figure
