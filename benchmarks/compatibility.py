@@ -40,7 +40,7 @@ CLIENTS = (
     Client("TorchRL", "torchrl", ("examples/torchrl_dqn.py", "--steps", "400")),
     Client("Tianshou", "tianshou", ("examples/tianshou_dqn.py", "--steps", "400")),
     Client("TorchRL, vector environment", "torchrl", ("examples/torchrl_vector_env.py",)),
-    Client("skrl", "skrl", ("examples/skrl_ppo.py",)),
+    Client("skrl", "skrl", ("examples/skrl_ppo.py", "--steps", "60")),
     Client("d3rlpy", "d3rlpy", ("examples/d3rlpy_cql.py",)),
     Client("Sample-Factory", "sample-factory", ("examples/sample_factory_appo.py",)),
     Client("RLlib", "ray", ("examples/rllib_ppo.py",)),
