@@ -1,6 +1,6 @@
 """APPO of Sample-Factory, in one process.
 
-python -m pip install sample-factory && python examples/sample_factory_appo.py
+It does not go with NumPy 2, which this package needs (docs/everywhere.md).
 """
 
 import sys
