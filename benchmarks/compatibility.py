@@ -19,6 +19,7 @@ from qan_gym.utils.files import write_bytes
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- compatibility: by benchmarks/compatibility.py -->", "<!-- end of compatibility -->"
 HEAD = ("library", "version", "with Gymnasium", "what was run", "result", "its last line")
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 SECONDS = 600  # that an example may take
 
 
@@ -39,6 +40,10 @@ CLIENTS = (
     Client("sb3-contrib", "sb3-contrib", ("examples/sb3_algorithms.py", "QRDQN", "--episodes", "2")),
     Client("TorchRL", "torchrl", ("examples/torchrl_dqn.py", "--steps", "400")),
     Client("Tianshou", "tianshou", ("examples/tianshou_dqn.py", "--steps", "400")),
+    Client("TorchRL, vector environment", "torchrl", ("examples/torchrl_vector_env.py",)),
+    Client("skrl", "skrl", ("examples/skrl_ppo.py", "--steps", "60")),
+    Client("d3rlpy", "d3rlpy", ("examples/d3rlpy_cql.py",)),
+    Client("Sample-Factory", "sample-factory", ("examples/sample_factory_appo.py",)),
     Client("RLlib", "ray", ("examples/rllib_ppo.py",)),
     Client("Minari", "minari", ("examples/offline_rl.py",)),
 )
@@ -57,7 +62,10 @@ def run(client: Client) -> tuple[str, ...] | None:
         text = done.stdout if done.returncode == 0 else done.stderr
     except subprocess.TimeoutExpired:
         result, text = f"not over after {SECONDS} s", ""
-    last = (text.strip().splitlines() or [""])[-1].replace(str(ROOT), ".").replace("|", "\\|").strip()
+    lines = COLOUR.sub("", text).strip().splitlines() or [""]
+    if result != "works":  # what went wrong, where a library closes with more lines
+        lines = [line for line in lines if re.match(r"\w*(Error|Exception)\b", line)] or lines
+    last = lines[-1].replace(str(ROOT), ".").replace("|", "\\|").strip()
     shown = f"`{last[:160]}`" if last else ""
     return client.library, found, version("gymnasium"), f"`{' '.join(client.arguments)}`", result, shown
 
