@@ -29,12 +29,12 @@ SHUFFLED, RANDOM = "shuffled", "random"
 
 # The rules that the bench has, and some with other settings.
 TRIED: dict[str, Rule] = {
-    **{name: rule for name, rule in RULES.items() if name != "natural"},
+    **{name: rule for name, rule in RULES.items() if name not in ("natural", "loss-reducing")},
     "deferred 0.8": Deferred(0.8),
     "loss-proportional 0.5": LossProportional(0.5),
     "validation-proportional 0.5": LossProportional(0.5, validation=True),
-    "loss-reducing 0.5": LossReducing(0.5),
 }
+REDUCING: dict[str, Rule] = {f"loss-reducing {power:g}": LossReducing(power) for power in (1.0, 0.5)}
 # Shuffled SGD with class-balanced loss weights, and the beta of each.
 WEIGHTED = {"class-weighted 1": 1.0, "class-weighted 0.99": 0.99, "class-weighted 0.9": 0.9}
 
@@ -62,7 +62,7 @@ def actions(training: FamilyTraining, name: str, rng: np.random.Generator) -> ND
         return rng.uniform(-1, 1, shape).astype(np.float32)
     if name == SHUFFLED or name in WEIGHTED:
         return np.zeros(shape, np.float32)
-    return rule_actions(TRIED[name], training)
+    return rule_actions({**TRIED, **REDUCING}[name], training)
 
 
 def main() -> None:
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=100, help="number 0 to TASKS - 1 of the test split")
     count = parser.parse_args().tasks
     rows: list[dict[str, Any]] = list(read_rows(SCORES)) if SCORES.exists() else []
-    names = (SHUFFLED, RANDOM, *TRIED, *WEIGHTED)
+    names = (SHUFFLED, RANDOM, *TRIED, *REDUCING, *WEIGHTED)
     cells = [(imbalance, noise) for imbalance in IMBALANCES for noise in NOISES]
     whole = Counter(row["rule"] for row in rows)
     todo = [name for name in names if whole[name] != count * len(cells)]
