@@ -94,6 +94,12 @@ class TaskConfig:
     loss_scale: float = setting(
         1.0, number(above=0), "multiplies the training loss and its gradient; not the validation and test losses"
     )
+    class_weights: float = setting(
+        0.0,
+        number(at_least=0, at_most=1),
+        "beta of the weights of the classes in the training loss, by the inverse of the effective number of their "
+        "images, (1 - beta^n) / (1 - beta); 0: all alike, 1: by the inverse of their sizes",
+    )
     batch_size: int = setting(10, integer(at_least=1), "images of a mini-batch")
     epochs: int = setting(20, integer(at_least=1), "the budget of an episode")
     batches: int | None = setting(

@@ -58,6 +58,7 @@ WRONG_VALUES = {
     "imbalance": [0, 0.5, NAN, None, "2"],
     "replacement": [1, "yes", None],
     "class_validation_images": [0, 1.5, None, True],
+    "class_weights": [-0.1, 1.1, None, True, "0.9", float("nan")],
     "divergence_penalty": [-1, NAN, float("inf"), None],
 }
 

@@ -316,7 +316,7 @@ def test_rows_that_diverge_wait_for_the_others():
 # --- preparation ----------------------------------------------------------------------------------------------------
 
 
-OF_SHARES = ("natural", "square-root", "deferred", "validation-proportional")  # of the classes
+OF_SHARES = ("natural", "square-root", "deferred", "validation-proportional", "loss-reducing")  # of the classes
 OF_LEARNING_RATES = ("constant", "base", "d-adapt-sgd", "d-adapt-adamw", "prodigy", "sac", "td3", "qr-dqn")
 SLOW_ONES = ("schedule-free-adamw", "schedule-free-sgd", "qr-dqn", "sac", "td3")
 

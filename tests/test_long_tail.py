@@ -16,7 +16,7 @@ from gymnasium.vector import AutoresetMode
 from test_rendering import content_of, require_legible
 from test_vector_env import check_vector_env
 
-from qan_agents.policies.class_rules import RULES, Classes, Deferred
+from qan_agents.policies.class_rules import RULES, Classes, Deferred, LossReducing
 from qan_agents.policies.fixed import make_policy
 from qan_agents.policies.rollout import EpisodeRecorder, play_episode
 from qan_gym.core.class_statistics import CLASSES, MEMORY, means_by_class
@@ -391,11 +391,15 @@ def test_the_rules_are_what_they_say():
         "deferred": [[100, 25, 0], [1, 1, 1]],
         "loss-proportional": [[1, 2, 0], [0.5, 1, 0.25]],
         "validation-proportional": [[0.5, 1, 0], [1, 2, 5]],
+        "loss-reducing": [[0.5, 1, 0], [0.5, 1, 0.25]],
     }
     assert expected.keys() == RULES.keys()
     for name, shares in expected.items():
         assert RULES[name](classes) == pytest.approx(np.array(shares)), name
     assert Deferred(0.5)(classes)[0].tolist() == [1, 1, 0]
+    each = np.array([[2.0], [0.5]])  # a setting of every run
+    assert LossReducing(each)(classes) == pytest.approx(np.array([[0.25, 1, 0], [0.5**0.5, 1, 0.5]]))
+    assert Deferred(np.array([[0.7], [0.6]]))(classes).tolist() == [[100, 25, 0], [1, 1, 1]]
     with pytest.raises(ValueError, match="observation='classes'"):
         RULES["loss-proportional"](Classes(sizes, None, None, used))
 

@@ -8,11 +8,17 @@ from typer.testing import CliRunner
 
 from qan_agents.class_columns import class_columns
 from qan_agents.cli.app import app
-from qan_agents.controllers.controller import Controller, ControllerSettings
+from qan_agents.controllers.controller import FAMILY, Controller, ControllerSettings
 from qan_agents.controllers.learned_lr import LearnedLR
 from qan_agents.controllers.meta_config import MetaConfig
 from qan_agents.controllers.meta_training import MetaRun, MetaTraining, evaluation_tasks
+from qan_agents.controllers.shipped import FOLDER
 from qan_agents.controllers.trainings import play_controller
+from qan_agents.judging.class_rivals import METHODS
+from qan_agents.judging.contenders import load_controllers
+from qan_agents.judging.problems import Trainings, long_tail_problems, trainings_of
+from qan_agents.judging.rivals import rivals_of
+from qan_agents.policies.class_rules import RULES, rule_actions
 from qan_agents.ppo.network import ClassTrunk, RunningNorm
 from qan_gym.families.long_tail import DECISIONS, DIGITS, draw_task
 
@@ -154,13 +160,61 @@ def test_what_does_not_go_together_is_refused(training: MetaTraining) -> None:
 
 
 def test_the_commands(tmp_path) -> None:
-    """It is made, plays episodes, and is not judged as a controller of the learning rate."""
+    """It is made, plays episodes, and is judged by the family's own problems."""
     run = MetaRun(tmp_path / "run")
     size = ["--rounds", 1, "--rows", 2, "--group", 2, "--agent-set", "minibatches=1"]
     made = CliRunner().invoke(app, list(map(str, ["meta-train", "--family", ID, *size, "--out", run.folder])))
     assert made.exit_code == 0, made.output
     assert {"controller.safetensors", "curves.png"} <= {path.name for path in run.folder.iterdir()}
-    judged = CliRunner().invoke(app, ["judge", str(run.controller), "--out", str(tmp_path / "judgement")])
-    assert judged.exit_code == 2
-    assert "longtail_controller" in judged.output
+    command = ["judge", str(run.controller), "--out", str(tmp_path / "judgement")]
+    refused = CliRunner().invoke(app, [*command, "--tier", "outer"])
+    assert refused.exit_code == 2
+    assert "--tier outer has problems for controllers for QanLR-Family-v0" in refused.output
     assert not (tmp_path / "judgement").exists()
+    small = ["--tasks", "1", "--seeds", "1", "--rival", "single shuffled"]
+    judged = CliRunner().invoke(app, [*command, *small, "--scoreboard", str(tmp_path / "board.json")])
+    assert judged.exit_code == 0, judged.output
+    assert "single shuffled" in (tmp_path / "judgement" / "report.md").read_text()
+    assert "other batches" in (tmp_path / "judgement" / "report.md").read_text()
+
+
+# --- judged ---------------------------------------------------------------------------------------------------------
+
+
+def test_controllers_of_two_families_are_not_judged_together():
+    paths = [FOLDER / f"{name}-0.safetensors" for name in ("long-tail", "sgd")]
+    with pytest.raises(ValueError, match=r"one family are judged at a time, and 'long-tail-0' is for Qan.*'sgd-0' is"):
+        load_controllers(paths, None)
+
+
+def test_the_rivals_of_the_classes_are_those_of_their_family():
+    assert {one.name for one in rivals_of(ID, ["single"])} == {f"single {name}" for name in METHODS}
+    (best,) = rivals_of(ID, ["best"])
+    assert best.optimizer == "sgd"
+    with pytest.raises(ValueError, match="unknown rival 'tuned'"):
+        rivals_of(ID, ["tuned"])
+    with pytest.raises(ValueError, match="unknown rival 'single shuffled'"):
+        rivals_of(FAMILY, ["single shuffled"])
+
+
+def test_rivals_play_as_the_environment_does():
+    """A training of each against the single environment of the same task and seed."""
+    (task,) = {task for problem in long_tail_problems(1, ("mlp",)) for task in problem.tasks}
+    for name, kwargs in (("shuffled", {}), ("class-weighted", {"class_weights": 1.0}), ("deferred", {})):
+        (contender,) = rivals_of(ID, [f"single {name}"])
+        env = gym.make(ID, task=task, continuous=True, **kwargs)
+        env.reset(seed=3, options=None if name == "deferred" else {"sampler": "shuffled"})
+        training = env.unwrapped.training
+        seed, ended = int(training.run.seed[0]), False
+        while not ended:
+            action = rule_actions(RULES[name], training)[0] if name == "deferred" else np.zeros(10, np.float32)
+            ended, info = env.step(action)[3:]
+        found = contender.play(Trainings((task,), (seed,))).test_loss
+        assert found[0] == pytest.approx(float(info["test_loss"]), rel=1e-5), name
+
+
+def test_the_best_rule_of_a_task_is_one_of_the_rules():
+    trainings = trainings_of(long_tail_problems(1, ("mlp",)), "sgd", 1)
+    (best,) = rivals_of(ID, ["best"])
+    found = best.play(trainings).test_loss[0]
+    assert found in [one.play(trainings, {}, tests=True).test_loss[0] for one in METHODS.values()]

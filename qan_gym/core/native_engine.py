@@ -125,6 +125,7 @@ def native_obstacle(config: TaskConfig, device: torch.device, network: Network) 
         (config.precision != "float32", f"the precision is {config.precision}"),
         (config.augment is not None, "images are augmented"),
         (config.distillation > 0, "there are soft targets"),
+        (config.class_weights > 0, "classes have weights"),
         (config.optimizer not in ("sgd", "adamw"), f"the optimizer is {config.optimizer}"),
         (config.preprocess != "normalise", "images are whitened"),
     ):

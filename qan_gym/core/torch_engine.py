@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from qan_gym.core.class_statistics import class_probe, means_by_class
+from qan_gym.core.class_weights import class_weights
 from qan_gym.core.measurements import Measurement
 from qan_gym.core.meta_momentum import Pull
 from qan_gym.core.run_state import RunState
@@ -57,6 +58,7 @@ class TorchEngine:
         self._each = torch.zeros(room if by_class else (num_runs, 0), device=parts.device)
         self.each = as_array(self._each)
         self.probe = self._probe() if by_class else None
+        self.class_weights = self._class_weights()
         together = num_runs if parts.device.type != "cpu" else min(num_runs, CPU_BLOCK)
         self.blocks = self._divide(num_runs, together if self.network.at_once else 1)
 
@@ -65,6 +67,12 @@ class TorchEngine:
         labels = self.data.labels["validation"]
         places = class_probe(labels, self.config.class_validation_images)
         return self.data.normalise(self.data.images["validation"][places]), labels[places]
+
+    def _class_weights(self) -> Tensor | None:
+        """(1, K) float32, of the classes in the training loss; None: they have none."""
+        labels = self.data.labels["train"].cpu().numpy()
+        weights = class_weights(labels, self.parts.n_classes, self.config.class_weights)
+        return None if weights is None else torch.from_numpy(weights)[None].to(self.parts.device)
 
     def _divide(self, num_runs: int, size: int) -> list[Block]:
         blocks = []
@@ -101,10 +109,11 @@ class TorchEngine:
             weight = run.has_reference[rows] * self.config.distillation
         scale = None if self.config.loss_scale == 1 else run.loss_scale[rows]
         each = self._each[rows] if run.layout.measures_classes else None
+        weights = None if self.class_weights is None else self.class_weights.expand(len(labels), -1)
         with self.parts.precision:
             loss, gradients = loss_and_gradients(
                 *(self.network, block.params, images, labels, soft_targets, weight),
-                *(self.parts.precision.dtype, scale, each),
+                *(self.parts.precision.dtype, scale, each, weights),
             )
         hyper = Hyperparameters(run.learning_rate[rows], run.momentum[rows], run.weight_decay[rows])
         if block.measurement is not None:

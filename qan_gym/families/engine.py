@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from qan_gym.config import TaskConfig
 from qan_gym.core.class_statistics import class_probe, means_by_class
+from qan_gym.core.class_weights import class_weights
 from qan_gym.core.components import Components, build_components, selection_of
 from qan_gym.core.engine import Engine, make_engine
 from qan_gym.core.meta_momentum import Pull
@@ -231,9 +232,10 @@ def kernel_task(config: TaskConfig, seed: int) -> MLPTask:
     mean, deviation = _mean_and_deviation(small, chosen.places)
     scale = config.input_scale / deviation
     widths, activation = mlp_sizes(config.network)
+    n_classes = len(selection.classes or range(dataset.n_classes))
     return MLPTask(
         train=Examples(small.train.images, chosen.places, chosen.labels),
-        n_classes=len(selection.classes or range(dataset.n_classes)),
+        n_classes=n_classes,
         widths=widths,
         activation=activation,
         batch_size=config.batch_size,
@@ -245,6 +247,7 @@ def kernel_task(config: TaskConfig, seed: int) -> MLPTask:
         loss_scale=config.loss_scale,
         initial_scale=config.initial_scale,
         seed=seed,
+        class_weights=class_weights(chosen.labels, n_classes, config.class_weights),
     )
 
 

@@ -74,8 +74,8 @@ class LongTailEnv(FamilyEnv):
     ## Arguments
     `split`, `num_tasks`, `start_task`, `context` and `task` as `LearningRateFamilyEnv`; `networks` (`"mlp"`,
     `"mnist-cnn"`); `imbalance`, `label_noise` (of the noisy classes) and `noisy_classes` (how many), each a number or
-    two, which it is drawn between; and the fields of `TaskConfig` that tasks do not say. `env.unwrapped.task` is the
-    record of the episode; pictures and text show it. CPU only.
+    two, which it is drawn between; and the fields of `TaskConfig` that tasks do not say, `class_weights` of the
+    training loss among them. `env.unwrapped.task` is the record of the episode; pictures and text show it. CPU only.
 
     ## Version History
     v0: version 1 of the tasks.

@@ -44,6 +44,7 @@ class LongTailTask(TaskRecord):
 
     DECISIONS: ClassVar[int] = DECISIONS
     VERSION: ClassVar[int] = VERSION
+    SAME_BATCHES: ClassVar[bool] = False
 
     split: str = setting("train", one_of("train", "test"), "of the family's tasks")
     number: int = setting(0, integer(at_least=0), "of the task in its split")

@@ -22,10 +22,12 @@ class TaskRecord:
     Attributes:
         DECISIONS: actions of an episode, whatever its budget.
         VERSION: of the record and of the distribution behind it; raised when a number comes to mean another task.
+        SAME_BATCHES: whether all policies train on the same mini-batches, so that their training losses compare.
     """
 
     DECISIONS: ClassVar[int]
     VERSION: ClassVar[int]
+    SAME_BATCHES: ClassVar[bool] = True
 
     # What every record has.
     split: str
@@ -37,7 +39,8 @@ class TaskRecord:
     data_seed: int
     momentum: float
     weight_decay: float
-    loss_scale: float = 1.0  # where the family has no other
+    optimizer: str = "sgd"  # where the family has no other
+    loss_scale: float = 1.0  # likewise
     batch_size: int
     batches_per_action: int
     version: int

@@ -62,7 +62,7 @@ class TaskSource(Generic[Record]):
     context_name: ClassVar[str] = "context"
     context_prefix: ClassVar[str] = "task_"
     idle: ClassVar[tuple[str, ...]] = (
-        *("epochs", "learning_rate", "nesterov", "preprocess", "augment", "imbalance", "replacement"),
+        *("epochs", "learning_rate", "nesterov", "preprocess", "augment", "imbalance", "replacement", "class_weights"),
         *("meta_momentum", "pull_epochs", "reference", "distillation"),
     )
 

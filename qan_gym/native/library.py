@@ -130,6 +130,7 @@ class MLPTask(Structure):
         ("widths", c_int64 * 3),
         ("batch", c_int64),
         ("seed", c_int64),
+        ("class_weights", c_void_p),
         ("beta2", c_double),
         ("epsilon", c_double),
         *((name, c_float) for name in ("scale", "shift", "loss_scale")),

@@ -102,6 +102,8 @@ class MLPTask:
         initial_scale: above 0, of the initial weights, which are normal with standard deviation initial_scale * gain /
             sqrt(fan in); the gain is sqrt(2) in front of "relu" and "gelu", else 1. Biases begin as 0.
         seed: of the initial weights and of the order.
+        class_weights: (K,) above 0, kept as float32; the training loss is the mean of the images' cross-entropies times
+            the weights of their classes. None: all 1.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -121,6 +123,7 @@ class MLPTask:
     loss_scale: float = 1.0
     initial_scale: float = 1.0
     seed: int = 0
+    class_weights: NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
         """Check."""
@@ -153,6 +156,8 @@ class MLPTask:
         }.items():
             if not right:
                 raise ValueError(f"{name}: {getattr(self, name)!r} is out of its range")
+        if self.class_weights is not None:
+            object.__setattr__(self, "class_weights", _weights(self.class_weights, self.n_classes))
 
     @property
     def per_epoch(self) -> int:
@@ -175,6 +180,7 @@ class MLPTask:
             widths=(*self.widths, *[0] * (MOST_HIDDEN - len(self.widths))),
             batch=self.batch_size,
             seed=self.seed,
+            class_weights=None if self.class_weights is None else self.class_weights.ctypes.data,
             beta2=self.beta2,
             epsilon=AdamW.EPSILON,
             scale=self.scale,
@@ -250,8 +256,8 @@ class Trained:
     """What a call of `MLPKernels.train` found.
 
     Attributes:
-        losses: (N, M) float32, the loss, times the loss scale, of each mini-batch before its update; NaN once the row
-            is not finite; 0 from the row's count on.
+        losses: (N, M) float32, the weighted loss, times the loss scale, of each mini-batch before its update; NaN once
+            the row is not finite; 0 from the row's count on.
         measured: (N, 7) float32, `qan_gym.core.statistics.MEASURED` of the mini-batches of this call; NaN where the row
             is not finite; 0 where it had no mini-batches. None: nothing is measured.
         each: (N, M, B) float32, where it was asked for: the cross-entropy of each image before the update; 0 behind a
@@ -493,6 +499,15 @@ def _integers(name: str, values: Any, below: int, dtype: Any) -> NDArray[Any]:
     if values.min() < 0 or values.max() >= below:
         raise ValueError(f"{name}: they must be from 0 to {below - 1}")
     copy = np.array(values, dtype, order="C")
+    copy.flags.writeable = False
+    return copy
+
+
+def _weights(values: Any, n_classes: int) -> Float32:
+    """A copy, read-only, of weights of the classes."""
+    copy = np.array(values, np.float32)
+    if copy.shape != (n_classes,) or not ((copy > 0) & (copy <= 1e30)).all():
+        raise ValueError(f"class_weights: they must be ({n_classes},) numbers above 0")
     copy.flags.writeable = False
     return copy
 

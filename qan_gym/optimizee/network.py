@@ -151,11 +151,13 @@ def loss_and_gradients(
     dtype: torch.dtype = torch.float32,
     scale: Tensor | None = None,
     each: Tensor | None = None,
+    class_weights: Tensor | None = None,
 ) -> tuple[Tensor, Params]:
     """Cross-entropy of N mini-batches and its gradients, with soft targets if given, both times a scale.
 
     The gradients are those of cross-entropy(labels) + weight * cross-entropy(soft targets) (Hinton et al. 2015,
-    temperature 1); the returned loss is the first term alone, so that it means the same with and without them.
+    temperature 1); the returned loss is the first term alone, so that it means the same with and without them. The
+    first term is the mean over the images, each times the weight of its class.
 
     Args:
         network: the kind.
@@ -166,7 +168,8 @@ def loss_and_gradients(
         weight: (N,) of the soft-target term; used with `soft_targets`.
         dtype: that the network computes in; the loss, the parameters and their gradients are float32 in any case.
         scale: (N,) float32; None: 1.
-        each: (N, B) float32, out: the loss of each image, without the scale; None: they are not kept.
+        each: (N, B) float32, out: the loss of each image, without scale and weight; None: they are not kept.
+        class_weights: (N, K) float32, of the losses of the images of each class; None: 1.
 
     Returns:
         The loss (N,), detached, and the gradients of the trained parameters, shaped like them.
@@ -175,13 +178,16 @@ def loss_and_gradients(
         logits = logits_of(network, params, images, True, dtype)  # (N, B, K)
     log_likelihood = logits.detach().log_softmax(dim=2)  # (N, B, K)
     own = -log_likelihood.gather(2, labels[..., None])  # (N, B, 1)
-    loss = own.mean(dim=(1, 2))  # (N,)
     if each is not None:
         each.copy_(own[..., 0])
+    of_images = None if class_weights is None else class_weights.gather(1, labels)[..., None]  # (N, B, 1)
+    loss = (own if of_images is None else of_images * own).mean(dim=(1, 2))  # (N,)
     # The gradient of cross-entropy with regard to the logits is softmax - targets: written out, it is faster.
     likelihood = log_likelihood.exp()
     minus_one = likelihood.new_full((1, 1, 1), -1.0).expand(*labels.shape, 1)
     d_logits = likelihood.scatter_add(2, labels[..., None], minus_one)
+    if of_images is not None:
+        d_logits *= of_images
     if soft_targets is not None and weight is not None:
         d_logits += per_run(weight, d_logits) * (likelihood - soft_targets)
     if scale is not None:

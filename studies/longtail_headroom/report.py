@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from qan_agents.experiments.run_folder import read_rows
 from studies.family_headroom.report import cell as interval_of
-from studies.longtail_headroom.measure import IMBALANCES, NOISES, RANDOM, SCORES, SHUFFLED, TRIED
+from studies.longtail_headroom.measure import IMBALANCES, NOISES, RANDOM, REDUCING, SCORES, SHUFFLED, TRIED, WEIGHTED
 
-RULES = (SHUFFLED, RANDOM, *TRIED)
+RULES = (SHUFFLED, RANDOM, *TRIED, *REDUCING, *WEIGHTED)
 
 Float64 = NDArray[np.float64]
 Cell = tuple[float, float]  # imbalance, label noise

@@ -46,6 +46,17 @@ static void spoil_numbers(struct qan_mlp_training *job) {
   if (draw(3) == 0) *settings[draw(3)] = odd_float();
 }
 
+// Every second row's classes have weights.
+static void give_weights(const struct qan_mlp_training *job) {
+  for (int64_t row = 0; row < job->work.networks; row++) {
+    struct qan_mlp_task *task = (struct qan_mlp_task *)&job->tasks[row];
+    if (draw(2)) continue;
+    float *weights = room((size_t)task->classes, sizeof *weights);
+    for (int64_t k = 0; k < task->classes; k++) weights[k] = 1.5f + draw_unit();
+    task->class_weights = weights;
+  }
+}
+
 // What `begin` answers where something of all rows is wrong: of rows without mini-batches it is not looked at.
 static int32_t of_all_rows(const struct qan_mlp_training *job) {
   for (int64_t i = 0; i < job->work.networks; i++)
@@ -214,10 +225,12 @@ int main(int count, char **arguments) {
     struct qan_mlp_training job =
         made_rows(between(1, MOST_ROWS), between(1, MOST_BATCHES), (int)draw(2), (int32_t)atoi(arguments[3]));
     give_indices(&job);
+    give_weights(&job);
     one_draw();
     for (int64_t i = 0; i < (left < CALLS ? left : CALLS); i++) refused += one_call(&job, space);
     free((void *)job.indices);
     free(job.each);
+    for (int64_t row = 0; row < job.work.networks; row++) free((void *)job.tasks[row].class_weights);
     release_rows(&job);
   }
   printf("%d refused\n", refused);

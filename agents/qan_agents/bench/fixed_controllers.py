@@ -23,6 +23,7 @@ from qan_gym.optimizee.network import evaluate
 from qan_gym.vector_env import QanVectorEnv
 
 LOSS_LIMIT = 1e3  # nats, of a class in `LossProportional`
+CLASS_WEIGHTS = 0.99  # of "class-weighted", see `TaskConfig.class_weights`
 
 
 class RandomActions:
@@ -186,6 +187,17 @@ def _check_initial_rate(task: TuningTask, settings: Settings) -> None:
     task_config(task.env, {**task.env_kwargs, **ABSOLUTE_ACTIONS, **settings})
 
 
+def _class_weighted(task: TuningTask, settings: Settings) -> PreparedController:
+    """Shuffled SGD whose loss weighs the classes by the inverse of the effective number of their images."""
+    env_kwargs = {"class_weights": settings.get("class_weights", CLASS_WEIGHTS)}
+    return PreparedController(ShuffledSGD(), env_kwargs, chosen=env_kwargs)
+
+
+def _check_class_weighted(task: TuningTask, settings: Settings) -> None:
+    require_settings(settings, ("class_weights",))
+    task_config(task.env, {**task.env_kwargs, **settings})
+
+
 def _schedule_of_agents(task: TuningTask, settings: Settings) -> PreparedController:
     """The base schedule under the actions of agents, which nobody plays: an agent before it has learned anything."""
     env_kwargs = agent_env_kwargs(task, settings.get("env", {}), continuous=False)
@@ -201,6 +213,7 @@ def _check_schedule_of_agents(task: TuningTask, settings: Settings) -> None:
 
 
 register_controller("constant", _initial_rate, Preparation.NONE, _check_initial_rate)
+register_controller("class-weighted", _class_weighted, Preparation.NONE, _check_class_weighted)
 register_controller("base", _schedule_of_agents, Preparation.NONE, _check_schedule_of_agents)
 
 
@@ -217,5 +230,5 @@ _register("random", RandomActions)
 _register("shuffled", lambda _: ShuffledSGD())
 _register("class-balanced", lambda _: ByActions(ClassBalanced(), ClassRule("class-balanced")))
 _register("loss-proportional", lambda seed: ByActions(LossProportional(seed), ClassRule("loss-proportional")))
-for _name in ("natural", "square-root", "deferred", "validation-proportional"):
+for _name in ("natural", "square-root", "deferred", "validation-proportional", "loss-reducing"):
     _register(_name, lambda _, name=_name: ClassRule(name))  # type: ignore[misc]

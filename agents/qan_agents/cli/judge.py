@@ -28,7 +28,13 @@ FAMILY_ONLY = ("tasks", "networks")  # options
 
 def judge(
     context: typer.Context,
-    controllers: Annotated[list[Path], typer.Argument(metavar="CONTROLLER...", help="Files of qan meta-train.")],
+    controllers: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="CONTROLLER...",
+            help="Files of qan meta-train, or names of shipped controllers, as sgd-0 or long-tail-0.",
+        ),
+    ],
     out: Annotated[
         Path, typer.Option(help="The folder of results and report; what is done there is not done again.")
     ] = Path("judgement"),
@@ -59,16 +65,17 @@ def judge(
     with extra_required("bench"):
         from qan_agents.judging.contenders import load_controllers
         from qan_agents.judging.results import Results
-        from qan_agents.judging.rivals import median_curves, rivals
+        from qan_agents.judging.rivals import median_curves, rivals_of
         from qan_agents.judging.runner import play_missing
         from qan_agents.judging.scoreboard import add_rows, check_scoreboard, rows_of, rules_of
         from qan_agents.judging.statistics import judge as compare
         from qan_agents.judging.statistics import scores_of
     out, scoreboard = expanded(out) or out, expanded(scoreboard)
     kinds = list(dict.fromkeys(networks or ["mlp"]))
-    judged = load_controllers([expanded(path) or path for path in controllers], label)
-    others = rivals(rival or [])
-    problems = _problems(tier, tasks, kinds, cifar)
+    judged = load_controllers([_file_of(path) for path in controllers], label)
+    family = judged[0].controller.settings.family
+    others = rivals_of(family, rival or [])
+    problems = _problems(family, tier, tasks, kinds, cifar)
     contenders: list[Contender] = [*judged, *median_curves(judged, kinds, rival or []), *others]
     rules = rules_of(tier, kinds, problems, seeds, others)
     if scoreboard is not None:
@@ -96,12 +103,24 @@ def judge(
         console.print(f"written: {scoreboard}")
 
 
-def _problems(tier: str, tasks: int, kinds: list[str], cifar: str) -> list[Problem]:
+def _file_of(controller: Path) -> Path:
+    """The file of a controller, which may be the name of one that comes with the package, as long-tail-0."""
+    from qan_agents.controllers.shipped import FOLDER
+
+    path = expanded(controller) or controller
+    shipped = FOLDER / f"{controller}.safetensors"
+    return shipped if not path.exists() and len(controller.parts) == 1 and shipped.exists() else path
+
+
+def _problems(family: str, tier: str, tasks: int, kinds: list[str], cifar: str) -> list[Problem]:
+    from qan_agents.controllers.controller import FAMILY
     from qan_agents.judging.outer_tier import outer_problems
-    from qan_agents.judging.problems import family_problems
+    from qan_agents.judging.problems import PROBLEMS
 
     if tier == "family":
-        return family_problems(tasks, kinds)
+        return PROBLEMS[family](tasks, kinds)
+    if family != FAMILY:
+        raise ValueError(f"--tier outer has problems for controllers for {FAMILY}, and this one is for {family}")
     problems, obstacle = outer_problems(cifar)
     if obstacle is not None:
         console.print(obstacle)
@@ -109,11 +128,10 @@ def _problems(tier: str, tasks: int, kinds: list[str], cifar: str) -> list[Probl
 
 
 def _about(tier: str, kinds: list[str], problems: list[Problem], seeds: int) -> str:
-    from qan_gym.families.task import VERSION
-
+    version = problems[0].tasks[0].VERSION
     what = f"held-out tasks of the family ({', '.join(kinds)})" if tier == "family" else "tasks unlike the family"
     return (
-        f"{len(problems)} {what}, version {VERSION}; {seeds} trainings of each contender on each, from the same seeds. "
+        f"{len(problems)} {what}, version {version}; {seeds} trainings of each contender on each, from the same seeds. "
         "The controllers have had no training on them. How: docs/judging.md."
     )
 

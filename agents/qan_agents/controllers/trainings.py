@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from qan_agents.controllers.controller import FAMILY, Controller
+from qan_agents.policies.class_rules import Rule as ClassRule
+from qan_agents.policies.class_rules import rule_actions
 from qan_gym.config import TaskConfig
 from qan_gym.core.reward import CHANCES
 from qan_gym.families.factory import FAMILIES
@@ -23,6 +25,7 @@ from qan_gym.tasks import TASKS
 
 ROWS = 128  # trainings at once
 DATASET = TASKS[FAMILY].dataset
+SHARES = replace(TASKS["QanMinibatch-LongTail-v0"], continuous=True)
 PLAIN = replace(TASKS[FAMILY], observation=("budget_used",), schedule="constant")  # nothing is measured or added
 
 Float64 = NDArray[np.float64]
@@ -163,6 +166,54 @@ def play_controller(
     return _play(tasks, seeds, replace(controller.config(), dataset=dataset), begin, tests)
 
 
+def play_class_rule(
+    tasks: Sequence[Any],
+    seeds: Sequence[int],
+    rule: ClassRule | None,
+    *,
+    class_weights: float = 0.0,
+    tests: bool = False,
+    dataset: str = DATASET,
+) -> Outcomes:
+    """Train on tasks with rare and noisy classes under a rule; for the other arguments see `play_schedules`.
+
+    Args:
+        tasks: n of them.
+        seeds: (n,).
+        rule: for the shares of the classes; None: shuffled SGD.
+        class_weights: see `TaskConfig.class_weights`.
+    """
+    config = replace(SHARES, dataset=dataset, class_weights=class_weights)
+
+    def begin(training: FamilyTraining, places: NDArray[np.int64]) -> Act:
+        if rule is None:
+            return lambda observations: np.zeros((len(places), training.parts.n_classes), np.float32)
+        return lambda observations: rule_actions(rule, training)
+
+    return _play(tasks, seeds, config, begin, tests, shuffled=rule is None)
+
+
+def play_class_shares(
+    tasks: Sequence[Any],
+    seeds: Sequence[int],
+    begin_actions: Callable[[NDArray[np.int64]], Act],
+    *,
+    config: TaskConfig | None = None,
+    tests: bool = False,
+    dataset: str = DATASET,
+) -> Outcomes:
+    """Train on tasks with rare and noisy classes under actions; for the other arguments see `play_schedules`.
+
+    Args:
+        tasks: n of them.
+        seeds: (n,).
+        begin_actions: (B,) places among the n trainings -> what acts in them.
+        config: of the environment; None: that of the family.
+    """
+    config = replace(config or SHARES, dataset=dataset)
+    return _play(tasks, seeds, config, lambda _, places: begin_actions(places), tests)
+
+
 Act = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # observations (B, D) -> actions (B, A)
 Begin = Callable[[FamilyTraining, NDArray[np.int64]], Act]
 
@@ -173,12 +224,14 @@ def _play(
     config: TaskConfig,
     begin: Begin,
     tests: bool,
+    shuffled: bool = False,
 ) -> Outcomes:
     """Trainings in pieces of ROWS, the longest together.
 
     Args:
         tasks, seeds, tests: see `play_schedules`.
         config: of the family.
+        shuffled: whether the mini-batches are those of shuffled SGD, whatever the actions are.
         begin: called after the reset of a piece, with the places of its tasks; gives what acts in it.
     """
     if len(tasks) != len(seeds):
@@ -190,7 +243,8 @@ def _play(
         chosen = [tasks[place] for place in places]
         source = source_of(chosen)
         training = FamilyTraining(family_parts(config, source, "cpu", "auto"), source, len(chosen), tests=tests)
-        observation, _ = training.reset(np.ones(len(chosen), np.bool_), np.asarray(seeds)[places], tasks=chosen)
+        everyone, own = np.ones(len(chosen), np.bool_), np.asarray(seeds)[places]
+        observation, _ = training.reset(everyone, own, shuffled, chosen)
         parts.append(_play_piece(training, np.asarray(observation), begin(training, places), chosen))
         training.close()
     return Outcomes.join(parts).take(np.argsort(order))

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from qan_agents.controllers.controller import FAMILY, Controller
+from qan_agents.controllers.controller import Controller
 from qan_agents.controllers.trainings import Float64, Outcomes, Rule, play_controller, play_rules
 from qan_agents.judging.methods import Method, Places, Range, Scheduled, candidates
 from qan_agents.judging.problems import MOST_TRAININGS, Trainings, training_tasks, tuning_seed
@@ -227,14 +227,14 @@ def load_controllers(paths: Sequence[Path], label: str | None) -> list[Controlle
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a file is damaged, of another family or given twice, two controllers would have one name, or
-            replicates differ in their optimizers.
+        ValueError: a file is damaged or given twice, they are of several families, two controllers would have one
+            name, or replicates differ in their optimizers.
     """
     names: dict[str, str] = {}  # of each group
     found: list[Controlled] = []
     digests: dict[str, Path] = {}
     for path in paths:
-        controller, digest = _of_learning_rate(path), hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        controller, digest = Controller.load(path), hashlib.sha256(Path(path).read_bytes()).hexdigest()
         if digest in digests:
             raise ValueError(f"{path}: the same controller as {digests[digest]}; give each once")
         digests[digest] = path
@@ -245,6 +245,7 @@ def load_controllers(paths: Sequence[Path], label: str | None) -> list[Controlle
                 raise ValueError(f"two different controllers would be called {name!r}: rename a file, or its folder")
             names[group] = name
         found += [Controlled(names[group], one, digest, controller) for one in controller.settings.optimizers]
+    require_one_family(found)
     for name in names.values():
         played = {one.digest: one.controller.settings.optimizers for one in found if one.name == name}
         if len(set(played.values())) > 1:
@@ -252,14 +253,16 @@ def load_controllers(paths: Sequence[Path], label: str | None) -> list[Controlle
     return found
 
 
-def _of_learning_rate(path: Path) -> Controller:
-    controller = Controller.load(path)
-    if controller.settings.family != FAMILY:
-        raise ValueError(
-            f"{path}: a controller for {controller.settings.family}, and qan judge compares those for {FAMILY}; "
-            "studies/longtail_controller compares controllers of the shares of the classes with fixed rules"
-        )
-    return controller
+def require_one_family(controllers: Sequence[Controlled]) -> None:
+    """Refuse controllers of several families, whose tasks differ.
+
+    Raises:
+        ValueError: they are.
+    """
+    by_family = {one.controller.settings.family: one.name for one in controllers}
+    if len(by_family) > 1:
+        each = ", ".join(f"{name!r} is for {family}" for family, name in by_family.items())
+        raise ValueError(f"controllers of one family are judged at a time, and {each}")
 
 
 def replayed(controlled: Controlled, networks: Sequence[str]) -> Replayed:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from qan_agents.controllers.controller import FAMILY
 from qan_agents.controllers.trainings import DATASET
 from qan_agents.seeds import UNSEEN_BELOW, training_seed
+from qan_gym.families import long_tail
 from qan_gym.families.learning_rate import OPTIMIZERS, draw_task
 from qan_gym.families.task import Task
 
+LONG_TAIL = "QanMinibatch-LongTail-v0"
 MOST_TRAININGS = 20  # of a search on a task; shorter ones are its beginning
 RANGE_TEST = MOST_TRAININGS  # the number of the training that is a range test
 
@@ -25,7 +29,7 @@ class Trainings:
         dataset: that the tasks take their images from.
     """
 
-    tasks: tuple[Task, ...]
+    tasks: tuple[Any, ...]
     seeds: tuple[int, ...]
     dataset: str = DATASET
 
@@ -39,27 +43,29 @@ class Problem:
 
     Attributes:
         name: in tables.
-        tasks: one per optimizer, in the order of OPTIMIZERS, which differ in nothing else.
+        tasks: records of one family, one per optimizer, which differ in nothing else.
         dataset: that the images are taken from.
     """
 
     name: str
-    tasks: tuple[Task, ...]
+    tasks: tuple[Any, ...]
     dataset: str = DATASET
 
-    def task(self, optimizer: str) -> Task:
+    def task(self, optimizer: str) -> Any:
         """The task of an optimizer."""
         return next(task for task in self.tasks if task.optimizer == optimizer)
 
     @property
     def kind(self) -> str:
         """The kind of network."""
-        return self.tasks[0].kind
+        kind: str = self.tasks[0].kind
+        return kind
 
     @property
     def budget(self) -> int:
         """In mini-batches."""
-        return self.tasks[0].budget
+        budget: int = self.tasks[0].budget
+        return budget
 
 
 def family_problems(count: int, networks: Sequence[str]) -> list[Problem]:
@@ -78,6 +84,17 @@ def family_problems(count: int, networks: Sequence[str]) -> list[Problem]:
     ]
 
 
+def long_tail_problems(count: int, networks: Sequence[str]) -> list[Problem]:
+    """The first held-out tasks with rare and noisy classes; arguments and errors as `family_problems`."""
+    return [Problem(str(number), (long_tail.draw_task("test", number, networks),)) for number in range(count)]
+
+
+PROBLEMS: dict[str, Callable[[int, Sequence[str]], list[Problem]]] = {  # of the families that are judged
+    FAMILY: lambda count, networks: family_problems(count, networks),
+    LONG_TAIL: long_tail_problems,
+}
+
+
 def training_tasks(count: int, networks: Sequence[str], optimizer: str) -> tuple[Task, ...]:
     """The first tasks of the training split, where all settings of rivals are chosen."""
     return tuple(draw_task("train", number, networks, (optimizer,)) for number in range(count))
@@ -89,7 +106,7 @@ def judged_seed(problem: Problem, number: int) -> int:
     return int.from_bytes(digest) % UNSEEN_BELOW
 
 
-def tuning_seed(task: Task, number: int) -> int:
+def tuning_seed(task: Any, number: int) -> int:
     """The seed of the training of that number by which something is tuned on a task; never one that is judged."""
     return training_seed(task.number, number)
 

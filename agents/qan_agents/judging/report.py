@@ -33,7 +33,8 @@ LEGEND = (
     "a test loss 10 % lower. In brackets: 95 % intervals; problems are drawn, seeds within each, and the controller's "
     "replicates (of a single replicate they do not say how another meta-training would differ). Median: over the "
     "problems. Won: share of the problems. Reached: the share of the budget after which the controller's running mean "
-    "of the training loss is down to where the rival's ends, median; never: not in half of the trainings. Worst: the "
+    "of the training loss is down to where the rival's ends, median; never: not in half of the trainings; other "
+    "batches: the two train on different mini-batches, whose losses do not compare. Worst: the "
     "problem on which the controller is farthest behind. Diverged: the controller's trainings, and the rival's."
 )
 
@@ -115,10 +116,17 @@ def cells(judgement: Judgement, found: Difference) -> tuple[str, ...]:
         with_interval(found.mean),
         with_interval(found.median),
         f"{won.value:.0%} ({won.low:.0%} to {won.high:.0%})",
-        "never" if math.isinf(found.reached) else f"{found.reached:.0%}",
+        reached(judgement, found),
         f"{100 * found.accuracy:+.1f} points",
         f"{found.worst:+.2f} ({judgement.problems[found.worst_place].name})",
     )
+
+
+def reached(judgement: Judgement, found: Difference) -> str:
+    """See `Difference.reached`."""
+    if not judgement.problems[0].tasks[0].SAME_BATCHES:
+        return "other batches"
+    return "never" if math.isinf(found.reached) else f"{found.reached:.0%}"
 
 
 def parts_table(judgement: Judgement, one: Scores) -> Table:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from qan_agents.judging.class_rivals import MedianMixture, class_rivals
 from qan_agents.judging.contenders import Contender, Controlled, Single, Tuned, replayed
 from qan_agents.judging.family_settings import COMMAND, Chosen, FamilySettings, read_settings
 from qan_agents.judging.methods import Method, Range, Scheduled
 from qan_agents.judging.plain_loop import ProdigyCosine, ScheduleFree
+from qan_agents.judging.problems import LONG_TAIL
 from qan_agents.judging.range_test import RangeTest
 from qan_agents.judging.rules import RULES, Ruled
 from qan_gym.families.learning_rate import OPTIMIZERS
@@ -44,18 +46,28 @@ def registry() -> dict[str, Make]:
     return found
 
 
-def rivals(names: Sequence[str], settings: FamilySettings | None = None) -> list[Contender]:
+def rivals_of(family: str, names: Sequence[str]) -> list[Contender]:
+    """The rivals of some names for a family; see `rivals`."""
+    if family == LONG_TAIL:
+        return rivals(names, known={name: lambda _, one=one: one for name, one in class_rivals().items()})  # type: ignore[misc]
+    return rivals(names)
+
+
+def rivals(
+    names: Sequence[str], settings: FamilySettings | None = None, known: dict[str, Make] | None = None
+) -> list[Contender]:
     """The rivals of some names.
 
     Args:
         names: of the registry; "single" and "tuned" stand for all that begin so; the median curve is left to
             `median_curves`; none: all.
         settings: that were chosen on the training split; None: those of the package.
+        known: of a family; None: `registry`.
 
     Raises:
         ValueError: a name is unknown, or the settings of a rival have not been chosen.
     """
-    known = registry()
+    known = known or registry()
     if names:
         names = [name for name in names if name != MEDIAN_CURVE]
         if not names:
@@ -76,6 +88,12 @@ def median_curves(controllers: Sequence[Controlled], networks: Sequence[str], na
     """The median curves of controllers, where they are among some names; no names: all."""
     if names and MEDIAN_CURVE not in names:
         return []
+    if controllers and controllers[0].controller.settings.family == LONG_TAIL:
+        about = (tuple(networks),)
+        return [
+            MedianMixture(f"{MEDIAN_CURVE} of {one.name}", one.optimizer, one.digest, one.controller, *about)
+            for one in controllers
+        ]
     return [replayed(one, networks) for one in controllers]
 
 

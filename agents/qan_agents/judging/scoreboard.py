@@ -13,8 +13,6 @@ from qan_agents.judging.problems import Problem
 from qan_agents.judging.results import FORMAT, digest, identity, key_of
 from qan_agents.judging.statistics import Judgement, Scores
 from qan_agents.records import Interval, Strict, read_record, short
-from qan_gym.families.learning_rate import OPTIMIZERS
-from qan_gym.families.task import VERSION
 from qan_gym.utils.files import require_writable, write_bytes
 
 
@@ -84,10 +82,10 @@ def rules_of(
     tier: str, networks: Sequence[str], problems: Sequence[Problem], seeds: int, rivals: Sequence[Contender]
 ) -> Rules:
     """The rules of a judgement."""
-    tasks = [key_of(problem, optimizer) for problem in problems for optimizer in OPTIMIZERS]
+    tasks = [key_of(problem, task.optimizer) for problem in problems for task in problem.tasks]
     return Rules(
         format=FORMAT,
-        tasks_version=VERSION,
+        tasks_version=problems[0].tasks[0].VERSION,
         tier=tier,
         networks=list(networks),
         problems=len(problems),

@@ -53,11 +53,14 @@ class Classes:
 Rule = Callable[[Classes], Float64]  # -> (N, K) shares, at least 0, of any sum
 
 
-@dataclass(frozen=True)
+Setting = float | Float64  # of a rule: for all runs, or (N, 1)
+
+
+@dataclass(frozen=True, eq=False)
 class ByPower:
     """In proportion to a power of the size: 0: all classes alike, 1/2: its square root, 1: as the data are."""
 
-    power: float
+    power: Setting
 
     def __call__(self, classes: Classes) -> Float64:
         """The shares, see `Rule`."""
@@ -65,7 +68,7 @@ class ByPower:
         return shares
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Deferred:
     """As the data are, then all classes alike (deferred re-balancing, Cao et al. 2019, arXiv:1906.07413).
 
@@ -73,15 +76,15 @@ class Deferred:
         start: share of the budget at which they become alike.
     """
 
-    start: float
+    start: Setting
 
     def __call__(self, classes: Classes) -> Float64:
         """The shares, see `Rule`."""
-        late = (classes.used >= self.start)[:, None]
+        late = classes.used[:, None] >= self.start
         return np.where(late, ByPower(0.0)(classes), ByPower(1.0)(classes))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LossProportional:
     """In proportion to a power of the loss of a class.
 
@@ -90,7 +93,7 @@ class LossProportional:
         validation: whether it is the loss on validation images.
     """
 
-    power: float
+    power: Setting
     validation: bool = False
 
     def __call__(self, classes: Classes) -> Float64:
@@ -99,13 +102,52 @@ class LossProportional:
         Raises:
             ValueError: the losses are not measured.
         """
-        losses = classes.validation_losses if self.validation else classes.losses
-        if losses is None:
-            raise ValueError(
-                "the losses of the classes are not measured: make the environment with observation='classes'"
-            )
-        shares: Float64 = np.clip(losses, 1e-3, 1e3) ** self.power * (classes.sizes > 0)
-        return shares
+        training, validation = measured_losses(classes)
+        return by_loss(validation if self.validation else training, self.power, classes)
+
+
+@dataclass(frozen=True, eq=False)
+class LossReducing:
+    """In proportion to a power of the part of a class's training loss that more training on the class can reduce.
+
+    As in reducible holdout loss selection (Mindermann et al. 2022, arXiv:2206.07137) that is the training loss less the
+    part that held-out images say is irreducible; but of classes in the place of images, and without a second network:
+    irreducible is by how much the training loss is above the loss on the clean validation images, which is what label
+    noise adds to it. What is left is the smaller one of the two losses: large neither for a class whose labels are
+    noisy, nor for a rare one that is known by heart.
+
+    Attributes:
+        power: of that part.
+    """
+
+    power: Setting
+
+    def __call__(self, classes: Classes) -> Float64:
+        """The shares, see `Rule`.
+
+        Raises:
+            ValueError: the losses are not measured.
+        """
+        training, validation = measured_losses(classes)
+        irreducible = np.maximum(training - validation, 0)
+        return by_loss(training - irreducible, self.power, classes)
+
+
+def measured_losses(classes: Classes) -> tuple[Float64, Float64]:
+    """In training and on validation images, (N, K) each.
+
+    Raises:
+        ValueError: they are not measured.
+    """
+    if classes.losses is None or classes.validation_losses is None:
+        raise ValueError("the losses of the classes are not measured: make the environment with observation='classes'")
+    return classes.losses, classes.validation_losses
+
+
+def by_loss(losses: Float64, power: Setting, classes: Classes) -> Float64:
+    """Shares in proportion to a power of losses (N, K), of the classes that have images."""
+    shares: Float64 = np.clip(losses, 1e-3, 1e3) ** power * (classes.sizes > 0)
+    return shares
 
 
 RULES: dict[str, Rule] = {
@@ -115,6 +157,7 @@ RULES: dict[str, Rule] = {
     "deferred": Deferred(0.6),
     "loss-proportional": LossProportional(1.0),
     "validation-proportional": LossProportional(1.0, validation=True),
+    "loss-reducing": LossReducing(1.0),
 }
 
 

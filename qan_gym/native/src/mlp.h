@@ -39,6 +39,7 @@ struct qan_mlp_task {
   int64_t widths[MLP_HIDDEN];  // of the hidden layers
   int64_t batch;               // B, at most train.count
   int64_t seed;                // of the order of the images
+  const float *class_weights;  // (K,) of the losses of a class's images in training; or NULL: all 1
   double beta2, epsilon;       // ADAMW
   float scale, shift;
   float loss_scale;    // the loss and its gradient are multiplied by it
@@ -60,12 +61,12 @@ struct qan_mlp_training {
   const int64_t *counts;                  // (N,) mini-batches to train on, 0 to `most`
   int64_t most;                           // M, at least 1
   const double *rates;                    // (N, M) learning rates
-  float *losses;    // (N, M) out: of each mini-batch, before its update; 0 from a row's count on
+  float *losses;    // (N, M) out: of each mini-batch, before its update, weighted; 0 from a row's count on
   uint8_t *finite;  // (N,) whether loss and weights have been finite; a row that is not is no longer trained
   float *measured;  // (N, MEASUREMENTS) out; or NULL
   int64_t room;             // images of a mini-batch that `indices` and `each` have room for, at least every row's
   const int64_t *indices;  // (N, M, room) of the images of each mini-batch, from 0 on; or NULL: those of the epochs
-  float *each;             // (N, M, room) out: the cross-entropy of each image, without the loss scale; or NULL
+  float *each;             // (N, M, room) out: the cross-entropy of each image, not scaled or weighted; or NULL
 };
 
 struct qan_mlp_evaluation {

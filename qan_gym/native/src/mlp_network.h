@@ -99,9 +99,10 @@ static void mlp_forward(const struct mlp *mlp, int count) {
   }
 }
 
-// Cross-entropy of each of the images of a chunk, a lane each, into `losses`. With a `factor` above 0: the gradient of
-// their sum times the factor into `d_outputs` of the last layer.
-KEEP_OUT void mlp_cross_entropy(const struct mlp *mlp, int count, const uint8_t *labels, float factor, float *losses) {
+// Cross-entropy of each of the images of a chunk, a lane each, into `losses`. With `factors` (MLP_CHUNK,): the gradient
+// of the sum of each loss times its factor into `d_outputs` of the last layer.
+KEEP_OUT void mlp_cross_entropy(const struct mlp *mlp, int count, const uint8_t *labels, const float *factors,
+                                float *losses) {
   const int last = mlp->layout.layers - 1, classes = mlp->layout.outputs[last], room = mlp->layout.room[last];
   const float *logits = mlp->outputs[last];
   float *d_logits = mlp->d_outputs[last];
@@ -125,15 +126,15 @@ KEEP_OUT void mlp_cross_entropy(const struct mlp *mlp, int count, const uint8_t 
       sum += e;
     }
     store(losses + b, logs_of(sum) - (load(own) - largest));
-    if (!(factor > 0)) continue;
-    const floats scale = broadcast(factor) / sum;
+    if (!factors) continue;
+    const floats scale = load(factors + b) / sum;
     for (int k = 0; k < classes; k += LANES) {
       floats r[LANES];
       UNROLL for (int i = 0; i < LANES; i++) r[i] = load(mlp->by_class + (k + i) * LANES) * scale;
       transpose(r);
       UNROLL for (int i = 0; i < LANES; i++) store(d_logits + (b + i) * room + k, r[i]);
     }
-    for (int i = 0; i < LANES && b + i < count; i++) d_logits[(b + i) * room + labels[b + i]] -= factor;
+    for (int i = 0; i < LANES && b + i < count; i++) d_logits[(b + i) * room + labels[b + i]] -= factors[b + i];
   }
 }
 
@@ -230,6 +231,10 @@ static const int64_t *draw_images(struct draws *draws, int64_t first, int64_t co
   return draws->indices + (first - draws->first);
 }
 
+static inline float weight_of(const struct qan_mlp_task *task, uint8_t label) {
+  return task->class_weights ? task->class_weights[label] : 1.0f;
+}
+
 // Gradients of a mini-batch's loss; returns the loss. The gradients are complete where the loss is finite. The images are
 // those that are `given`, or where none are those of the epoch from `first` on. `each`: NULL, or the losses of the images.
 static float mlp_gradients(const struct mlp *mlp, struct draws *draws, int64_t first, const int64_t *given, float *each) {
@@ -240,12 +245,13 @@ static float mlp_gradients(const struct mlp *mlp, struct draws *draws, int64_t f
   for (int64_t done = 0; done < task->batch; done += MLP_CHUNK) {
     const int count = task->batch - done < MLP_CHUNK ? (int)(task->batch - done) : MLP_CHUNK;
     uint8_t labels[MLP_CHUNK];
-    float losses[MLP_CHUNK];
+    float losses[MLP_CHUNK], factors[MLP_CHUNK] = {0};
     const int64_t *indices = given ? given + done : draw_images(draws, first + done, count);
     mlp_load(mlp, &task->train, indices, count, labels);
+    for (int b = 0; b < count; b++) factors[b] = factor * weight_of(task, labels[b]);
     mlp_forward(mlp, count);
-    mlp_cross_entropy(mlp, count, labels, factor, losses);
-    for (int b = 0; b < count; b++) loss += (double)losses[b];
+    mlp_cross_entropy(mlp, count, labels, factors, losses);
+    for (int b = 0; b < count; b++) loss += (double)losses[b] * (double)weight_of(task, labels[b]);
     if (each) memcpy(each + done, losses, (size_t)count * sizeof(float));
     if (loss - loss != 0) break;
     mlp_backward(mlp, count, done > 0);
