@@ -1,6 +1,6 @@
 """APPO of Sample-Factory, in one process.
 
-It does not go with NumPy 2, which this package needs (docs/everywhere.md).
+Its last release stops at the first rollout beside the NumPy that this package needs (docs/everywhere.md).
 """
 
 import sys

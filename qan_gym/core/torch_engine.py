@@ -70,6 +70,8 @@ class TorchEngine:
 
     def _class_weights(self) -> Tensor | None:
         """(1, K) float32, of the classes in the training loss; None: they have none."""
+        if self.config.class_weights == 0:
+            return None
         labels = self.data.labels["train"].cpu().numpy()
         weights = class_weights(labels, self.parts.n_classes, self.config.class_weights)
         return None if weights is None else torch.from_numpy(weights)[None].to(self.parts.device)
