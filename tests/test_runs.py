@@ -241,6 +241,16 @@ def test_a_finished_run_is_shown_and_not_played_again(whole, tmp_path, monkeypat
     assert (folder / "episode.png").exists()
 
 
+def test_an_evaluation_of_an_earlier_agent_does_not_count(agent, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        stop_in_episode(2, agent, patched, KeyboardInterrupt)
+        invoke("train", *SHORT, *chosen(agent), "--out", folder, status=130)
+    invoke("evaluate", folder)
+    assert Run(folder).evaluated
+    assert "playing unseen seeds" in invoke("train", "--resume", folder)
+
+
 def test_a_meta_training_is_no_run(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "state.safetensors").write_bytes(b"")

@@ -291,7 +291,7 @@ class Run:
     # --- rounds -----------------------------------------------------------------------------------------------------
 
     def finish_round(self, episodes: int, steps: int, names: Sequence[str]) -> None:
-        """Let a round count, whose files are written; the agents of earlier ones are removed.
+        """Let a round count, whose files are written; the agents of earlier ones are removed, and evaluations of them.
 
         Args:
             episodes: of the run that are finished.
@@ -300,7 +300,7 @@ class Run:
         """
         before = self.manifest()
         done = Round(episodes=episodes, steps=steps, files=self._records(names))
-        now = before.model_copy(update={"rounds": [*before.rounds, done]})
+        now = before.model_copy(update={"rounds": [*before.rounds, done], "evaluation": {}})
         now.write(self.folder)
         for old in now.rounds[:-CHECKPOINTS]:
             for name in (self.model_name(old.episodes), self.carried_name(old.episodes)):
