@@ -111,11 +111,11 @@ class TorchEngine:
             weight = run.has_reference[rows] * self.config.distillation
         scale = None if self.config.loss_scale == 1 else run.loss_scale[rows]
         each = self._each[rows] if run.layout.measures_classes else None
-        weights = None if self.class_weights is None else self.class_weights.expand(len(labels), -1)
+        of_classes = None if self.class_weights is None else self.class_weights.expand(len(labels), -1)
         with self.parts.precision:
             loss, gradients = loss_and_gradients(
                 *(self.network, block.params, images, labels, soft_targets, weight),
-                *(self.parts.precision.dtype, scale, each, weights),
+                *(self.parts.precision.dtype, scale, each, of_classes),
             )
         hyper = Hyperparameters(run.learning_rate[rows], run.momentum[rows], run.weight_decay[rows])
         if block.measurement is not None:
