@@ -12,7 +12,8 @@ import pytest
 import torch
 from helpers import made_npz
 
-import qan_gym  # noqa: F401 (registers the ids)
+import qan_gym
+import qan_gym.families.factory  # noqa: F401 (registers ids and features; before a test that puts the registries back)
 from qan_gym.core.features import FEATURES
 from qan_gym.core.references import reference_name
 from qan_gym.core.reward import REWARDS
