@@ -17,7 +17,7 @@ from qan_agents.cli.app import app
 from qan_agents.controllers.controller import Controller, ControllerSettings
 from qan_agents.controllers.trainings import Outcomes, Plan, play_controller, play_schedules
 from qan_agents.judging import contenders, family_search, range_test, rivals, runner, statistics
-from qan_agents.judging.contenders import Controlled, Single, Tuned, load_controllers, replayed
+from qan_agents.judging.contenders import Controlled, MedianCurve, Single, Tuned, load_controllers
 from qan_agents.judging.family_settings import Chosen, FamilySettings, read_settings, write_settings
 from qan_agents.judging.methods import Range, Scheduled, candidates
 from qan_agents.judging.outer_tier import outer_problems
@@ -302,7 +302,7 @@ def test_a_controller_without_feedback_is_its_median_curve(tmp_path: Path, monke
     (one,) = load_controllers([made_controller(tmp_path / "c.safetensors")], None)
     trainings = Trainings(TASKS, (1, 2))
     same(one.play(trainings), play_controller(one.controller, TASKS, (1, 2), tests=True))
-    curve = replayed(one, ("mlp",))
+    curve = MedianCurve.of(one, ("mlp",))
     assert curve.name == "median curve of c"
     same(curve.play(trainings), one.play(trainings), rtol=1e-4)
 

@@ -17,7 +17,7 @@ from qan_agents.controllers.trainings import play_controller
 from qan_agents.judging.class_rivals import METHODS
 from qan_agents.judging.contenders import load_controllers
 from qan_agents.judging.problems import Trainings, long_tail_problems, trainings_of
-from qan_agents.judging.rivals import rivals_of
+from qan_agents.judging.rivals import rivals
 from qan_agents.policies.class_rules import RULES, rule_actions
 from qan_agents.ppo.network import ClassTrunk, RunningNorm
 from qan_gym.families.long_tail import DECISIONS, DIGITS, draw_task
@@ -188,20 +188,20 @@ def test_controllers_of_two_families_are_not_judged_together():
 
 
 def test_the_rivals_of_the_classes_are_those_of_their_family():
-    assert {one.name for one in rivals_of(ID, ["single"])} == {f"single {name}" for name in METHODS}
-    (best,) = rivals_of(ID, ["best"])
+    assert {one.name for one in rivals(["single"], family=ID)} == {f"single {name}" for name in METHODS}
+    (best,) = rivals(["best"], family=ID)
     assert best.optimizer == "sgd"
     with pytest.raises(ValueError, match="unknown rival 'tuned'"):
-        rivals_of(ID, ["tuned"])
+        rivals(["tuned"], family=ID)
     with pytest.raises(ValueError, match="unknown rival 'single shuffled'"):
-        rivals_of(FAMILY, ["single shuffled"])
+        rivals(["single shuffled"], family=FAMILY)
 
 
 def test_rivals_play_as_the_environment_does():
     """A training of each against the single environment of the same task and seed."""
     (task,) = {task for problem in long_tail_problems(1, ("mlp",)) for task in problem.tasks}
     for name, kwargs in (("shuffled", {}), ("class-weighted", {"class_weights": 1.0}), ("deferred", {})):
-        (contender,) = rivals_of(ID, [f"single {name}"])
+        (contender,) = rivals([f"single {name}"], family=ID)
         env = gym.make(ID, task=task, continuous=True, **kwargs)
         env.reset(seed=3, options=None if name == "deferred" else {"sampler": "shuffled"})
         training = env.unwrapped.training
@@ -215,6 +215,6 @@ def test_rivals_play_as_the_environment_does():
 
 def test_the_best_rule_of_a_task_is_one_of_the_rules():
     trainings = trainings_of(long_tail_problems(1, ("mlp",)), "sgd", 1)
-    (best,) = rivals_of(ID, ["best"])
+    (best,) = rivals(["best"], family=ID)
     found = best.play(trainings).test_loss[0]
     assert found in [one.play(trainings, {}, tests=True).test_loss[0] for one in METHODS.values()]

@@ -20,6 +20,7 @@ from qan_agents.class_columns import class_columns
 from qan_agents.controllers.controller import Controller
 from qan_agents.controllers.shipped import shipped_paths
 from qan_agents.experiments.run_folder import encode_rows, read_rows
+from qan_agents.judging.class_rivals import by_rank
 from qan_gym.core.class_statistics import CLASSES
 from qan_gym.families.factory import family_config
 from qan_gym.families.long_tail import DECISIONS, DIGITS, LongTailTask, draw_task
@@ -64,11 +65,6 @@ class Typical:
 
         play(training, tasks, act)
         self.actions, self.seen = np.median(played, axis=1), np.median(seen, axis=1)
-
-
-def by_rank(tasks: list[LongTailTask]) -> NDArray[np.int64]:
-    """(n, K), the classes of each task, the largest first."""
-    return np.argsort([[-size for size in task.class_sizes] for task in tasks], axis=1, kind="stable")
 
 
 def columns_of(controller: Controller) -> NDArray[np.int64]:

@@ -65,7 +65,7 @@ def judge(
     with extra_required("bench"):
         from qan_agents.judging.contenders import load_controllers
         from qan_agents.judging.results import Results
-        from qan_agents.judging.rivals import median_curves, rivals_of
+        from qan_agents.judging.rivals import median_curves, rivals
         from qan_agents.judging.runner import play_missing
         from qan_agents.judging.scoreboard import add_rows, check_scoreboard, rows_of, rules_of
         from qan_agents.judging.statistics import judge as compare
@@ -74,7 +74,7 @@ def judge(
     kinds = list(dict.fromkeys(networks or ["mlp"]))
     judged = load_controllers([_file_of(path) for path in controllers], label)
     family = judged[0].controller.settings.family
-    others = rivals_of(family, rival or [])
+    others = rivals(rival or [], family=family)
     problems = _problems(family, tier, tasks, kinds, cifar)
     contenders: list[Contender] = [*judged, *median_curves(judged, kinds, rival or []), *others]
     rules = rules_of(tier, kinds, problems, seeds, others)

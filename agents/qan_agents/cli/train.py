@@ -175,7 +175,9 @@ def _train_and_evaluate(
             _train(run, config, drop_damaged, log)
         if run.evaluated:
             console.print(f"the unseen seeds have been played: qan evaluate {run.folder} plays them again")
-        _evaluate_and_plot(run, again=False)
+        else:
+            _evaluate(run)
+        _show(run)
     except KeyboardInterrupt:
         asked_for = dict.fromkeys((*modules, *filter(None, [config.env.rpartition(":")[0]])))
         more = [word for module in asked_for for word in ("--import", module)]
@@ -259,18 +261,14 @@ def evaluate(run: RunArgument, modules: ImportOption = None) -> None:
     """Play a trained agent greedily on unseen seeds, beside fixed policies; draw the pictures anew."""
     from qan_agents.experiments.run_folder import Run
 
-    _evaluate_and_plot(Run(run))
+    _evaluate(Run(run))
+    _show(Run(run))
 
 
-def _evaluate_and_plot(run: "Run", *, again: bool = True) -> None:
-    """Evaluate a run, draw its pictures, and say in one sentence how the agent stands.
-
-    again: whether also one that is evaluated.
-    """
+def _show(run: "Run") -> None:
+    """The evaluation of a run as a table, its pictures, and how the agent stands in one sentence."""
     from qan_agents.experiments.verdict import verdict_of
 
-    if again or not run.evaluated:
-        _evaluate(run)
     verdict = verdict_of(run)
     head, rows = verdict.table()
     table = table_of(*head, right=head[1:], title=verdict.title)

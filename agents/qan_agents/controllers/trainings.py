@@ -12,8 +12,6 @@ import torch
 from numpy.typing import NDArray
 
 from qan_agents.controllers.controller import FAMILY, Controller
-from qan_agents.policies.class_rules import Rule as ClassRule
-from qan_agents.policies.class_rules import rule_actions
 from qan_gym.config import TaskConfig
 from qan_gym.core.reward import CHANCES
 from qan_gym.families.factory import FAMILIES
@@ -25,7 +23,6 @@ from qan_gym.tasks import TASKS
 
 ROWS = 128  # trainings at once
 DATASET = TASKS[FAMILY].dataset
-SHARES = replace(TASKS["QanMinibatch-LongTail-v0"], continuous=True)
 PLAIN = replace(TASKS[FAMILY], observation=("budget_used",), schedule="constant")  # nothing is measured or added
 
 Float64 = NDArray[np.float64]
@@ -107,7 +104,7 @@ def play_schedules(
         training.run.chosen_learning_rate.copy_(torch.from_numpy(plan.rates[places]))
         return lambda _: np.zeros((len(places), 1), np.float32)
 
-    return _play(tasks, seeds, config, begin, tests)
+    return play_tasks(tasks, seeds, config, begin, tests)
 
 
 def play_rules(
@@ -143,7 +140,7 @@ def play_rules(
 
         return act
 
-    return _play(tasks, seeds, config, begin, tests)
+    return play_tasks(tasks, seeds, config, begin, tests)
 
 
 def play_controller(
@@ -163,62 +160,14 @@ def play_controller(
     def begin(training: FamilyTraining, places: NDArray[np.int64]) -> Act:
         return controller.player(len(places))
 
-    return _play(tasks, seeds, replace(controller.config(), dataset=dataset), begin, tests)
-
-
-def play_class_rule(
-    tasks: Sequence[Any],
-    seeds: Sequence[int],
-    rule: ClassRule | None,
-    *,
-    class_weights: float = 0.0,
-    tests: bool = False,
-    dataset: str = DATASET,
-) -> Outcomes:
-    """Train on tasks with rare and noisy classes under a rule; for the other arguments see `play_schedules`.
-
-    Args:
-        tasks: n of them.
-        seeds: (n,).
-        rule: for the shares of the classes; None: shuffled SGD.
-        class_weights: see `TaskConfig.class_weights`.
-    """
-    config = replace(SHARES, dataset=dataset, class_weights=class_weights)
-
-    def begin(training: FamilyTraining, places: NDArray[np.int64]) -> Act:
-        if rule is None:
-            return lambda observations: np.zeros((len(places), training.parts.n_classes), np.float32)
-        return lambda observations: rule_actions(rule, training)
-
-    return _play(tasks, seeds, config, begin, tests, shuffled=rule is None)
-
-
-def play_class_shares(
-    tasks: Sequence[Any],
-    seeds: Sequence[int],
-    begin_actions: Callable[[NDArray[np.int64]], Act],
-    *,
-    config: TaskConfig | None = None,
-    tests: bool = False,
-    dataset: str = DATASET,
-) -> Outcomes:
-    """Train on tasks with rare and noisy classes under actions; for the other arguments see `play_schedules`.
-
-    Args:
-        tasks: n of them.
-        seeds: (n,).
-        begin_actions: (B,) places among the n trainings -> what acts in them.
-        config: of the environment; None: that of the family.
-    """
-    config = replace(config or SHARES, dataset=dataset)
-    return _play(tasks, seeds, config, lambda _, places: begin_actions(places), tests)
+    return play_tasks(tasks, seeds, replace(controller.config(), dataset=dataset), begin, tests)
 
 
 Act = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # observations (B, D) -> actions (B, A)
 Begin = Callable[[FamilyTraining, NDArray[np.int64]], Act]
 
 
-def _play(
+def play_tasks(
     tasks: Sequence[Any],
     seeds: Sequence[int],
     config: TaskConfig,
@@ -226,13 +175,16 @@ def _play(
     tests: bool,
     shuffled: bool = False,
 ) -> Outcomes:
-    """Trainings in pieces of ROWS, the longest together.
+    """Trainings of any family, in pieces of ROWS, the longest together.
 
     Args:
         tasks, seeds, tests: see `play_schedules`.
         config: of the family.
-        shuffled: whether the mini-batches are those of shuffled SGD, whatever the actions are.
         begin: called after the reset of a piece, with the places of its tasks; gives what acts in it.
+        shuffled: whether the mini-batches are those of shuffled SGD, whatever the actions are.
+
+    Raises:
+        ValueError: there are not as many seeds as tasks.
     """
     if len(tasks) != len(seeds):
         raise ValueError(f"as many tasks as seeds, not {len(tasks)} and {len(seeds)}")

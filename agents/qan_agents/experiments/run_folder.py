@@ -173,10 +173,12 @@ class Run:
         try:
             return Manifest.read(self.folder)
         except FileNotFoundError as error:
-            if any((self.folder / name).is_file() for name in ("state.safetensors", "controller.safetensors")):
+            from qan_agents.controllers.meta_training import CONTROLLER, STATE  # which imports this module
+
+            if any((self.folder / name).is_file() for name in (STATE, CONTROLLER)):
                 raise ValueError(
                     f"{self.folder} is a meta-training, not a run of qan train: go on with it by qan meta-train "
-                    f"--resume, judge its controller.safetensors by qan judge"
+                    f"--resume, judge its {CONTROLLER} by qan judge"
                 ) from error
             raise ValueError(
                 f"{error}: the run is of another version, or was not copied whole; nothing in it can be verified"

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qan_agents.controllers.controller import Controller
-from qan_agents.controllers.trainings import Act, Outcomes, play_class_rule, play_class_shares
-from qan_agents.judging.contenders import Contender, Single, part_of
-from qan_agents.judging.methods import Range, Settings
-from qan_agents.judging.problems import Trainings, tuning_seed
-from qan_agents.policies.class_rules import RULES, Rule
+from qan_agents.controllers.trainings import Act, Outcomes, play_tasks
+from qan_agents.judging.contenders import CURVE_TASKS, Contender, Replayed, Single, part_of, play_chosen
+from qan_agents.judging.methods import Places, Range, Settings
+from qan_agents.judging.problems import LONG_TAIL, Trainings, tuning_seed
+from qan_agents.policies.class_rules import RULES, Rule, rule_actions
 from qan_gym.families.long_tail import DECISIONS, VERSION, LongTailTask, draw_task
+from qan_gym.families.training import FamilyTraining
+from qan_gym.tasks import TASKS
 
 OPTIMIZER = "sgd"  # of the family's tasks
-CURVE_TASKS = 128  # of the training split, for a median mixture
+SHARES = replace(TASKS[LONG_TAIL], continuous=True)
 TRAININGS = 2  # of each rule on a task, by which the best one is chosen
 
 
@@ -41,14 +42,15 @@ class ClassRule:
 
     def play(self, trainings: Trainings, settings: Settings, *, tests: bool) -> Outcomes:
         """See `Method.play`."""
-        return play_class_rule(
-            trainings.tasks,
-            trainings.seeds,
-            self.rule,
-            class_weights=self.class_weights,
-            tests=tests,
-            dataset=trainings.dataset,
-        )
+        rule = self.rule
+
+        def begin(training: FamilyTraining, places: Places) -> Act:
+            if rule is None:
+                return lambda observations: np.zeros((len(places), training.parts.n_classes), np.float32)
+            return lambda observations: rule_actions(rule, training)
+
+        config = replace(SHARES, dataset=trainings.dataset, class_weights=self.class_weights)
+        return play_tasks(trainings.tasks, trainings.seeds, config, begin, tests, shuffled=rule is None)
 
 
 METHODS: dict[str, ClassRule] = {
@@ -80,14 +82,11 @@ class BestOfRules:
         losses = [np.log(one.play(wide, {}, tests=False).validation_loss) for one in METHODS.values()]
         means = np.reshape(losses, (len(METHODS), len(tasks), TRAININGS)).mean(axis=2)
         chosen = dict(zip(tasks, means.argmin(axis=0).tolist(), strict=True))
-        best = np.array([chosen[task] for task in trainings.tasks])
-        parts, places = [], []
-        for number, method in enumerate(METHODS.values()):
-            mine = np.flatnonzero(best == number)
-            if len(mine):
-                parts.append(method.play(part_of(trainings, mine), {}, tests=True))
-                places.append(mine)
-        return Outcomes.join(parts).take(np.argsort(np.concatenate(places)))
+        methods = list(METHODS.values())
+        return play_chosen(
+            np.array([chosen[task] for task in trainings.tasks]),
+            lambda number, mine: methods[number].play(part_of(trainings, mine), {}, tests=True),
+        )
 
 
 def class_rivals() -> dict[str, Contender]:
@@ -100,25 +99,8 @@ def class_rivals() -> dict[str, Contender]:
 # --- a controller without feedback ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class MedianMixture:
-    """The median actions of a controller over tasks of the training split, replayed without feedback.
-
-    They are those of the number of the action and of the rank of a class by its size, for which class is rare differs
-    between tasks.
-
-    Attributes:
-        name, optimizer: see `Contender`.
-        digest: SHA-256 of the controller's file.
-        controller: itself.
-        networks: the kinds of the tasks.
-    """
-
-    name: str
-    optimizer: str
-    digest: str
-    controller: Controller
-    networks: tuple[str, ...]
+class MedianMixture(Replayed):
+    """Median actions, of the number of the action and the rank of a class by its size: which is rare differs."""
 
     @property
     def record(self) -> dict[str, Any]:
@@ -130,7 +112,7 @@ class MedianMixture:
         """See `Contender.play`."""
         actions, tasks = np.array(median_actions(self)), trainings.tasks
 
-        def begin(places: NDArray[np.int64]) -> Act:
+        def begin(training: FamilyTraining, places: Places) -> Act:
             ranked = by_rank([tasks[place] for place in places])
             each = iter(actions)
 
@@ -141,7 +123,7 @@ class MedianMixture:
 
             return act
 
-        return play_class_shares(tasks, trainings.seeds, begin, tests=True, dataset=trainings.dataset)
+        return play_tasks(tasks, trainings.seeds, replace(SHARES, dataset=trainings.dataset), begin, tests=True)
 
 
 @lru_cache(maxsize=64)
@@ -150,7 +132,7 @@ def median_actions(replayed: MedianMixture) -> tuple[tuple[float, ...], ...]:
     tasks = [draw_task("train", number, replayed.networks) for number in range(CURVE_TASKS)]
     played = np.empty((DECISIONS, CURVE_TASKS, len(tasks[0].classes)), np.float32)
 
-    def begin(places: NDArray[np.int64]) -> Act:
+    def begin(training: FamilyTraining, places: Places) -> Act:
         player, ranked = replayed.controller.player(len(places)), by_rank([tasks[place] for place in places])
         numbers = iter(range(DECISIONS))
 
@@ -161,8 +143,7 @@ def median_actions(replayed: MedianMixture) -> tuple[tuple[float, ...], ...]:
 
         return act
 
-    config = replayed.controller.config()
-    play_class_shares(tasks, range(CURVE_TASKS), begin, config=config)
+    play_tasks(tasks, range(CURVE_TASKS), replayed.controller.config(), begin, tests=False)
     return tuple(map(tuple, np.median(played, axis=1).tolist()))
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -108,16 +109,13 @@ class Tuned:
         ]
         losses = np.stack([losses[:, : self.trainings] for _, losses in found])  # (methods, tasks, trainings)
         best_method = losses.min(axis=2).argmin(axis=0)  # (tasks,)
-        parts, places = [], []
-        for number, method in enumerate(self.methods):
-            mine = np.flatnonzero(best_method[where] == number)
-            if len(mine):
-                best = losses[number].argmin(axis=1)  # (tasks,)
-                tried = found[number][0]
-                settings = {name: values[where[mine], best[where[mine]]] for name, values in tried.items()}
-                parts.append(method.play(part_of(trainings, mine), settings, tests=True))
-                places.append(mine)
-        return Outcomes.join(parts).take(np.argsort(np.concatenate(places)))
+
+        def play(number: int, mine: Places) -> Outcomes:
+            best = losses[number].argmin(axis=1)  # (tasks,)
+            settings = {name: values[where[mine], best[where[mine]]] for name, values in found[number][0].items()}
+            return self.methods[number].play(part_of(trainings, mine), settings, tests=True)
+
+        return play_chosen(best_method[where], play)
 
 
 @lru_cache(maxsize=4096)
@@ -131,6 +129,18 @@ def searched(
     wide = Trainings(tuple(task for task in tasks for _ in range(MOST_TRAININGS)), seeds, dataset)
     outcomes = method.play(wide, {name: values.ravel() for name, values in tried.items()}, tests=False)
     return tried, np.log(outcomes.validation_loss).reshape(len(tasks), MOST_TRAININGS)
+
+
+def play_chosen(chosen: Places, play: Callable[[int, Places], Outcomes]) -> Outcomes:
+    """Trainings by what was chosen for each of them, in their order.
+
+    Args:
+        chosen: (n,) a number for each training.
+        play: a number and the places of the trainings that have it -> how they went.
+    """
+    places = [np.flatnonzero(chosen == number) for number in np.unique(chosen)]
+    parts = [play(int(chosen[mine[0]]), mine) for mine in places]
+    return Outcomes.join(parts).take(np.argsort(np.concatenate(places)))
 
 
 def part_of(trainings: Trainings, places: Sequence[int] | Any) -> Trainings:
@@ -166,9 +176,12 @@ class Controlled:
         return play_controller(self.controller, trainings.tasks, trainings.seeds, tests=True, dataset=trainings.dataset)
 
 
+CURVE_TASKS = 128  # of the training split, for what is median
+
+
 @dataclass(frozen=True)
-class Replayed:
-    """The median learning rates of a controller over tasks of the training split, replayed without feedback.
+class Replayed(ABC):
+    """The median decisions of a controller over tasks of the training split, replayed without feedback.
 
     Attributes:
         name, optimizer: see `Contender`.
@@ -182,6 +195,25 @@ class Replayed:
     digest: str
     controller: Controller
     networks: tuple[str, ...]
+
+    @classmethod
+    def of(cls, controlled: Controlled, networks: Sequence[str]) -> Self:
+        """Those of a controller."""
+        name = f"median curve of {controlled.name}"
+        return cls(name, controlled.optimizer, controlled.digest, controlled.controller, tuple(networks))
+
+    @property
+    @abstractmethod
+    def record(self) -> dict[str, Any]:
+        """See `Contender`."""
+
+    @abstractmethod
+    def play(self, trainings: Trainings) -> Outcomes:
+        """See `Contender.play`."""
+
+
+class MedianCurve(Replayed):
+    """Median learning rates."""
 
     @property
     def record(self) -> dict[str, Any]:
@@ -201,11 +233,8 @@ class Replayed:
         )
 
 
-CURVE_TASKS = 128  # of the training split, for a median curve
-
-
 @lru_cache(maxsize=64)
-def median_curve(replayed: Replayed) -> tuple[float, ...]:
+def median_curve(replayed: MedianCurve) -> tuple[float, ...]:
     """The median over tasks of the training split of the learning rate after each action, before the base schedule."""
     tasks = training_tasks(CURVE_TASKS, replayed.networks, replayed.optimizer)
     outcomes = play_controller(replayed.controller, tasks, range(CURVE_TASKS))
@@ -263,12 +292,6 @@ def require_one_family(controllers: Sequence[Controlled]) -> None:
     if len(by_family) > 1:
         each = ", ".join(f"{name!r} is for {family}" for family, name in by_family.items())
         raise ValueError(f"controllers of one family are judged at a time, and {each}")
-
-
-def replayed(controlled: Controlled, networks: Sequence[str]) -> Replayed:
-    """The median curve of a controller as a contender."""
-    name = f"median curve of {controlled.name}"
-    return Replayed(name, controlled.optimizer, controlled.digest, controlled.controller, tuple(networks))
 
 
 def made_by(controller: Controller) -> str:

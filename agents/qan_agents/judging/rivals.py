@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from qan_agents.controllers.controller import FAMILY
 from qan_agents.judging.class_rivals import MedianMixture, class_rivals
-from qan_agents.judging.contenders import Contender, Controlled, Single, Tuned, replayed
+from qan_agents.judging.contenders import Contender, Controlled, MedianCurve, Replayed, Single, Tuned
 from qan_agents.judging.family_settings import COMMAND, Chosen, FamilySettings, read_settings
 from qan_agents.judging.methods import Method, Range, Scheduled
 from qan_agents.judging.plain_loop import ProdigyCosine, ScheduleFree
@@ -46,28 +47,35 @@ def registry() -> dict[str, Make]:
     return found
 
 
-def rivals_of(family: str, names: Sequence[str]) -> list[Contender]:
-    """The rivals of some names for a family; see `rivals`."""
-    if family == LONG_TAIL:
-        return rivals(names, known={name: lambda _, one=one: one for name, one in class_rivals().items()})  # type: ignore[misc]
-    return rivals(names)
+def class_registry() -> dict[str, Make]:
+    """Those of controllers of the shares of the classes; nothing of them is chosen for the family."""
+    return {name: partial(_as_it_is, one) for name, one in class_rivals().items()}
 
 
-def rivals(
-    names: Sequence[str], settings: FamilySettings | None = None, known: dict[str, Make] | None = None
-) -> list[Contender]:
+def _as_it_is(contender: Contender, settings: FamilySettings) -> Contender:
+    return contender
+
+
+# Of each family: its rivals, and what is left of a controller without feedback.
+OF_FAMILY: dict[str, tuple[Callable[[], dict[str, Make]], type[Replayed]]] = {
+    FAMILY: (registry, MedianCurve),
+    LONG_TAIL: (class_registry, MedianMixture),
+}
+
+
+def rivals(names: Sequence[str], settings: FamilySettings | None = None, family: str = FAMILY) -> list[Contender]:
     """The rivals of some names.
 
     Args:
-        names: of the registry; "single" and "tuned" stand for all that begin so; the median curve is left to
+        names: of those of the family; "single" and "tuned" stand for all that begin so; the median curve is left to
             `median_curves`; none: all.
         settings: that were chosen on the training split; None: those of the package.
-        known: of a family; None: `registry`.
+        family: the id.
 
     Raises:
         ValueError: a name is unknown, or the settings of a rival have not been chosen.
     """
-    known = known or registry()
+    known = OF_FAMILY[family][0]()
     if names:
         names = [name for name in names if name != MEDIAN_CURVE]
         if not names:
@@ -88,13 +96,7 @@ def median_curves(controllers: Sequence[Controlled], networks: Sequence[str], na
     """The median curves of controllers, where they are among some names; no names: all."""
     if names and MEDIAN_CURVE not in names:
         return []
-    if controllers and controllers[0].controller.settings.family == LONG_TAIL:
-        about = (tuple(networks),)
-        return [
-            MedianMixture(f"{MEDIAN_CURVE} of {one.name}", one.optimizer, one.digest, one.controller, *about)
-            for one in controllers
-        ]
-    return [replayed(one, networks) for one in controllers]
+    return [OF_FAMILY[one.controller.settings.family][1].of(one, networks) for one in controllers]
 
 
 def single(name: str, settings: FamilySettings) -> Single:
