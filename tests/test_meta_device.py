@@ -134,10 +134,11 @@ def test_what_waits_for_the_device_says_so():
     import qan_agents.bench.parameter_free
     import qan_agents.bench.schedule_free  # noqa: F401 (both register optimizers)
 
+    small = {**SMALL, "dataset": small_data()}
     others = [name for name in OPTIMIZERS if name not in OWN_OPTIMIZERS]
     assert len(others) >= 5
     for name in others:
-        assert build_components(make_task_config(IDS[0], {**SMALL, "optimizer": name, "momentum": 0.9}), "cpu").waits
+        assert build_components(make_task_config(IDS[0], {**small, "optimizer": name, "momentum": 0.9}), "cpu").waits
     assert build_components(make_task_config("QanMinibatch-LongTail-v0", {}), "cpu").waits
 
 
