@@ -178,9 +178,11 @@ def play_tasks(
     """Trainings of any family, in pieces of ROWS, the longest together.
 
     Args:
-        tasks, seeds, tests: see `play_schedules`.
+        tasks: n of them.
+        seeds: (n,), see `play_schedules`.
         config: of the family.
         begin: called after the reset of a piece, with the places of its tasks; gives what acts in it.
+        tests: whether the test loss is measured too.
         shuffled: whether the mini-batches are those of shuffled SGD, whatever the actions are.
 
     Raises:
