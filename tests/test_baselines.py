@@ -21,6 +21,7 @@ from qan_agents.bench.preparation import check, prepare
 from qan_agents.bench.rollout import play_episodes
 from qan_agents.bench.tuned_schedules import ABSOLUTE_ACTIONS, LEARNING_RATES, absolute_actions
 from qan_agents.bench.tuning_task import TuningTask, make_env
+from qan_agents.controllers.shipped import shipped_controller, shipped_paths
 from qan_agents.policies.loss_rules import Greedy
 from qan_gym.optimizee.optimizers import Hyperparameters, build_optimizer
 from qan_gym.tasks import make_task_config
@@ -317,6 +318,38 @@ def test_a_short_training_has_fewer_generations():
     assert play_episodes(env, PiecewiseConstant([0.1] * 10), [0]).batches == [20]
 
 
+def test_learned_lr_needs_a_mini_batch_for_every_decision():
+    with pytest.raises(ValueError, match="it makes 25 decisions, and a training of this task has 20 mini-batches"):
+        check("learned-lr", TASK, {})
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_learned_lr_is_the_shipped_controller_in_the_environment(optimizer):
+    kwargs = {**KWARGS, "optimizer": optimizer, "epochs": 3}
+    task = TuningTask(LR, kwargs, 0, 0)
+    prepared = prepare("learned-lr", task, {})
+    assert prepared.runs == 0
+    rollout = play_episodes(make_env(task, 2, prepared.env_kwargs), prepared.controller, [3, 4])
+
+    controller, losses = shipped_controller(optimizer), []
+    del kwargs["batches_per_action"]
+    env = gym.make(
+        LR, **kwargs, observation="statistics", continuous=True, action_scale="multiplicative", schedule="linear",
+        learning_rate_factor=12, learning_rate={"sgd": 0.01, "adamw": 0.003}[optimizer], learning_rate_min=1e-6,
+        learning_rate_max=100, batches_per_action=task.batches // 25,
+    )  # fmt: skip
+    for seed in (3, 4):
+        observation, info = env.reset(seed=seed)
+        over = False
+        while not over:
+            action, _ = controller.act(observation[None], controller.memory(1))
+            observation, _, terminated, truncated, info = env.step(action[0])
+            over = terminated or truncated
+        losses.append(info["test_loss"])
+    assert rollout.final["test_loss"] == pytest.approx(losses, rel=1e-6)
+    assert task.batches // 25 * 25 <= task.batches == rollout.batches[0]
+
+
 @pytest.mark.parametrize(
     ("name", "env", "runs", "settings", "message"),
     [
@@ -326,6 +359,23 @@ def test_a_short_training_has_fewer_generations():
         ("greedy-lr", LR, 0, {}, "at least 1 training run"),
         ("prodigy", LR, 0, {"learning_rate": 1.0}, "unknown setting"),
         ("d-adapt-sgd", MINIBATCH, 0, {}, "game 'minibatch'"),
+        ("learned-lr", MINIBATCH, 0, {}, "the learning rate, which the actions of the game 'minibatch' do not"),
+        ("learned-lr", LR, 0, {"replicate": 99}, "replicate must be one of"),
+        ("learned-lr", LR, 0, {"seed": 0}, "unknown setting 'seed'"),
+        (
+            "learned-lr",
+            LR,
+            0,
+            {"file": str(shipped_paths()["adamw"][0])},
+            "not meta-trained to set the learning rate of sgd",
+        ),
+        (
+            "learned-lr",
+            LR,
+            0,
+            {"file": str(shipped_paths()["long-tail"][0])},
+            "not meta-trained to set the learning rate",
+        ),
     ],
 )
 def test_what_cannot_be_prepared_is_refused_before_anything_is_computed(name, env, runs, settings, message):

@@ -2,6 +2,7 @@
 
 import qan_agents.bench.fixed_controllers
 import qan_agents.bench.greedy_lr
+import qan_agents.bench.meta_trained
 import qan_agents.bench.population
 import qan_agents.bench.trained_agents  # noqa: F401 (all register their controllers)
 from qan_agents.bench.controllers import CONTROLLERS, ControllerKind, Preparation, PreparedController
