@@ -182,11 +182,10 @@ def test_a_state_goes_on_with_features(arguments, tmp_path):
 
 @pytest.mark.parametrize("make", [gym.make, gym.make_vec])
 def test_unknown_features_are_refused(make, arguments):
-    """With the names that there are."""
-    with pytest.raises(
-        ValueError, match=f"unknown feature 'log_los': did you mean 'log_loss'. there are {', '.join(FEATURES)}"
-    ):
-        make(LR, observation=["budget_used", "log_los"], **arguments)
+    """With the nearest name, or all that there are where none is near."""
+    for name, message in (("log_los", ": did you mean 'log_loss'.$"), ("zzz", f"; there are {', '.join(FEATURES)}")):
+        with pytest.raises(ValueError, match=f"unknown feature '{name}'{message}"):
+            make(LR, observation=["budget_used", name], **arguments)
 
 
 @pytest.mark.parametrize("observation", [[], ["log_loss", 3], "log_loss", 7, None, {"log_loss"}], ids=str)

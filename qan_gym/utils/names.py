@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+MANY = 12  # names: more of them are not listed where one is near
+
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """The nearest name that there is, to go behind the wrong one in a message; empty where none is near."""
@@ -11,9 +13,12 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
 
 
 def instead_of(name: object, known: Iterable[str]) -> str:
-    """The nearest name that there is, and all of them, to go behind the wrong one in a message."""
+    """The nearest name that there is, and all of them if they are few or none is near: what goes behind the wrong one."""
     names = list(known)
-    return f"{did_you_mean(name, names) or ';'} there are {', '.join(names) or 'none'}"
+    meant = did_you_mean(name, names)
+    if meant and len(names) > MANY:
+        return meant
+    return f"{meant or ';'} there are {', '.join(names) or 'none'}"
 
 
 def unknown_name(what: str, name: object, known: Iterable[str]) -> str:

@@ -31,7 +31,7 @@ from qan_agents.bench.tuning_task import TuningTask, require_controllable
 from qan_agents.budgets import caution
 from qan_agents.seeds import LARGEST_SEED, UNSEEN_BELOW
 from qan_gym.utils.files import reading
-from qan_gym.utils.names import did_you_mean, instead_of
+from qan_gym.utils.names import instead_of
 
 LARGEST_GRID = 100_000  # values
 
@@ -160,8 +160,7 @@ class Controller(Entry):
     @classmethod
     def _known(cls, name: str) -> str:
         if name not in controllers():
-            known = controllers()
-            raise ValueError(f"must be one of {', '.join(known)}, not {name!r}{did_you_mean(name, known)}")
+            raise ValueError(f"is not a controller: {name!r}{instead_of(name, controllers())}")
         return name
 
     @field_validator("label")
