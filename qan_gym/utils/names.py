@@ -13,7 +13,7 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
 
 
 def instead_of(name: object, known: Iterable[str]) -> str:
-    """The nearest name that there is, and all of them if they are few or none is near: what goes behind the wrong one."""
+    """What goes behind a wrong name: the nearest one that there is, and all of them if they are few or none is near."""
     names = list(known)
     meant = did_you_mean(name, names)
     if meant and len(names) > MANY:
