@@ -95,8 +95,8 @@ def test_a_grid_has_every_combination_once():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"controllers": ["zzz"]}, r"controllers\[0\].name is not a controller: 'zzz'; there are .*linear"),
-        ({"controllers": ["liner"]}, "not a controller: 'liner': did you mean 'linear'.$"),
+        ({"controllers": ["zzz"]}, r"controllers\[0\].name: unknown controller 'zzz'; there are .*linear"),
+        ({"controllers": ["liner"]}, "unknown controller 'liner': did you mean 'linear'.$"),
         ({"controllers": []}, "controllers must be a list"),
         ({"controllers": [3]}, r"controllers\[0\] must be a name or a mapping"),
         ({"controllers": [{"label": "x"}]}, r"controllers\[0\].name is missing"),

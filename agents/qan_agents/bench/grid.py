@@ -31,7 +31,7 @@ from qan_agents.bench.tuning_task import TuningTask, require_controllable
 from qan_agents.budgets import caution
 from qan_agents.seeds import LARGEST_SEED, UNSEEN_BELOW
 from qan_gym.utils.files import reading
-from qan_gym.utils.names import instead_of
+from qan_gym.utils.names import instead_of, unknown_name
 
 LARGEST_GRID = 100_000  # values
 
@@ -160,7 +160,7 @@ class Controller(Entry):
     @classmethod
     def _known(cls, name: str) -> str:
         if name not in controllers():
-            raise ValueError(f"is not a controller: {name!r}{instead_of(name, controllers())}")
+            raise ValueError(unknown_name("controller", name, controllers()))
         return name
 
     @field_validator("label")
