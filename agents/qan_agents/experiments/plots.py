@@ -175,6 +175,7 @@ def _episode_figure(title: str, steps: Rows, task: PlayedTask) -> Figure:
     figure = Figure(figsize=(8, 8), layout="constrained")
     figure.suptitle(f"{plain(title)}\none unseen episode (seed {plain(seed)}), played greedily")
     loss, accuracy, control = figure.subplots(3, 1)
+    agent = steps[0]["policy"]
     for (color, line), name in zip(cycle(STYLES), dict.fromkeys(row["policy"] for row in steps), strict=False):
         rows = [row for row in steps if row["policy"] == name and row["seed"] == seed]
         ends = [row for before, row in pairwise(rows) if row["epoch"] != before["epoch"]]
@@ -185,7 +186,7 @@ def _episode_figure(title: str, steps: Rows, task: PlayedTask) -> Figure:
         loss.plot(measured, _numbers(ends, "validation_loss"), marker="o", markersize=4, **style)
         accuracy.plot(measured, 100 * _numbers(ends, "validation_accuracy"), marker="o", markersize=4, **style)
         if task.game.curve is not None:
-            control.plot(batch, _numbers(rows, task.game.curve), drawstyle="steps-pre", **style)
+            _draw_controlled(control, batch, _numbers(rows, task.game.curve), name == agent, task, style)
         elif name != "uniform":  # the policy whose actions do nothing
             control.plot(*_action_profile(rows, task), marker="o", markersize=4, **style)
     loss.set(xlabel="mini-batches (thin: running mean of the training loss)", yscale="log")
@@ -207,6 +208,19 @@ def _episode_figure(title: str, steps: Rows, task: PlayedTask) -> Figure:
     figure.align_ylabels()
     accuracy.set_xlim(loss.get_xlim())
     return figure
+
+
+def _draw_controlled(
+    axes: Axes, ends: NDArray[np.float64], values: NDArray[np.float64], acts: bool, task: PlayedTask, style: Style
+) -> None:
+    """What was controlled, at the ends of the actions: the agent's in steps from the first mini-batch on.
+
+    What also changes within an action, as under a base schedule or by a schedule itself, is joined by lines.
+    """
+    if acts and task.config.schedule == "constant":
+        axes.step(np.insert(ends, 0, 0), np.insert(values, 0, values[0]), where="pre", **style)
+    else:
+        axes.plot(ends, values, **style)
 
 
 def _action_profile(rows: Rows, task: PlayedTask) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
