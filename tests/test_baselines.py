@@ -335,7 +335,7 @@ def test_learned_lr_is_the_shipped_controller_in_the_environment(optimizer):
     del kwargs["batches_per_action"]
     env = gym.make(
         LR, **kwargs, observation="statistics", continuous=True, action_scale="multiplicative", schedule="linear",
-        learning_rate_factor=12, learning_rate={"sgd": 0.01, "adamw": 0.003}[optimizer], learning_rate_min=1e-6,
+        learning_rate_factor=12, learning_rate={"sgd": 0.001, "adamw": 0.003}[optimizer], learning_rate_min=1e-6,
         learning_rate_max=100, batches_per_action=task.batches // 25,
     )  # fmt: skip
     for seed in (3, 4):

@@ -102,7 +102,7 @@ class LearningRateFamilyEnv(FamilyEnv):
     ## Action Space
     `Box(-1, 1, (1,))`: action a multiplies the learning rate by 12**a (`learning_rate_factor`). A linear decay to 0
     (`schedule`) multiplies what the actions made of it. With `continuous=False, learning_rate_factors=[...]`, Discrete:
-    one action per factor. The learning rate starts at 0.01 (SGD) or 0.003 (AdamW) and stays in [1e-6, 100].
+    one action per factor. The learning rate starts at 0.001 (SGD) or 0.003 (AdamW) and stays in [1e-6, 100].
 
     ## Observation Space
     `Box(-10, 10, (23,))`: the statistics of `qan_gym.core.statistics`, which any practitioner can measure of any

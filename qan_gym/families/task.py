@@ -12,7 +12,7 @@ from qan_gym.utils.validation import number as real
 
 VERSION = 1  # of the record and of the distribution behind it; raised when a number comes to mean another task
 DECISIONS = 25  # actions of an episode, whatever its budget
-START = {"sgd": 0.01, "adamw": 0.003}  # the learning rate of an episode's start, by optimizer
+START = {"sgd": 0.001, "adamw": 0.003}  # the learning rate of an episode's start, by optimizer
 
 
 @dataclass(frozen=True)

@@ -115,18 +115,21 @@ class PPOLearner(Learner):
     def hyperparameters(config: MetaConfig) -> PPOConfig:
         """See `Learner.hyperparameters`."""
         _, source = config.family_config()
+        chooses_classes = source.most_images > 0
         own = {
             "hidden": (32, 32),
+            "recurrent": 0 if chooses_classes else 32,
             "initial_log_std": math.log(0.2),
             "learn_std": False,
             "final_log_std": math.log(0.05),
             "gamma": 1.0,
             "gae_lambda": 1.0,  # the noise of a return over so few steps is small; values would bias it
             "epochs": 5,
+            "minibatches": min(PPOConfig().minibatches, config.rows),  # each has whole rows
             "target_kl": 0.03,
             "learning_rate": 1e-3,
             "privileged": "task",
-            "by_class": source.most_images > 0,  # the game chooses classes
+            "by_class": chooses_classes,
             "steps_per_round": config.decisions,
             "anneal_steps": config.trainings * config.decisions,
             "group": config.group,
