@@ -253,7 +253,7 @@ def test_text_has_the_record():
     env.reset(seed=0)
     record, now = env.render().splitlines()
     assert all(line in record for line in SMALL.lines())
-    assert "learning rate 0.0100" in now
+    assert "learning rate 0.001 " in now
 
 
 def test_stable_baselines_plays_it():

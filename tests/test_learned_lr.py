@@ -478,9 +478,9 @@ def test_warm_up_and_bounds():
     """The warm-up multiplies, from the first update on; the bounds hold after it."""
     plain, warm = Loop().step(1), Loop(warmup_steps=10).step(12)
     assert warm.rates[0][0] == pytest.approx(plain.rates[0][0] / 10)
-    bounded = Loop(min_lr=0.004, max_lr=0.006).step(STEPS)
-    assert {0.004, 0.006} <= {rate for (rate,) in bounded.rates}
-    assert all(0.004 <= rate <= 0.006 for (rate,) in bounded.rates)
+    bounded = Loop(min_lr=0.0004, max_lr=0.0006).step(STEPS)
+    assert {0.0004, 0.0006} <= {rate for (rate,) in bounded.rates}
+    assert all(0.0004 <= rate <= 0.0006 for (rate,) in bounded.rates)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), torch.tensor(float("nan")), np.float32("nan")])

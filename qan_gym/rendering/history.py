@@ -91,7 +91,7 @@ class History:
         start = len(self.scalars)
         action = " ".join(f"{value:5.2f}" for value in self.rows()[-1, start : start + self.actions])
         return (
-            f"batch {last['batch']:6.0f}  action {action}  learning rate {last['learning_rate']:.4f}  "
+            f"batch {last['batch']:6.0f}  action {action}  learning rate {last['learning_rate']:.3g}  "
             f"loss {last['loss']:.4f}  smoothed {last['smoothed_loss']:.4f}  "
             f"validation {last['validation_loss']:.4f} / {last['validation_accuracy']:.1%}"
         )
