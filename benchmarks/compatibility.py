@@ -38,6 +38,8 @@ CLIENTS = (
     Client("Gymnasium's AsyncVectorEnv", "gymnasium", ("examples/async_vector_env.py",)),
     Client("Stable-Baselines3", "stable-baselines3", ("examples/sb3_algorithms.py", "PPO", "--episodes", "2")),
     Client("sb3-contrib", "sb3-contrib", ("examples/sb3_algorithms.py", "QRDQN", "--episodes", "2")),
+    Client("SBX", "sbx-rl", ("examples/sb3_algorithms.py", "PPO", "--library", "sbx", "--episodes", "2")),
+    Client("rl-baselines3-zoo", "rl_zoo3", ("examples/zoo_dqn.py", "--steps", "240")),
     Client("TorchRL", "torchrl", ("examples/torchrl_dqn.py", "--steps", "400")),
     Client("Tianshou", "tianshou", ("examples/tianshou_dqn.py", "--steps", "400")),
     Client("TorchRL, vector environment", "torchrl", ("examples/torchrl_vector_env.py",)),
