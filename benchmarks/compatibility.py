@@ -47,7 +47,7 @@ CLIENTS = (
     Client("d3rlpy", "d3rlpy", ("examples/d3rlpy_cql.py",)),
     Client("Sample-Factory", "sample-factory", ("examples/sample_factory_appo.py",)),
     Client("RLlib", "ray", ("examples/rllib_ppo.py",)),
-    Client("Minari", "minari", ("examples/offline_rl.py",)),
+    Client("Minari", "minari", ("examples/offline_rl.py", "--episodes", "4", "--seeds", "2", "--game-epochs", "1")),
 )
 
 

@@ -1,8 +1,7 @@
 """APPO of Sample-Factory, in one process.
 
-python -m pip install "numpy<2.4" && python -m pip install --no-deps sample-factory && python -m pip install colorlog \
-    faster-fifo opencv-python-headless pandas psutil signal-slot-mp tensorboardx threadpoolctl wandb && \
-    python examples/sample_factory_appo.py
+python -m pip install --no-deps sample-factory && python -m pip install "numpy<2.4" colorlog opencv-python-headless \
+    psutil signal-slot-mp tensorboardx threadpoolctl wandb && python examples/sample_factory_appo.py
 
 Its last release (2023) asks for NumPy before 2 and Gymnasium before 1; it runs with later ones, but not with NumPy 2.4.
 """

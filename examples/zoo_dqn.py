@@ -30,9 +30,7 @@ def main():
     """Train, play, and film."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=800, help="actions of the training")
-    parser.add_argument(
-        "--folder", type=Path, help="of the results; a temporary one where none is given"
-    )
+    parser.add_argument("--folder", type=Path, help="of the results; a temporary one where none is given")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
