@@ -38,6 +38,8 @@ CLIENTS = (
     Client("Gymnasium's AsyncVectorEnv", "gymnasium", ("examples/async_vector_env.py",)),
     Client("Stable-Baselines3", "stable-baselines3", ("examples/sb3_algorithms.py", "PPO", "--episodes", "2")),
     Client("sb3-contrib", "sb3-contrib", ("examples/sb3_algorithms.py", "QRDQN", "--episodes", "2")),
+    Client("SBX", "sbx-rl", ("examples/sb3_algorithms.py", "PPO", "--library", "sbx", "--episodes", "2")),
+    Client("rl-baselines3-zoo", "rl_zoo3", ("examples/zoo_dqn.py", "--steps", "240")),
     Client("TorchRL", "torchrl", ("examples/torchrl_dqn.py", "--steps", "400")),
     Client("Tianshou", "tianshou", ("examples/tianshou_dqn.py", "--steps", "400")),
     Client("TorchRL, vector environment", "torchrl", ("examples/torchrl_vector_env.py",)),
@@ -45,7 +47,7 @@ CLIENTS = (
     Client("d3rlpy", "d3rlpy", ("examples/d3rlpy_cql.py",)),
     Client("Sample-Factory", "sample-factory", ("examples/sample_factory_appo.py",)),
     Client("RLlib", "ray", ("examples/rllib_ppo.py",)),
-    Client("Minari", "minari", ("examples/offline_rl.py",)),
+    Client("Minari", "minari", ("examples/offline_rl.py", "--episodes", "4", "--seeds", "2", "--game-epochs", "1")),
 )
 
 

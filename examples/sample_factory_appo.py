@@ -1,12 +1,16 @@
 """APPO of Sample-Factory, in one process.
 
-Its last release stops at the first rollout beside the NumPy that this package needs (docs/everywhere.md).
+python -m pip install --no-deps sample-factory && python -m pip install "numpy<2.4" colorlog opencv-python-headless \
+    psutil signal-slot-mp tensorboardx threadpoolctl wandb && python examples/sample_factory_appo.py
+
+Its last release (2023) asks for NumPy before 2 and Gymnasium before 1; it runs with later ones, but not with NumPy 2.4.
 """
 
 import sys
 import tempfile
 
 import gymnasium as gym
+from gymnasium.wrappers import RecordEpisodeStatistics
 from sample_factory.cfg.arguments import parse_full_cfg, parse_sf_args
 from sample_factory.envs.env_utils import register_env
 from sample_factory.train import run_rl
@@ -16,9 +20,13 @@ ENV = "QanLR-MNIST5k-v1"
 GAME = {"epochs": 1, "meta_momentum": None}
 
 
+PLAYED = []  # the environments, which remember their returns
+
+
 def make(name, config=None, env_config=None, render_mode=None):
     """The game; the id says what registers it."""
-    return gym.make(f"qan_gym:{name}", render_mode=render_mode, **GAME)
+    PLAYED.append(RecordEpisodeStatistics(gym.make(f"qan_gym:{name}", render_mode=render_mode, **GAME)))
+    return PLAYED[-1]
 
 
 def main():
@@ -33,7 +41,8 @@ def main():
         ]
         parser, _ = parse_sf_args(argv=arguments)
         status = run_rl(parse_full_cfg(parser, arguments))
-    print(f"status {status}")
+    for score in [score for env in PLAYED for score in env.return_queue]:
+        print(f"return {score:.3f}")
     return status
 
 

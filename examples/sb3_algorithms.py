@@ -1,9 +1,11 @@
 """Any algorithm of Stable-Baselines3 plays a game: DQN, PPO, A2C with discrete actions, SAC and TD3 with continuous.
 
-So do those of sb3-contrib, where it is installed: QRDQN, and RecurrentPPO, which remembers what it saw.
+So do those of sb3-contrib, where it is installed: QRDQN, and RecurrentPPO, which remembers what it saw. SBX has DQN,
+PPO, SAC and TD3 in JAX.
 
 python examples/sb3_algorithms.py PPO --env QanLR-MNIST5k-v1 --episodes 5
 python examples/sb3_algorithms.py DQN --env QanLR-Family-v0 --episodes 20
+python examples/sb3_algorithms.py PPO --library sbx
 """
 
 import argparse
@@ -40,9 +42,14 @@ LARGEST_SCREEN = 10_000  # numbers that an agent is shown, rather than the score
 CONTRIB = ("QRDQN", "RecurrentPPO")
 
 
-def make(name: str, env_id: str, **kwargs: object) -> BaseAlgorithm:
+def library_of(name: str) -> str:
+    """The module that has an algorithm, where it is not to be SBX's."""
+    return "sb3_contrib" if name in CONTRIB else "stable_baselines3"
+
+
+def make(name: str, env_id: str, library: str | None = None, **kwargs: object) -> BaseAlgorithm:
     """The algorithm on the environment, with the kind of actions that it plays."""
-    library = import_module("sb3_contrib" if name in CONTRIB else "stable_baselines3")
+    algorithms = import_module(library or library_of(name))
     policy = "MlpLstmPolicy" if name == "RecurrentPPO" else "MlpPolicy"
     kwargs |= {"continuous": True} if name in CONTINUOUS else {}
     env = gym.make(env_id, **kwargs)
@@ -50,7 +57,7 @@ def make(name: str, env_id: str, **kwargs: object) -> BaseAlgorithm:
         env = gym.make(env_id, **{"continuous": False, "learning_rate_factors": FACTORS, **kwargs})
     if env.observation_space.shape[0] > LARGEST_SCREEN:
         env = gym.make(env_id, **{"observation": SCORES, **kwargs})
-    return getattr(library, name)(policy, env, seed=0, device="cpu", **ALGORITHMS[name])
+    return getattr(algorithms, name)(policy, env, seed=0, device="cpu", **ALGORITHMS[name])
 
 
 def play(model: BaseAlgorithm) -> dict[str, Any]:
@@ -69,11 +76,15 @@ def main() -> None:
     """Train for some episodes, then play one greedily."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("algorithm", choices=ALGORITHMS)
+    parser.add_argument("--library", help="sbx, where it is not to be that of SB3 or sb3-contrib")
     parser.add_argument("--env", default="QanLR-MNIST5k-v1")
     parser.add_argument("--episodes", type=int, default=5)
     arguments = parser.parse_args()
 
-    model = make(arguments.algorithm, arguments.env)
+    library = arguments.library or library_of(arguments.algorithm)
+    if not hasattr(import_module(library), arguments.algorithm):
+        parser.error(f"{library} has no {arguments.algorithm}")
+    model = make(arguments.algorithm, arguments.env, library)
     model.learn(arguments.episodes * model.get_env().get_attr("unwrapped")[0].episode_length)
     info = play(model)
     print(f"{arguments.algorithm}: test loss {info['test_loss']:.4f}, accuracy {info['test_accuracy']:.1%}")

@@ -1,6 +1,6 @@
 """PPO of skrl, on the vector environment of the game.
 
-python -m pip install skrl && python examples/skrl_ppo.py --steps 200
+python -m pip install -e ".[skrl]" && python examples/skrl_ppo.py --steps 200
 """
 
 import argparse

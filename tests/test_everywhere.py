@@ -1,4 +1,4 @@
-"""Other libraries: the examples in CleanRL's manner, for RLlib, Tianshou, TorchRL and the zoo play whole episodes."""
+"""Other libraries: the examples of docs/everywhere.md play whole episodes."""
 
 import re
 import runpy
@@ -102,10 +102,58 @@ def test_sb3_contrib(name):
     assert 0 < info["test_accuracy"] < 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["DQN", "PPO", "SAC"])
+def test_sbx(name):
+    require("sbx", "sbx")
+    example = load_example("sb3_algorithms")
+    model = example.make(name, "QanLR-MNIST5k-v1", "sbx", **SHORT)
+    state = "qf_state" if name == "DQN" else "actor_state"
+    before = repr(getattr(model.policy, state).params)
+    model.learn(60)  # past the end of an episode of 20, and of the 50 random actions at first
+    assert repr(getattr(model.policy, state).params) != before
+    info = example.play(model)
+    assert info["batch"] == 20  # the whole episode
+    assert 0 < info["test_accuracy"] < 1
+
+
+def test_a_library_without_the_algorithm(run_here, capsys):
+    with pytest.raises(SystemExit):
+        run_here("sb3_algorithms", "QRDQN", "--library", "stable_baselines3")
+    assert "stable_baselines3 has no QRDQN" in capsys.readouterr().err
+
+
 def test_torchrl():
     require("torchrl", "torchrl")
     first, second, greedy = returns_of("torchrl_dqn", "--steps", 80)
     assert greedy not in (first, second)
+
+
+@pytest.mark.slow
+def test_torchrl_on_the_vector_environment():
+    require("torchrl", "torchrl")
+    out = run(EXAMPLES / "torchrl_vector_env.py")
+    assert len(re.findall(r"mean return \d\.\d+", out)) == 2, out  # of two modes of resetting
+
+
+@pytest.mark.slow
+def test_skrl():
+    require("skrl", "skrl")
+    assert len(returns_of("skrl_ppo", "--steps", 45)) == 4  # an episode of each of the environments
+
+
+@pytest.mark.slow
+def test_d3rlpy():
+    pytest.importorskip("d3rlpy", reason="needs d3rlpy; examples/d3rlpy_cql.py says how to install it")
+    assert len(returns_of("d3rlpy_cql")) >= 1
+
+
+@pytest.mark.slow
+def test_sample_factory():
+    pytest.importorskip("sample_factory", reason="needs sample-factory; its example says how to install it")
+    if np.lib.NumpyVersion(np.__version__) >= "2.4.0":
+        pytest.skip("Sample-Factory needs NumPy before 2.4")
+    assert len(returns_of("sample_factory_appo")) >= 1
 
 
 def test_tianshou():
@@ -163,3 +211,34 @@ def test_the_zoo_trains(algorithm, tmp_path):
     assert scores, out
     assert all(LEAST < score < MOST for score in scores)
     assert (tmp_path / algorithm / "QanLR-MNIST5k-v1_1" / "QanLR-MNIST5k-v1.zip").is_file()
+
+
+@pytest.mark.slow
+def test_the_zoo_plays_and_films(tmp_path):
+    require("rl_zoo3", "zoo")
+    require("moviepy", "video")
+    out = run(EXAMPLES / "zoo_dqn.py", "--steps", 120, "--folder", tmp_path)
+    mean = re.search(r"2 Episodes\nMean reward: (\S+)", out)
+    assert mean, out
+    assert LEAST < float(mean[1]) < MOST
+    (video,) = (tmp_path / "videos").glob("*.mp4")
+    assert video.stat().st_size > 10_000
+
+
+# --- Gymnasium's own tests ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [(None, "is not a checkout of Gymnasium"), ("0.1", f"Gymnasium {gym.__version__} is installed: check out its tag")],
+)
+def test_a_checkout_that_cannot_be_used(version, message, tmp_path, monkeypatch, capsys):
+    if version is not None:
+        (tmp_path / "gymnasium").mkdir()
+        (tmp_path / "gymnasium" / "__init__.py").write_text(f'__version__ = "{version}"\n')
+        (tmp_path / "tests" / "envs").mkdir(parents=True)
+        (tmp_path / "tests" / "envs" / "utils.py").touch()
+    monkeypatch.setattr(sys, "argv", ["gymnasium_tests.py", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(EXAMPLES.parent / "benchmarks" / "gymnasium_tests.py"), run_name="__main__")
+    assert message in capsys.readouterr().err
