@@ -36,6 +36,8 @@ class Game:
             field of the run's state, (N,) float64, and stands in `info`.
         features: names of registered features that the score line shows in addition.
         baselines: names of the fixed policies that an agent is compared with; the first is the baseline.
+        base: the name of the fixed policy that nobody acting is, where the actions do not set the learning rate; None:
+            it is the schedule of the learning rate.
         curve: the scalar in `info` that pictures draw as what is controlled; None: the shares of the classes in the
             mini-batches.
         curve_is_logarithmic: whether its axis is.
@@ -46,6 +48,7 @@ class Game:
     hyperparameters: ClassVar[tuple[str, ...]] = ()
     features: ClassVar[tuple[str, ...]] = ()
     baselines: ClassVar[tuple[str, ...]] = ("constant",)
+    base: ClassVar[str | None] = None
     curve: ClassVar[str | None] = "learning_rate"
     curve_is_logarithmic: ClassVar[bool] = True
     without_acting: ClassVar[str] = "the same mini-batches follow and nobody acts further"

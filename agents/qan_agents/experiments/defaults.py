@@ -43,7 +43,7 @@ def complete_config(
         ModuleNotFoundError, gymnasium.error.Error: a library of the agent, or the id, is not there.
     """
     task = task_of(env, env_kwargs)
-    family = draws_tasks(env)
+    family = draws_tasks(env, env_kwargs)
     agent = agent or default_agent(task, family)
     kind = agent_class(agent)
     preset = preset or kind.presets[0]
@@ -78,4 +78,4 @@ def default_agent(task: TaskConfig, family: bool) -> str:
     if not isinstance(game.action_space(task, n_classes=2), gym.spaces.Discrete):
         return "ppo"
     acts_on_rate = "learning_rate" in game.hyperparameters and game.no_op(task) is not None
-    return "dqn-ensemble" if acts_on_rate and not family else "dqn"
+    return "dqn-ensemble" if (acts_on_rate or task.replacement) and not family else "dqn"
