@@ -48,7 +48,7 @@ def train(
         str | None,
         typer.Option(
             help="The agent, see qan list; default: dqn-ensemble where raise, lower and keep act on the learning rate, "
-            "or classes are drawn with replacement, dqn on other choices, ppo on numbers."
+            "or, on one task, classes are drawn with replacement, dqn on other choices, ppo on numbers."
         ),
     ] = None,
     preset: Annotated[
