@@ -157,7 +157,11 @@ def test_one_task_is_played_with_few_actions_over_mixtures():
 
 
 def test_the_game_that_the_user_names_is_played():
-    assert config_of(**ONE, game="minibatch").env_kwargs == {**ONE, "game": "minibatch"}
+    named = {**ONE, "game": "minibatch"}
+    assert (config_of(**named).agent, config_of(**named).env_kwargs) == ("dqn", named)
+    asked = config_of(agent="dqn-ensemble", **named).env_kwargs
+    assert asked == {**named, "reward": "validation-loss", "validate_every": task_of(ID, ONE).batches // 10}
+    assert config_of(**{**ONE, "game": "class-mixture"}).env_kwargs == config_of(**ONE).env_kwargs
     assert config_of().agent == "dqn"  # every episode another task
     assert config_of(**ONE, continuous=True).agent == "ppo"
 

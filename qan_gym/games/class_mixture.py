@@ -31,6 +31,7 @@ class ClassMixtureGame(Game):
     controlled = "share of the rare classes"
     baselines = ("uniform", "class-balanced", "deferred", "validation-proportional")
     base = "natural"
+    few_features = ("budget_used", "class_mixture", "log_loss", "log_validation_loss")
     curve = None
 
     def check(self, config: TaskConfig) -> None:

@@ -14,15 +14,15 @@ from qan_agents.dqn.presets import PRESETS, make_ensemble_config
 from qan_agents.dqn.values import GreedyPolicy
 from qan_agents.dqn.vector_env import BudgetEndTerminates
 from qan_agents.experiments.agent import AgentSpec, register_agent
-from qan_agents.few_actions import MIXTURES, few_actions
+from qan_agents.few_actions import few_actions
 from qan_gym.config import TaskConfig
 
 SCHEDULE = "one-cycle"  # under its actions, unless the user says otherwise
 ACTIONS = 10  # of an episode
 CAUTION = 1.0  # found on other data, as the schedule was: studies/base_schedule, studies/agent_on_one_cycle
-# Where the actions mix classes: there are some 50 rounds of updates, after which target networks that follow by the
-# preset's 0.005 would still be what they began with (studies/longtail_first_command).
-MIXTURE_TAU = 0.2
+# Where the actions do not set the learning rate. 20 trainings have some 50 rounds of updates, after which target
+# networks that follow by the preset's 0.005 would still be near what they began with (studies/longtail_first_command).
+TAU = 0.2
 
 
 class EnsembleDQN(NativeDQN):
@@ -42,19 +42,18 @@ class EnsembleDQN(NativeDQN):
     @classmethod
     def env_defaults(cls, config: TaskConfig, batches: int | None, given: Mapping[str, Any]) -> dict[str, Any]:
         """See `Agent.env_defaults`: few long actions on top of a schedule, paid by the drop in the validation loss."""
-        mixes = given.get("game", MIXTURES) == MIXTURES
-        if batches is None or (config.replacement and not mixes):
+        if batches is None:
             return {}
         length = given.get("batches_per_action", max(1, batches // ACTIONS))
-        return few_actions(config, length, SCHEDULE, validate_every=length)
+        return few_actions(config, length, SCHEDULE, validate_every=length, keep_game="game" in given)
 
     def _make_env(self, spec: AgentSpec) -> VectorEnv[Any, Any, Any]:
         return BudgetEndTerminates(super()._make_env(spec))
 
     def _fresh(self, spec: AgentSpec, steps: int) -> Ensemble:
         own = {"n_step": self.facts.episode_length, "caution": CAUTION}
-        if self.facts.task.game == MIXTURES:
-            own["tau"] = MIXTURE_TAU
+        if "learning_rate" not in self.training.parts.game.hyperparameters:
+            own["tau"] = TAU
         given = own | spec.hyperparameters
         config = make_ensemble_config(spec.preset, steps, given, self.interface.score_line > 0)
         return Ensemble(config, self.interface, str(self.device), spec.seed)
