@@ -93,7 +93,7 @@ def test_what_the_game_cannot_be_is_refused(settings, said):
 # --- longer actions of the only task --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("network", ["mlp", "mnist-cnn"])
+@pytest.mark.parametrize("network", ["mlp", pytest.param("mnist-cnn", marks=pytest.mark.slow)])
 def test_longer_actions_of_a_task_train_the_same(network):
     """Where nobody acts, mini-batches, learning rates and weights do not depend on how long an action is."""
     one = {**MIXED, "networks": network, "start_task": 41}
@@ -110,6 +110,15 @@ def test_longer_actions_of_a_task_train_the_same(network):
     )
     assert play(long, [RAISE])[1]["test_loss"] != info["test_loss"]
     assert long.unwrapped.training.batch_indices(0).shape == (4, task.batch_size)
+
+
+def test_what_fills_no_action_is_left_out():
+    env = gym.make(ID, **MIXED, batches_per_action=7)
+    budget = task_of(ID, ONE).batches
+    assert budget % 7 > 0
+    seen, info = play(env, [KEEP])
+    assert env.unwrapped.episode_length == (len(seen) - 1) // 2 == budget // 7
+    assert info["batch"] == 7 * (budget // 7)
 
 
 def test_the_only_task_is_that_of_its_number():
@@ -129,10 +138,10 @@ def test_the_only_task_is_that_of_its_number():
     [
         ({"num_tasks": 2, "batches_per_action": 4}, "play one, by num_tasks=1 or task="),
         ({"batches_per_action": 4}, "play one, by num_tasks=1 or task="),
-        ({**ONE, "batches_per_action": 7}, "must divide the task's"),
+        ({**ONE, "batches_per_action": 5_000}, "is larger than the budget of"),
     ],
 )
-def test_longer_actions_of_many_tasks_and_rests_are_refused(settings, said):
+def test_longer_actions_of_many_tasks_and_too_long_ones_are_refused(settings, said):
     with pytest.raises(ValueError, match=said):
         gym.make(ID, **settings)
 

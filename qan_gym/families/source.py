@@ -87,19 +87,8 @@ class TaskSource(Generic[Record]):
         check_settings(self)
         if self.start_task + (self.num_tasks or 1) > NUMBER_LIMIT:
             raise ValueError(f"start_task + num_tasks must be at most {NUMBER_LIMIT}")
-        if self.batches_per_action is not None:
-            self._check_batches_per_action(self.batches_per_action)
-
-    def _check_batches_per_action(self, count: int) -> None:
-        """Refuse actions of other lengths than the tasks', where there are several or the last one would be shorter.
-
-        Raises:
-            ValueError: what is wrong.
-        """
-        if self.only is None:
+        if self.batches_per_action is not None and self.only is None:
             raise ValueError("every task says its own batches_per_action: play one, by num_tasks=1 or task=, to set it")
-        if self.only.budget % count != 0:
-            raise ValueError(f"batches_per_action must divide the task's {self.only.budget} mini-batches, not {count}")
 
     @property
     def only(self) -> Record | None:
@@ -111,6 +100,10 @@ class TaskSource(Generic[Record]):
     def action_batches(self, task: TaskRecord) -> int:
         """Mini-batches of an action of a task."""
         return self.batches_per_action or task.batches_per_action
+
+    def budget(self, task: TaskRecord) -> int:
+        """Mini-batches of an episode of a task; what fills no action is left out."""
+        return task.budget - task.budget % self.action_batches(task)
 
     def typical_settings(self) -> dict[str, Any]:
         """The settings of a `TaskConfig` that the only task says, or a typical one."""

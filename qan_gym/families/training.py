@@ -141,7 +141,7 @@ class FamilyTraining(Training):
             return
         task = self.source.record.from_record(records[0])
         self.run.check_values(tensors, self.config)
-        check_clock(tensors, self.source.action_batches(task), task.budget)
+        check_clock(tensors, self.source.action_batches(task), self.source.budget(task))
         if (tensors["class_used"] > int(tensors["batch"]) * task.batch_size).any():
             raise ValueError("the state's class_used is larger than the mini-batches are")
 
@@ -153,7 +153,7 @@ class FamilyTraining(Training):
     def budget_of(self, row: int) -> int:
         """See `Training.budget_of`."""
         task = self.tasks[row]
-        return self.parts.budget if task is None else task.budget
+        return self.parts.budget if task is None else self.source.budget(task)
 
     def task_name(self, row: int) -> str:
         """See `Training.task_name`."""
@@ -211,7 +211,7 @@ class FamilyTraining(Training):
     def _tell(self, row: int, task: TaskRecord) -> None:
         """What the bookkeeping needs to know of a row's task."""
         run = self.run
-        run.budgets[row], run.action_batches[row] = task.budget, self.source.action_batches(task)
+        run.budgets[row], run.action_batches[row] = self.source.budget(task), self.source.action_batches(task)
         run.epoch_batches[row] = task.train_size // task.batch_size
         self.running_mean_weight[row] = min(1.0, task.batch_size / RUNNING_MEAN_IMAGES)
         self.schedules[row] = task.own_schedule
