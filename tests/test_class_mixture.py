@@ -10,6 +10,8 @@ from qan_agents.env_ids import draws_tasks, task_of
 from qan_agents.experiments.defaults import complete_config
 from qan_agents.experiments.evaluation import Player, evaluate, play_seeds, rival_player
 from qan_agents.experiments.played_task import base_schedule, rivals_of
+from qan_agents.experiments.plots import plot_run
+from qan_agents.experiments.run_folder import EVALUATION_STEPS
 from qan_agents.experiments.train import start_run, train
 from qan_agents.experiments.verdict import verdict_of
 from qan_agents.policies.fixed import fixed_env_kwargs, make_policy
@@ -187,6 +189,19 @@ def test_nobody_acting_is_the_mixture_of_the_data():
     shares = Player(lambda: make_policy("class-balanced"), {**ONE, "continuous": True})
     (finer,) = play_seeds(ID, shares, [4], 1, lambda share: None)
     assert episode.final["test_loss"] == finer.final["test_loss"]  # the same shares throughout
+
+
+@pytest.mark.slow
+def test_rules_have_other_actions_than_the_agent_in_tables_and_pictures(tmp_path):
+    config = replace(config_of(**ONE), episodes=4, evaluation_seeds=(0, 1))
+    run = start_run(tmp_path / "run", config)
+    train(run, lambda progress: None, lambda number, episode: None)
+    evaluate(run, lambda policy, share: None)
+    rows = {row["policy"]: row for row in run.table(EVALUATION_STEPS)}
+    assert rows["natural"]["action"] == str(KEEP)
+    assert rows["natural"]["action_9"] == ""
+    assert -1 <= float(rows["deferred"]["action_9"]) <= 1
+    assert [path.name for path in plot_run(run)][-1] == "episode.png"
 
 
 @pytest.mark.slow
