@@ -37,6 +37,15 @@ from qan_gym.utils.validation import describe_settings
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 STUDIES = ("controllers", "agent_on_one_cycle", "more_test_images")  # those with a report
+# A picture below the moving one: its file and what it shows.
+MORE_PICTURES = {
+    "QanMinibatch-LongTail-v0": (
+        "long-tail-classes.png",
+        "The shares of the classes in the mini-batches, and the validation loss of each class, over an episode: "
+        "shuffled SGD, and the controller that ships. A task of the training split, with 138 images of the largest "
+        "class and 3 of the smallest; of two classes half of the images show any digit.",
+    )
+}
 SHARED = "As `LearningRateEnv`."  # begins a section that is the same as that of `LearningRateEnv`
 
 
@@ -98,6 +107,7 @@ def env_page(env_id: str, folder: Path) -> str:
         "",
         f'{shown}, seed {SEED}: `gym.make("{env_id}"{arguments})`.',
         "",
+        *more_picture(env_id),
         f"| Action space | `{env.action_space}` |",
         "| --- | --- |",
         f"| Observation space | `{env.observation_space}` |",
@@ -111,6 +121,14 @@ def env_page(env_id: str, folder: Path) -> str:
             lines += ["## Settings", "", "Every one is a keyword argument of `gymnasium.make`.", ""]
             lines += [*arguments_table(env_id), ""]
     return "\n".join(lines)
+
+
+def more_picture(env_id: str) -> list[str]:
+    """The lines of the picture below the moving one; none where there is none."""
+    if env_id not in MORE_PICTURES:
+        return []
+    name, meaning = MORE_PICTURES[env_id]
+    return [f"![{meaning.partition(':')[0]}](../pictures/{name})", "", meaning, ""]
 
 
 def linked(text: str) -> str:

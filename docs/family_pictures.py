@@ -1,7 +1,8 @@
-"""The pictures of the page about the family of tasks: python docs/family_pictures.py
+"""The pictures of the pages about the families of tasks: python docs/family_pictures.py
 
 docs/pictures/family-distribution.png: the parameters of 10,000 tasks; docs/pictures/family-tasks.webp: twelve tasks,
-each played with random actions and with none.
+each played with random actions and with none; docs/pictures/long-tail-classes.png: the classes of a task with rare and
+noisy ones.
 """
 
 from collections import Counter
@@ -11,6 +12,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, PercentFormatter
@@ -19,8 +21,12 @@ from pictures import PICTURES, SEED, write
 from PIL import Image
 
 import qan_gym  # noqa: F401 (registers the environments)
+from qan_agents.controllers.controller import Controller
+from qan_agents.controllers.shipped import shipped_controller
 from qan_agents.experiments.plots import save
 from qan_gym.families import DECISIONS, Task, draw_task
+from qan_gym.families.long_tail import LongTailTask
+from qan_gym.families.long_tail import draw_task as draw_long_tail
 
 DRAWN = 10_000  # tasks of the training split, from number 0
 BINS = 16
@@ -28,6 +34,10 @@ COLORS = {"sgd": "#D55E00", "adamw": "#0072B2"}
 BOTH, CHANCE = "#009E73", "0.75"
 SHOWN = {"mlp": 7, "cnn": 2, "mnist-cnn": 1, "resnet-8": 1, "vit": 1}  # how many of a kind are played: the first ones
 WIDEST_ACTION = 0.4  # of the random ones: a factor of 12**0.4 = 2.7
+
+# The task whose classes are shown.
+LONG_TAIL = {"imbalance": 50, "label_noise": 0.5, "noisy_classes": 2}
+NUMBER = 3
 
 Artist = Any  # matplotlib's, which has no types
 
@@ -236,8 +246,71 @@ def mosaic(tasks: list[Task]) -> list[Image.Image]:
     return frames
 
 
+# --- classes --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ClassCurves:
+    """An episode, (actions, classes) each, after every action.
+
+    Attributes:
+        shares: of the classes in the mini-batches of the action.
+        losses: on validation images, nats.
+    """
+
+    shares: NDArray[np.float64]
+    losses: NDArray[np.float64]
+
+
+def class_curves(task: LongTailTask, controller: Controller | None) -> ClassCurves:
+    """An episode of a controller of the shares of the classes; None: of shuffled SGD."""
+    env = gym.make("QanMinibatch-LongTail-v0", task=task, continuous=True)
+    observation, _ = env.reset(seed=SEED, options={"sampler": "shuffled"} if controller is None else None)
+    act = (lambda seen: np.zeros((1, len(task.classes)), np.float32)) if controller is None else controller.player(1)
+    run, shares, losses, over = env.unwrapped.training.run, [], [], False
+    while not over:
+        observation, _, terminated, truncated, _ = env.step(act(observation[None])[0])
+        shares.append(run.class_share[0].double().numpy())
+        losses.append(run.class_validation_loss[0].double().numpy())
+        over = terminated or truncated
+    env.close()
+    return ClassCurves(np.stack(shares), np.stack(losses))
+
+
+def classes_figure(task: LongTailTask) -> Figure:
+    """The shares of the classes over an episode, above the validation loss of each."""
+    played = {
+        "shuffled SGD": class_curves(task, None),
+        "the controller that ships": class_curves(task, shipped_controller("long-tail")),
+    }
+    figure = Figure(figsize=(9, 6.6), dpi=100, layout="constrained")
+    panels = figure.subplots(2, 2, sharex=True, sharey="row")
+    used = np.arange(1, task.DECISIONS + 1) / task.DECISIONS
+    by_size = np.argsort(task.class_sizes)[::-1]
+    colors = colormaps["viridis"](np.linspace(0, 0.9, len(by_size)))
+    for (name, curves), column in zip(played.items(), panels.T, strict=True):
+        column[0].set_title(name, fontsize=10)
+        for color, label in zip(colors, by_size, strict=True):
+            noise = task.label_noise[label]
+            look = {"color": color, "linestyle": "--" if noise else "-", "linewidth": 1.6}
+            about = f"{task.class_sizes[label]} images" + (f", {noise:.0%} noise" if noise else "")
+            column[0].plot(used, curves.shares[:, label], label=about, **look)
+            column[1].plot(used, curves.losses[:, label], **look)
+    panels[0, 0].set(ylabel="share of the mini-batches, %", yscale="log")
+    panels[0, 0].set_yticks([0.01, 0.03, 0.1, 0.3], labels=["1", "3", "10", "30"])
+    panels[1, 0].set(ylabel="validation loss of the class, nats", yscale="log")
+    for axes in panels[1]:
+        axes.set_xlabel("share of the budget")
+    figure.legend(
+        *panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=8
+    )
+    return figure
+
+
 def main() -> None:
-    """Draw both."""
+    """Draw all."""
+    task = draw_long_tail("train", NUMBER, ("mlp",), **LONG_TAIL)
+    save(classes_figure(task), PICTURES / "long-tail-classes.png", dpi=100)
     tasks = [draw_task("train", number) for number in range(DRAWN)]
     save(distribution(tasks), PICTURES / "family-distribution.png", dpi=100)
     write(PICTURES / "family-tasks.webp", mosaic(twelve()))

@@ -110,6 +110,8 @@ def test_every_id_has_a_page_with_a_picture(site):
         assert {"action-space", "observation-space", "rewards", "episode-end", "settings"} <= found.anchors
         assert f"../../pictures/{env_id}.webp" in found.links
         assert (ROOT / "docs" / "pictures" / f"{env_id}.webp").stat().st_size <= 400_000
+    long_tail = site[1][Path("environments") / "QanMinibatch-LongTail-v0" / "index.html"]
+    assert "../../pictures/long-tail-classes.png" in long_tail.links
 
 
 def test_every_page_is_in_the_navigation():

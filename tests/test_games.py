@@ -101,7 +101,7 @@ def same(one, other) -> bool:
 def test_a_taken_name_and_an_unknown_game_are_refused():
     with pytest.raises(ValueError, match="'minibatch': the name is taken"):
         qan_gym.register_game("minibatch", TwoKnobs(KNOBS["box"]))
-    with pytest.raises(ValueError, match="unknown game 'tennis'; there are learning-rate, minibatch"):
+    with pytest.raises(ValueError, match="unknown game 'tennis'; there are class-mixture, learning-rate, minibatch"):
         gym.make(LR, game="tennis", **SHORT)
 
 

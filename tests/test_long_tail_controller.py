@@ -188,7 +188,7 @@ def test_controllers_of_two_families_are_not_judged_together():
 
 
 def test_the_rivals_of_the_classes_are_those_of_their_family():
-    assert {one.name for one in rivals(["single"], family=ID)} == {f"single {name}" for name in METHODS}
+    assert {one.name for one in rivals(["single"], family=ID)} == {f"single {name}" for name in (*METHODS, "random")}
     (best,) = rivals(["best"], family=ID)
     assert best.optimizer == "sgd"
     with pytest.raises(ValueError, match="unknown rival 'tuned'"):
@@ -211,6 +211,22 @@ def test_rivals_play_as_the_environment_does():
             ended, info = env.step(action)[3:]
         found = contender.play(Trainings((task,), (seed,))).test_loss
         assert found[0] == pytest.approx(float(info["test_loss"]), rel=1e-5), name
+
+
+def test_random_shares_are_new_ones_at_every_action_and_follow_from_the_seed():
+    tasks = [task for problem in long_tail_problems(2, ("mlp",)) for task in problem.tasks]
+    (contender,) = rivals(["single random"], family=ID)
+    env = gym.make(ID, task=tasks[1], continuous=True)
+    env.reset(seed=4)
+    seed, ended = int(env.unwrapped.training.run.seed[0]), False
+    found = contender.play(Trainings((*tasks, tasks[0]), (3, seed, 5))).test_loss
+    assert found[0] != found[2]
+    alone = contender.play(Trainings((tasks[1],), (seed,))).test_loss
+    assert alone[0] == found[1]  # whatever else is trained beside it
+    draw = np.random.default_rng(seed)
+    while not ended:
+        ended, info = env.step(draw.uniform(-1, 1, 10).astype(np.float32))[3:]
+    assert alone[0] == pytest.approx(float(info["test_loss"]), rel=1e-5)
 
 
 def test_the_best_rule_of_a_task_is_one_of_the_rules():

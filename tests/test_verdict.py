@@ -87,6 +87,11 @@ def test_the_sentence_says_what_the_schedule_alone_does(base, wanted):
     assert "ahead of constant" in said
 
 
+def test_the_sentence_says_what_a_mixture_alone_does():
+    said = sentence(scores("dqn", 0.20, 0.30, 0.40), scores("natural", 0.2100, 0.3101, 0.4099))
+    assert "its mixture alone, natural with nobody acting, does worse by 0.0100 (" in said
+
+
 def test_the_sentence_where_nothing_can_be_told():
     one = Verdict([scores("dqn", 0.1), scores("constant", 0.2)], "constant", None)
     assert "one seed, which cannot tell" in one.sentence()

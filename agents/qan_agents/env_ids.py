@@ -82,13 +82,23 @@ def task_of(env: str, settings: dict[str, Any]) -> TaskConfig:
     return config_of(arguments.pop("env_id"), arguments)
 
 
-def draws_tasks(env: str) -> bool:
+def draws_tasks(env: str, settings: dict[str, Any]) -> bool:
     """Whether every episode of an environment of qan-gym draws its own task: its configuration is a typical one.
 
+    Args:
+        env: ID or MODULE:ID.
+        settings: keyword arguments of the environment that differ from those of the id.
+
     Raises:
-        ValueError, gymnasium.error.Error: see `import_module_of`; there is no such id.
+        ValueError, gymnasium.error.Error: see `task_of`; there is no such id.
     """
-    return gym.spec(import_module_of(env)).kwargs.get("env_id") in FAMILIES
+    arguments = gym.spec(import_module_of(env)).kwargs | settings
+    if arguments.get("env_id") not in FAMILIES:
+        return False
+    from qan_gym.families.factory import family_config
+
+    rest = {name: value for name, value in arguments.items() if name not in PLACES}
+    return family_config(rest.pop("env_id"), rest)[1].only is None
 
 
 def require_settings(env: str, settings: dict[str, Any]) -> None:

@@ -80,7 +80,9 @@ class FamilyEngine:
         tasks: of each row, None before its first.
     """
 
-    def __init__(self, base: TaskConfig, run: RunState, engine: str, threads: int) -> None:
+    def __init__(
+        self, base: TaskConfig, run: RunState, engine: str, threads: int, batches_per_action: int | None = None
+    ) -> None:
         """Prepare.
 
         Args:
@@ -88,9 +90,11 @@ class FamilyEngine:
             run: the state of N runs, on CPU.
             engine: "native" or "torch".
             threads: that share the rows of multilayer perceptrons, with "native".
+            batches_per_action: in the place of the tasks' own.
         """
         num_runs = len(run.memory)
         self.base, self.run = base, run
+        self.own = {} if batches_per_action is None else {"batches_per_action": batches_per_action}
         self.engine = "auto" if engine == "native" else engine  # the kernels are for some networks only
         self.tasks: list[TaskRecord | None] = [None] * num_runs
         self.singles: dict[int, SingleRow] = {}
@@ -135,7 +139,7 @@ class FamilyEngine:
     def _adopt(self, row: int, task: TaskRecord) -> TaskConfig:
         self.tasks[row], self.is_finite[row] = task, 1
         self.singles.pop(row, None)
-        return replace(self.base, **task.settings())
+        return replace(self.base, **{**task.settings(), **self.own})
 
     def train(
         self, counts: Int64, rates: NDArray[np.float64], indices: Int64 | None = None

@@ -47,6 +47,10 @@ class LongTailEnv(FamilyEnv):
     mini-batches are softmax(3 action), so that two classes differ by a factor of at most e^6 = 403, and 0 are all
     classes alike. A mini-batch holds each class in proportion to its share, rounded up or down at random.
 
+    With `game="class-mixture"`, for agents that learn from few trainings, `Discrete(3)`: 0 raises, 1 lowers and 2 keeps
+    the share of the rare classes, over four mixtures, in which classes are drawn in proportion to their size to the
+    power 1, where an episode begins, 1/2, 0 or -1/2.
+
     ## Observation Space
     `Box(-10, 10, (55,))`, the observation `"classes"`. Ten numbers each, one per class: the running mean of its
     training loss, its validation loss, its share of the mini-batches of the last action, its size, and how often its
@@ -74,8 +78,9 @@ class LongTailEnv(FamilyEnv):
     ## Arguments
     `split`, `num_tasks`, `start_task`, `context` and `task` as `LearningRateFamilyEnv`; `networks` (`"mlp"`,
     `"mnist-cnn"`); `imbalance`, `label_noise` (of the noisy classes) and `noisy_classes` (how many), each a number or
-    two, which it is drawn between; and the fields of `TaskConfig` that tasks do not say, `class_weights` of the
-    training loss among them. `env.unwrapped.task` is the record of the episode; pictures and text show it. CPU only.
+    two, which it is drawn between; `batches_per_action`, for fewer and longer actions where all episodes have one task
+    (`num_tasks=1` or `task`); and the fields of `TaskConfig` that tasks do not say, `class_weights` of the training
+    loss among them. `env.unwrapped.task` is the record of the episode; pictures and text show it. CPU only.
 
     ## Version History
     v0: version 1 of the tasks.
@@ -125,8 +130,9 @@ class LearningRateFamilyEnv(FamilyEnv):
     ## Arguments
     `split` ("train" or "test"), `num_tasks` (how many different ones; None: 2^31) and `start_task` (the number of the
     first), as Procgen's levels; `networks` and `optimizers` (the kinds to draw from), `context` ("hidden" or
-    "observed"), `task` (the only one: a `Task`, a dict of its fields, or its JSON), and the fields of `TaskConfig` that
-    tasks do not say. `env.unwrapped.task` is the `Task` of the episode; pictures and text show it. CPU only.
+    "observed"), `task` (the only one: a `Task`, a dict of its fields, or its JSON), `batches_per_action` of an only
+    task, and the fields of `TaskConfig` that tasks do not say. `env.unwrapped.task` is the `Task` of the episode;
+    pictures and text show it. CPU only.
 
     ## Version History
     v0: version 1 of the tasks.

@@ -51,7 +51,7 @@ def family_config(env_id: str, arguments: dict[str, Any]) -> tuple[TaskConfig, T
     source = family.from_arguments(arguments)
     own = {one.name for one in fields(family)}
     others = {name: value for name, value in arguments.items() if name not in own}
-    typical = family.record().settings()
+    typical = source.typical_settings()
     if drawn := others.keys() & typical.keys():
         kinds = " and ".join(f"`{name}`" for name in family.kinds)
         raise ValueError(

@@ -75,17 +75,45 @@ class TaskSource(Generic[Record]):
         "hidden", one_of("hidden", "observed"), "whether the observation ends with the task's parameters"
     )
     task: Record | None = setting(None, only_task(), "the only one; None: drawn")  # noqa: RUF009 (a record is immutable)
+    batches_per_action: int | None = setting(
+        None,
+        optional(integer(at_least=1)),
+        "mini-batches of an action of the only task, for fewer and longer actions of its budget, or more; None: its "
+        "own",
+    )
 
     def __post_init__(self) -> None:
         """Check."""
         check_settings(self)
         if self.start_task + (self.num_tasks or 1) > NUMBER_LIMIT:
             raise ValueError(f"start_task + num_tasks must be at most {NUMBER_LIMIT}")
+        if self.batches_per_action is not None and self.only is None:
+            raise ValueError("every task says its own batches_per_action: play one, by num_tasks=1 or task=, to set it")
+
+    @property
+    def only(self) -> Record | None:
+        """The task of all episodes; None: they differ."""
+        if self.task is None and self.num_tasks == 1:
+            return self.draw_number(self.start_task)
+        return self.task
+
+    def action_batches(self, task: TaskRecord) -> int:
+        """Mini-batches of an action of a task."""
+        return self.batches_per_action or task.batches_per_action
+
+    def budget(self, task: TaskRecord) -> int:
+        """Mini-batches of an episode of a task; what fills no action is left out."""
+        return task.budget - task.budget % self.action_batches(task)
+
+    def typical_settings(self) -> dict[str, Any]:
+        """The settings of a `TaskConfig` that the only task says, or a typical one."""
+        task = self.only or self.record()
+        return {**task.settings(), "batches_per_action": self.action_batches(task)}
 
     @property
     def most_batches(self) -> int:
         """The most mini-batches of an action; one for all drawn tasks, so that sums do not depend on the other rows."""
-        return self.most_drawn if self.task is None else max(self.most_drawn, self.task.batches_per_action)
+        return max(self.most_drawn, 0 if self.only is None else self.action_batches(self.only))
 
     @property
     def network_kinds(self) -> tuple[str, ...]:
@@ -125,6 +153,6 @@ class TaskSource(Generic[Record]):
         own = {one.name: arguments[one.name] for one in fields(cls) if one.name in arguments}
         if own.get("task") is not None:
             own["task"] = cls.record.from_record(own["task"])
-            if others := ", ".join(name for name in own if name not in ("task", "context")):
+            if others := ", ".join(name for name in own if name not in ("task", "context", "batches_per_action")):
                 raise ValueError(f"with a task there is nothing to draw: leave out {others}")
         return cls(**own)

@@ -91,7 +91,7 @@ class FamilyTraining(Training):
 
     def _make_engine(self) -> FamilyEngine:  # type: ignore[override]
         threads = min(self.num_runs, users_threads())
-        return FamilyEngine(self.config, self.run, self.parts.engine, threads)
+        return FamilyEngine(self.config, self.run, self.parts.engine, threads, self.source.batches_per_action)
 
     # --- tasks ------------------------------------------------------------------------------------------------------
 
@@ -103,7 +103,7 @@ class FamilyTraining(Training):
         Raises:
             ValueError: an action of a task has more mini-batches than the runs have room for.
         """
-        longest = max((task.batches_per_action for task in tasks or ()), default=0)
+        longest = max((self.source.action_batches(task) for task in tasks or ()), default=0)
         if longest > self.source.most_batches:
             raise ValueError(
                 f"an action of a task has {longest} mini-batches, more than the family's {self.source.most_batches}; "
@@ -141,7 +141,7 @@ class FamilyTraining(Training):
             return
         task = self.source.record.from_record(records[0])
         self.run.check_values(tensors, self.config)
-        check_clock(tensors, task.batches_per_action, task.budget)
+        check_clock(tensors, self.source.action_batches(task), self.source.budget(task))
         if (tensors["class_used"] > int(tensors["batch"]) * task.batch_size).any():
             raise ValueError("the state's class_used is larger than the mini-batches are")
 
@@ -153,7 +153,7 @@ class FamilyTraining(Training):
     def budget_of(self, row: int) -> int:
         """See `Training.budget_of`."""
         task = self.tasks[row]
-        return self.parts.budget if task is None else task.budget
+        return self.parts.budget if task is None else self.source.budget(task)
 
     def task_name(self, row: int) -> str:
         """See `Training.task_name`."""
@@ -182,10 +182,11 @@ class FamilyTraining(Training):
         task, clock = self.tasks[row], int(self.run.batch[row])
         if task is None or clock == 0:
             return np.zeros((0, 0), np.int64)
+        count = self.source.action_batches(task)
         if not self.shuffled:
-            indices = self.run.batch_indices[row, : task.batches_per_action, : task.batch_size]
+            indices = self.run.batch_indices[row, :count, : task.batch_size]
             return indices.numpy().copy()
-        seed, numbers = int(self.run.seed[row]), range(clock - task.batches_per_action, clock)
+        seed, numbers = int(self.run.seed[row]), range(clock - count, clock)
         return np.stack([mini_batch(seed, number, task.batch_size, task.train_size) for number in numbers])
 
     def _parts_of(self, row: int) -> Components:
@@ -210,7 +211,7 @@ class FamilyTraining(Training):
     def _tell(self, row: int, task: TaskRecord) -> None:
         """What the bookkeeping needs to know of a row's task."""
         run = self.run
-        run.budgets[row], run.action_batches[row] = task.budget, task.batches_per_action
+        run.budgets[row], run.action_batches[row] = self.source.budget(task), self.source.action_batches(task)
         run.epoch_batches[row] = task.train_size // task.batch_size
         self.running_mean_weight[row] = min(1.0, task.batch_size / RUNNING_MEAN_IMAGES)
         self.schedules[row] = task.own_schedule
@@ -329,7 +330,7 @@ class FamilyTraining(Training):
         Raises:
             ResetNeeded: it has none yet.
         """
-        return type(self.source)(task=self._task_of(0))
+        return type(self.source)(task=self._task_of(0), batches_per_action=self.source.batches_per_action)
 
     def _validation_due(self, before: NDArray[np.int64], epochs: NDArray[np.int64]) -> Flags:
         """Only where the task asks for it, for the epochs of small tasks are short."""
@@ -371,7 +372,7 @@ def family_parts(config: TaskConfig, source: TaskSource[Any], device: str, engin
     """
     if torch.device(device).type != "cpu":
         raise ValueError(f"the runs of a family are small and of different shapes: device must be cpu, not {device!r}")
-    typical = build_components(replace(config, **(source.task or source.record()).settings()), device, "torch")
+    typical = build_components(replace(config, **source.typical_settings()), device, "torch")
     most = max(room(*source.largest[kind]) for kind in source.network_kinds)
     most = most if source.task is None else max(most, typical.network.size())
     network = Network(typical.network.image_shape, {"weights": (most,)}, typical.network.forward, shown="weights")

@@ -36,6 +36,10 @@ class Game:
             field of the run's state, (N,) float64, and stands in `info`.
         features: names of registered features that the score line shows in addition.
         baselines: names of the fixed policies that an agent is compared with; the first is the baseline.
+        base: the name of the fixed policy that nobody acting is, where the actions do not set the learning rate; None:
+            it is the schedule of the learning rate.
+        few_features: names of the features that agents which learn from few trainings observe; none: the observation
+            stays as it is.
         curve: the scalar in `info` that pictures draw as what is controlled; None: the shares of the classes in the
             mini-batches.
         curve_is_logarithmic: whether its axis is.
@@ -46,6 +50,8 @@ class Game:
     hyperparameters: ClassVar[tuple[str, ...]] = ()
     features: ClassVar[tuple[str, ...]] = ()
     baselines: ClassVar[tuple[str, ...]] = ("constant",)
+    base: ClassVar[str | None] = None
+    few_features: ClassVar[tuple[str, ...]] = ()
     curve: ClassVar[str | None] = "learning_rate"
     curve_is_logarithmic: ClassVar[bool] = True
     without_acting: ClassVar[str] = "the same mini-batches follow and nobody acts further"
@@ -69,6 +75,10 @@ class Game:
     def no_op(self, config: TaskConfig) -> Any:
         """The action that leaves everything as it is; None where there is none."""
         return None
+
+    def coarse(self, config: TaskConfig) -> str:
+        """The name of the game for agents that learn from few trainings: this one, or one of fewer actions."""
+        return config.game
 
     def action_names(self, config: TaskConfig, n_classes: int) -> list[str]:
         """A name per action of a Discrete space; empty for the others."""

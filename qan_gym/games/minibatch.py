@@ -43,6 +43,10 @@ class MinibatchGame(Game):
                 "image once, whatever the shares are"
             )
 
+    def coarse(self, config: TaskConfig) -> str:
+        """See `Game.coarse`: with replacement, a few mixtures of the classes in the place of each class."""
+        return "class-mixture" if config.replacement and not config.continuous else config.game
+
     def action_space(self, config: TaskConfig, n_classes: int) -> spaces.Space[Any]:
         """See `Game.action_space`."""
         from gymnasium import spaces

@@ -20,6 +20,9 @@ from qan_gym.config import TaskConfig
 SCHEDULE = "one-cycle"  # under its actions, unless the user says otherwise
 ACTIONS = 10  # of an episode
 CAUTION = 1.0  # found on other data, as the schedule was: studies/base_schedule, studies/agent_on_one_cycle
+# Where the actions do not set the learning rate. 20 trainings have some 50 rounds of updates, after which target
+# networks that follow by the preset's 0.005 would still be near what they began with (studies/longtail_first_command).
+TAU = 0.2
 
 
 class EnsembleDQN(NativeDQN):
@@ -42,14 +45,17 @@ class EnsembleDQN(NativeDQN):
         if batches is None:
             return {}
         length = given.get("batches_per_action", max(1, batches // ACTIONS))
-        return few_actions(config, length, SCHEDULE, validate_every=length)
+        return few_actions(config, length, SCHEDULE, validate_every=length, keep_game="game" in given)
 
     def _make_env(self, spec: AgentSpec) -> VectorEnv[Any, Any, Any]:
         return BudgetEndTerminates(super()._make_env(spec))
 
     def _fresh(self, spec: AgentSpec, steps: int) -> Ensemble:
-        own = {"n_step": self.facts.episode_length, "caution": CAUTION, **spec.hyperparameters}
-        config = make_ensemble_config(spec.preset, steps, own, self.interface.score_line > 0)
+        own = {"n_step": self.facts.episode_length, "caution": CAUTION}
+        if "learning_rate" not in self.training.parts.game.hyperparameters:
+            own["tau"] = TAU
+        given = own | spec.hyperparameters
+        config = make_ensemble_config(spec.preset, steps, given, self.interface.score_line > 0)
         return Ensemble(config, self.interface, str(self.device), spec.seed)
 
     def policy(self) -> "CautiousPolicy":

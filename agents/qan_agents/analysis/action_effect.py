@@ -169,9 +169,9 @@ class CheckedEnv:
         games, batches = [self.kwargs], []
         if isinstance(inner, FamilyEnv):
             tasks = dict.fromkeys(_task_of(env, seed) for seed in range(most))
-            drawing = {one.name for one in fields(inner.source)}
+            drawing = {one.name for one in fields(inner.source)} - {"batches_per_action"}
             kept = {name: value for name, value in self.kwargs.items() if name not in drawing}
-            games, batches = [{**kept, "task": one} for one in tasks], [one.batches_per_action for one in tasks]
+            games, batches = [{**kept, "task": one} for one in tasks], [*map(inner.source.action_batches, tasks)]
         elif isinstance(inner, QanEnv):
             batches = [inner.config.batches_per_action]
         env.close()

@@ -48,7 +48,7 @@ def train(
         str | None,
         typer.Option(
             help="The agent, see qan list; default: dqn-ensemble where raise, lower and keep act on the learning rate, "
-            "dqn on other choices, ppo on numbers."
+            "or, on one task, classes are drawn with replacement, dqn on other choices, ppo on numbers."
         ),
     ] = None,
     preset: Annotated[
@@ -195,7 +195,7 @@ def _what_is_played(run: "Run") -> str:
     task, names = played.config, played.action_names
     choices = f" ({', '.join(names)})" if 0 < len(names) <= MOST_NAMES else ""
     base = "" if task.schedule == "constant" else f", on top of the schedule {task.schedule}"
-    drawn = draws_tasks(config.env)
+    drawn = draws_tasks(config.env, config.env_kwargs)
     every = "mini-batch" if task.batches_per_action == 1 else f"{task.batches_per_action} mini-batches"
     parts = [
         f"{config.episodes} training{'s' if config.episodes > 1 else ''}",

@@ -9,7 +9,7 @@ from qan_agents.experiments.agent import agent_class
 from qan_agents.experiments.run_config import RunConfig
 from qan_gym.config import TaskConfig
 from qan_gym.core.components import mini_batches
-from qan_gym.games import game_of
+from qan_gym.games import GAMES, game_of
 
 EVALUATION_SEEDS, FEW_SEEDS = 10, 3  # where a training is short, and where it is long
 SHORT = 5_000  # mini-batches of a training, at most
@@ -43,8 +43,8 @@ def complete_config(
         ModuleNotFoundError, gymnasium.error.Error: a library of the agent, or the id, is not there.
     """
     task = task_of(env, env_kwargs)
-    family = draws_tasks(env)
-    agent = agent or default_agent(task, family)
+    family = draws_tasks(env, env_kwargs)
+    agent = agent or default_agent(task, family, keep_game="game" in env_kwargs)
     kind = agent_class(agent)
     preset = preset or kind.presets[0]
     kind.check(preset, agent_kwargs)  # before data are loaded
@@ -67,15 +67,16 @@ def complete_config(
     )
 
 
-def default_agent(task: TaskConfig, family: bool) -> str:
+def default_agent(task: TaskConfig, family: bool, keep_game: bool = False) -> str:
     """The agent of a game, for those who name none.
 
     Args:
         task: what is played.
         family: whether every episode draws its own task.
+        keep_game: see `few_actions`.
     """
-    game = game_of(task)
-    if not isinstance(game.action_space(task, n_classes=2), gym.spaces.Discrete):
+    if not isinstance(game_of(task).action_space(task, n_classes=2), gym.spaces.Discrete):
         return "ppo"
-    acts_on_rate = "learning_rate" in game.hyperparameters and game.no_op(task) is not None
-    return "dqn-ensemble" if acts_on_rate and not family else "dqn"
+    game = GAMES[task.game if keep_game else game_of(task).coarse(task)]
+    few_actions = bool(game.few_features) or "learning_rate" in game.hyperparameters
+    return "dqn-ensemble" if few_actions and game.no_op(task) is not None and not family else "dqn"

@@ -144,7 +144,8 @@ def _tables(episodes: dict[tuple[str, int], Episode], baseline: str) -> dict[str
                 "steps_to_baseline": reached[0] if reached else "",
             }
         )
-    return {EVALUATION_STEPS: steps, EVALUATION_EPISODES: rows}
+    columns = dict.fromkeys(name for step in steps for name in step)  # some policies may have other actions
+    return {EVALUATION_STEPS: [dict.fromkeys(columns, "") | step for step in steps], EVALUATION_EPISODES: rows}
 
 
 def scores_by_policy(run: Run) -> list[PolicyScores]:

@@ -54,5 +54,11 @@ def baseline_of(task: TaskConfig, baselines: Sequence[str] | None) -> str:
 
 
 def base_schedule(task: TaskConfig) -> str | None:
-    """The schedule under the actions, where it is another than constant, and nobody acting leaves it as it is."""
-    return None if task.schedule == "constant" or game_of(task).no_op(task) is None else task.schedule
+    """The fixed policy that nobody acting is: that of the game, or the schedule under the actions.
+
+    None: there is no action that leaves everything as it is, or the schedule is constant.
+    """
+    game = game_of(task)
+    if game.no_op(task) is None:
+        return None
+    return game.base or (None if task.schedule == "constant" else task.schedule)

@@ -187,7 +187,8 @@ def _episode_figure(title: str, steps: Rows, task: PlayedTask) -> Figure:
         accuracy.plot(measured, 100 * _numbers(ends, "validation_accuracy"), marker="o", markersize=4, **style)
         if task.game.curve is not None:
             _draw_controlled(control, batch, _numbers(rows, task.game.curve), name == agent, task, style)
-        elif name != "uniform":  # the policy whose actions do nothing
+        elif name != "uniform" and not (task.action_names and rows[0].get("action_1")):
+            # not the policy whose actions do nothing, nor rules for classes, whose actions are other ones
             control.plot(*_action_profile(rows, task), marker="o", markersize=4, **style)
     loss.set(xlabel="mini-batches (thin: running mean of the training loss)", yscale="log")
     loss.set_ylabel("validation loss (nats)")
@@ -199,7 +200,9 @@ def _episode_figure(title: str, steps: Rows, task: PlayedTask) -> Figure:
             least, _ = task.game.curve_limits(task.config)
             control.set_ylim(bottom=max(least / 2, control.get_ylim()[0]))
     elif task.action_names:
-        control.set(xlabel="class", ylabel="share of the actions (%)")
+        control.set(xlabel="class" if _are_classes(task) else "action", ylabel="share of the actions (%)")
+        ticks, labels = action_ticks(task.action_names)
+        control.set_xticks(ticks, labels=labels)
     else:
         control.set(xlabel="number of the action", ylabel="mean over the episode")
     for axes in (loss, accuracy, control):
@@ -232,6 +235,11 @@ def _action_profile(rows: Rows, task: PlayedTask) -> tuple[NDArray[np.int64], ND
     return actions, 100 * (_numbers(rows, "action")[:, None] == actions).mean(axis=0)
 
 
+def _are_classes(task: PlayedTask) -> bool:
+    """Whether each action of a Discrete space chooses a class."""
+    return task.game.curve is None and all(name.isdecimal() for name in task.action_names)
+
+
 def _action_columns(rows: Rows) -> list[str]:
     """The columns of the numbers of an action."""
     return [column for column in rows[0] if re.fullmatch(r"action(_\d+)?", column)]
@@ -255,7 +263,7 @@ def _actions_figure(title: str, steps: Rows, task: PlayedTask) -> Figure:
         if task.action_names:
             bins = len(task.action_names)
             image = _map(axes, _grid(steps, column), "viridis", Normalize(-0.5, bins - 0.5), bins)  # in grey, too
-            bar = figure.colorbar(image, ax=axes, label="class chosen" if curve is None else "action")
+            bar = figure.colorbar(image, ax=axes, label="class chosen" if _are_classes(task) else "action")
             ticks, labels = action_ticks(task.action_names)
             bar.set_ticks(ticks, labels=labels)
         else:

@@ -8,6 +8,7 @@ import numpy as np
 from qan_agents.experiments.evaluation import PolicyScores, scores_by_policy
 from qan_agents.experiments.played_task import PlayedTask, base_schedule, baseline_of
 from qan_agents.experiments.run_folder import EVALUATION_EPISODES, Run
+from qan_gym.schedules import SCHEDULES
 
 CONFIDENCE = 0.95
 
@@ -62,7 +63,7 @@ class Verdict:
     Attributes:
         scores: the agent's, then those of its rivals.
         baseline: the rival that everybody is counted against.
-        base: the schedule under the agent's actions, which is one of the rivals; None: there is none.
+        base: the rival that nobody acting is, the schedule under the agent's actions or another; None: there is none.
     """
 
     scores: Sequence[PolicyScores]
@@ -112,10 +113,11 @@ class Verdict:
         return f"On {count} unseen seeds {'; '.join(parts)} (test loss, with 95 % intervals over the seeds)."
 
     def _about_base(self, agent: PolicyScores, base: PolicyScores) -> str:
-        """What the schedule under the agent's actions does alone."""
-        alone = f"its schedule alone, {base.policy} with nobody acting,"
+        """What the schedule under the agent's actions, or the mixture that they begin with, does alone."""
+        kind = "schedule" if base.policy in SCHEDULES else "mixture"
+        alone = f"its {kind} alone, {base.policy} with nobody acting,"
         if agent.test_loss == base.test_loss:
-            return f"it left its schedule as it is: {base.policy} with nobody acting does exactly as well"
+            return f"it left its {kind} as it is: {base.policy} with nobody acting does exactly as well"
         lead = Lead.of(agent, base)
         if lead.sign == 0:
             return f"{alone} does as well (the agent's lead is {lead})"

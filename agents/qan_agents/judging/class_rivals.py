@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from qan_agents.controllers.trainings import Act, Outcomes, play_tasks
 from qan_agents.judging.contenders import CURVE_TASKS, Contender, Replayed, Single, part_of, play_chosen
-from qan_agents.judging.methods import Places, Range, Settings
+from qan_agents.judging.methods import Method, Places, Range, Settings
 from qan_agents.judging.problems import LONG_TAIL, Trainings, tuning_seed
 from qan_agents.policies.class_rules import RULES, Rule, rule_actions
 from qan_gym.families.long_tail import DECISIONS, VERSION, LongTailTask, draw_task
@@ -53,7 +53,30 @@ class ClassRule:
         return play_tasks(trainings.tasks, trainings.seeds, config, begin, tests, shuffled=rule is None)
 
 
-METHODS: dict[str, ClassRule] = {
+@dataclass(frozen=True)
+class RandomShares:
+    """New shares for every action, of logits uniform in [-1, 1], which follow from the seed of the training."""
+
+    version: int = VERSION
+    optimizer: ClassVar[str] = OPTIMIZER
+    ranges: ClassVar[dict[str, Range]] = {}
+    slow: ClassVar[bool] = False
+
+    def play(self, trainings: Trainings, settings: Settings, *, tests: bool) -> Outcomes:
+        """See `Method.play`."""
+
+        def begin(training: FamilyTraining, places: Places) -> Act:
+            draws, classes = (
+                [np.random.default_rng(trainings.seeds[place]) for place in places],
+                training.parts.n_classes,
+            )
+            return lambda observations: np.array([draw.uniform(-1, 1, classes) for draw in draws], np.float32)
+
+        config = replace(SHARES, dataset=trainings.dataset)
+        return play_tasks(trainings.tasks, trainings.seeds, config, begin, tests)
+
+
+METHODS: dict[str, ClassRule] = {  # of which the best is chosen on a task
     "shuffled": ClassRule(None),
     "class-weighted": ClassRule(None, class_weights=1.0),
     "class-weighted 0.99": ClassRule(None, class_weights=0.99),
@@ -91,7 +114,8 @@ class BestOfRules:
 
 def class_rivals() -> dict[str, Contender]:
     """All of them by name, in the order of tables."""
-    singles = {f"single {name}": Single(f"single {name}", one, (("mlp", ()),)) for name, one in METHODS.items()}
+    methods: dict[str, Method] = {**METHODS, "random": RandomShares()}
+    singles = {f"single {name}": Single(f"single {name}", one, (("mlp", ()),)) for name, one in methods.items()}
     best = BestOfRules()
     return {**singles, best.name: best}
 

@@ -53,14 +53,11 @@ class Classes:
 Rule = Callable[[Classes], Float64]  # -> (N, K) shares, at least 0, of any sum
 
 
-Setting = float | Float64  # of a rule: for all runs, or (N, 1)
-
-
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class ByPower:
     """In proportion to a power of the size: 0: all classes alike, 1/2: its square root, 1: as the data are."""
 
-    power: Setting
+    power: float
 
     def __call__(self, classes: Classes) -> Float64:
         """The shares, see `Rule`."""
@@ -68,7 +65,7 @@ class ByPower:
         return shares
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Deferred:
     """As the data are, then all classes alike (deferred re-balancing, Cao et al. 2019, arXiv:1906.07413).
 
@@ -76,7 +73,7 @@ class Deferred:
         start: share of the budget at which they become alike.
     """
 
-    start: Setting
+    start: float
 
     def __call__(self, classes: Classes) -> Float64:
         """The shares, see `Rule`."""
@@ -84,7 +81,7 @@ class Deferred:
         return np.where(late, ByPower(0.0)(classes), ByPower(1.0)(classes))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class LossProportional:
     """In proportion to a power of the loss of a class.
 
@@ -93,7 +90,7 @@ class LossProportional:
         validation: whether it is the loss on validation images.
     """
 
-    power: Setting
+    power: float
     validation: bool = False
 
     def __call__(self, classes: Classes) -> Float64:
@@ -106,7 +103,7 @@ class LossProportional:
         return by_loss(validation if self.validation else training, self.power, classes)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class LossReducing:
     """In proportion to a power of the part of a class's training loss that more training on the class can reduce.
 
@@ -120,7 +117,7 @@ class LossReducing:
         power: of that part.
     """
 
-    power: Setting
+    power: float
 
     def __call__(self, classes: Classes) -> Float64:
         """The shares, see `Rule`.
@@ -144,7 +141,7 @@ def measured_losses(classes: Classes) -> tuple[Float64, Float64]:
     return classes.losses, classes.validation_losses
 
 
-def by_loss(losses: Float64, power: Setting, classes: Classes) -> Float64:
+def by_loss(losses: Float64, power: float, classes: Classes) -> Float64:
     """Shares in proportion to a power of losses (N, K), of the classes that have images."""
     shares: Float64 = np.clip(losses, 1e-3, 1e3) ** power * (classes.sizes > 0)
     return shares
@@ -192,9 +189,11 @@ class RulePolicy:
         """See `Policy.start`."""
         inner = cast(QanEnv, env.unwrapped)
         self.training, self.row = inner.training, inner.row
-        require_shares(self.training)
+        config, game = self.training.config, self.training.parts.game
+        self.no_op = game.no_op(config) if game.base and RULES.get(game.base) is self.rule else None
+        if self.no_op is None:
+            require_shares(self.training)
 
-    def act(self, observation: NDArray[Any], info: dict[str, Any]) -> NDArray[np.float32]:
-        """See `Policy.act`."""
-        action: NDArray[np.float32] = rule_actions(self.rule, self.training)[self.row]
-        return action
+    def act(self, observation: NDArray[Any], info: dict[str, Any]) -> Any:
+        """See `Policy.act`; the action that leaves things as they are in a game where that is the rule."""
+        return rule_actions(self.rule, self.training)[self.row] if self.no_op is None else self.no_op

@@ -144,12 +144,15 @@ def fixed_env_kwargs(name: str, config: TaskConfig) -> dict[str, Any]:
 
     A schedule is the base schedule, and nobody acts: so it is followed at every mini-batch, however coarse the actions
     are. Where every action changes something, it is followed by actions, on a constant base schedule, since another one
-    would multiply what they set.
+    would multiply what they set. A rule for classes sets their shares, and sees the losses of the classes; that which
+    nobody acting is plays the game itself.
 
     Args:
         name: of the policy.
         config: of the task.
     """
+    if name in RULES and config.replacement and name != game_of(config).base:
+        return {"game": "minibatch", "continuous": True, "observation": "classes"}
     if name not in SCHEDULES:
         return {}
     return {"schedule": "constant" if game_of(config).no_op(config) is None else name}
