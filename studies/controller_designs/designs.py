@@ -34,14 +34,18 @@ OF_GRADIENTS = (
 )
 DESIGNS: dict[str, dict[str, Any]] = {  # fields of `MetaConfig` that differ from the default's
     DEFAULT: {},
+    "no memory": {"agent_kwargs": {"recurrent": 0}},
+    "memory of 64": {"agent_kwargs": {"recurrent": 64}},
     "no groups": {"group": 1},
     "lambda 0.97": {"agent_kwargs": {"gae_lambda": 0.97}},
-    "lambda 0.97, clipped": {"agent_kwargs": {"gae_lambda": 0.97, "advantage_clip": 3.0}},
     "value of the observation alone": {"agent_kwargs": {"privileged": None}},
-    "recurrent": {"agent_kwargs": {"recurrent": 32}},
     "without gradients": {"env_kwargs": {"observation": [name for name in STATISTICS if name not in OF_GRADIENTS]}},
     "factor 3": {"env_kwargs": {"learning_rate_factor": 3.0}},
     "no base schedule": {"env_kwargs": {"schedule": "constant"}},
+    "validation loss seen": {
+        "env_kwargs": {"observation": [*STATISTICS, "log_validation_to_chance"], "validate_every": 1}
+    },
+    "parameters of the task seen": {"env_kwargs": {"context": "observed"}},
     "100 tasks": {"env_kwargs": {"num_tasks": 100}},
     "1,000 tasks": {"env_kwargs": {"num_tasks": 1_000}},
 }
