@@ -121,6 +121,7 @@ def test_what_fills_no_action_is_left_out():
     seen, info = play(env, [KEEP])
     assert env.unwrapped.episode_length == (len(seen) - 1) // 2 == budget // 7
     assert info["batch"] == 7 * (budget // 7)
+    assert env.unwrapped.training.class_shares()[0].sum() == pytest.approx(1)  # of the last action, too
 
 
 def test_the_only_task_is_that_of_its_number():

@@ -521,14 +521,17 @@ class Training:
 
     def _images_of_action(self) -> tuple[Array, Array]:
         """The labels, -1 where there is no image, and the losses of the images of the last action, (N, I) each."""
-        labels = as_array(self.data.labels["train"])[self.arrays.batch_indices]
-        return labels.reshape(self.num_runs, -1), self._image_losses.reshape(self.num_runs, -1)
+        return self._labels_of_action(), self._image_losses.reshape(self.num_runs, -1)
+
+    def _labels_of_action(self) -> Array:
+        """The labels of the images of the last action of every run, (N, I); -1 where there is no image."""
+        return as_array(self.data.labels["train"])[self.arrays.batch_indices].reshape(self.num_runs, -1)
 
     def class_shares(self) -> NDArray[np.float64] | None:
         """The shares of the classes in the last action's mini-batches, (N, K), where the game is drawn by them."""
         if self.parts.game.curve is not None:
             return None
-        labels, xp = self._images_of_action()[0], self.parts.xp
+        labels, xp = self._labels_of_action(), self.parts.xp
         _, found = class_statistics.sums_by_class(labels, xp.astype(labels, xp.float32), self.parts.n_classes)
         counts = to_numpy(found)
         shares: NDArray[np.float64] = counts / np.maximum(counts.sum(axis=1), 1)[:, None]

@@ -315,14 +315,18 @@ class FamilyTraining(Training):
         indices[row, number] = random_streams.shuffled(run.seed[row], random_streams.SHUFFLED, epoch, places, size)
 
     def _images_of_action(self) -> tuple[Array, Array]:
-        """See `Training._images_of_action`."""
+        """See `Training._images_of_action`; runs that were over before it have none."""
+        labels = np.where(self.run.over[:, None], -1, self._labels_of_action())
+        return labels, self._image_losses.reshape(self.num_runs, -1)
+
+    def _labels_of_action(self) -> Array:
+        """See `Training._labels_of_action`."""
         run: Any = self.arrays
         room = run.batch_indices.shape
         numbers, places = np.arange(room[1])[:, None], np.arange(room[2])
         there = (numbers < run.per_action[:, None, None]) & (places < run.batch_size[:, None, None])  # (N, M, B)
         labels = self.labels[self.rows[:, None, None], run.batch_indices]
-        labels = np.where(there & ~self.run.over[:, None, None], labels, -1)
-        return labels.reshape(self.num_runs, -1), self._image_losses.reshape(self.num_runs, -1)
+        return np.where(there, labels, -1).reshape(self.num_runs, -1)
 
     def only_source(self) -> TaskSource[Any]:
         """Of the task of the only run.
