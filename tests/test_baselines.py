@@ -340,10 +340,9 @@ def test_learned_lr_is_the_shipped_controller_in_the_environment(optimizer):
     )  # fmt: skip
     for seed in (3, 4):
         observation, info = env.reset(seed=seed)
-        over = False
+        act, over = controller.player(1), False
         while not over:
-            action, _ = controller.act(observation[None], controller.memory(1))
-            observation, _, terminated, truncated, info = env.step(action[0])
+            observation, _, terminated, truncated, info = env.step(act(observation[None])[0])
             over = terminated or truncated
         losses.append(info["test_loss"])
     assert rollout.final["test_loss"] == pytest.approx(losses, rel=1e-6)
