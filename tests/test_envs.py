@@ -512,7 +512,7 @@ def test_ansi(env_id, short_game):
     assert all(isinstance(text, str) and text and "\n" not in text for text in texts)
     assert len(set(texts)) == 3
     assert f"{info['loss']:.4f}" in texts[-1]
-    assert f"{info['learning_rate']:.4f}" in texts[-1]
+    assert f"{info['learning_rate']:.3g}" in texts[-1]
 
 
 @pytest.mark.parametrize("env_id", [LR, CIFAR], indirect=True)
