@@ -40,7 +40,7 @@ from qan_agents.judging.scoreboard import rows_of as scoreboard_rows
 from qan_agents.judging.statistics import Scores, bootstrap, difference, judge, scores_of
 from qan_agents.policies.loss_rules import Greedy, Plateau
 from qan_agents.seeds import UNSEEN_BELOW
-from qan_gym.families import Task
+from qan_gym.families import Task, draw_task
 
 SMALL = {"batch_size": 5, "train_size": 40, "classes": (3, 1, 4), "batches_per_action": 2}  # 50 mini-batches
 SGD = Task(network="mlp-5", momentum=0.9, weight_decay=1e-3, loss_scale=2.0, **SMALL)
@@ -614,6 +614,22 @@ def _others(rival: Made) -> list[tuple[Any, str]]:
 
 
 @pytest.mark.usefixtures("registries")
+def test_tasks_larger_than_the_family_play_beside_others() -> None:
+    """Each is what it is alone, whatever its network and budget; the outer tier is judged in one go."""
+    small = [draw_task("train", number, ("mlp",), ("sgd",)) for number in range(2)]
+    long = dataclasses.replace(small[0], batches_per_action=161)
+    wide = dataclasses.replace(small[1], network="mlp-256", batches_per_action=4)
+    tasks, seeds = [small[0], long, wide, small[1], long], range(5)
+    plan = Plan("linear", np.full(5, 0.02), {})
+    losses = play_schedules(tasks, seeds, plan, tests=False).validation_loss
+    alone = [
+        play_schedules([task], [seed], Plan("linear", np.full(1, 0.02), {}), tests=False).validation_loss[0]
+        for task, seed in zip(tasks, seeds, strict=True)
+    ]
+    assert losses.tolist() == alone
+    assert losses[1] != losses[4]
+
+
 def test_the_outer_tier_goes_without_photographs_where_there_are_none(tmp_path: Path) -> None:
     problems, obstacle = outer_problems(str(tmp_path / "none.npz"))
     assert obstacle is not None

@@ -362,6 +362,15 @@ def room(name: str, side: int) -> int:
     return build_network(name, (1, side, side), 10).size()
 
 
+def has_room(family: type[TaskSource[Any]], task: TaskRecord) -> bool:
+    """Whether a task is no larger than those that a family draws, so that its runs have room for it beside others."""
+    if task.batches_per_action > family.most_drawn or task.kind not in family.largest:
+        return False
+    if family.most_images and (task.train_size > family.most_images or task.batch_size > family.most_batch):
+        return False
+    return room(task.network, task.resolution) <= room(*family.largest[task.kind])
+
+
 def family_parts(config: TaskConfig, source: TaskSource[Any], device: str, engine: str) -> Components:
     """What the runs of a family have in common.
 

@@ -17,7 +17,7 @@ from qan_gym.core.reward import CHANCES
 from qan_gym.families.factory import FAMILIES
 from qan_gym.families.source import TaskSource
 from qan_gym.families.task import Task
-from qan_gym.families.training import FamilyTraining, family_parts
+from qan_gym.families.training import FamilyTraining, family_parts, has_room
 from qan_gym.schedules import SCHEDULES, Schedule
 from qan_gym.tasks import TASKS
 
@@ -190,8 +190,7 @@ def play_tasks(
     """
     if len(tasks) != len(seeds):
         raise ValueError(f"as many tasks as seeds, not {len(tasks)} and {len(seeds)}")
-    order = np.argsort([-task.batches_per_action for task in tasks], kind="stable")
-    pieces = [order[start : start + ROWS] for start in range(0, len(order), ROWS)]
+    pieces = in_pieces(tasks, config.dataset)
     parts = []
     for places in pieces:
         chosen = [tasks[place] for place in places]
@@ -201,12 +200,30 @@ def play_tasks(
         observation, _ = training.reset(everyone, own, shuffled, chosen)
         parts.append(_play_piece(training, np.asarray(observation), begin(training, places), chosen))
         training.close()
-    return Outcomes.join(parts).take(np.argsort(order))
+    return Outcomes.join(parts).take(np.argsort(np.concatenate(pieces)))
+
+
+def in_pieces(tasks: Sequence[Any], dataset: str) -> list[NDArray[np.int64]]:
+    """The places of the tasks that are trained at once: those that are no larger than what the family draws, those with
+    the most mini-batches first; any other one with itself alone."""
+    family = family_of(tasks[0])
+    alone = [dataset != TASKS[FAMILY].dataset or not has_room(family, task) for task in tasks]
+    order = np.array([place for place, one in enumerate(alone) if not one], np.int64)
+    order = order[np.argsort([-tasks[place].batches_per_action for place in order], kind="stable")]
+    groups = [order] if len(order) else []
+    for task in dict.fromkeys(task for task, one in zip(tasks, alone, strict=True) if one):
+        groups.append(np.array([place for place, other in enumerate(tasks) if other == task], np.int64))
+    return [group[start : start + ROWS] for group in groups for start in range(0, len(group), ROWS)]
+
+
+def family_of(task: Any) -> Any:
+    """The family whose record a task is."""
+    return next(family for family in FAMILIES.values() if isinstance(task, family.record))
 
 
 def source_of(tasks: Sequence[Any]) -> TaskSource[Any]:
     """A source with room for some tasks of a family; one, many times over, may be larger than those of the family."""
-    family: Any = next(family for family in FAMILIES.values() if isinstance(tasks[0], family.record))
+    family = family_of(tasks[0])
     source: TaskSource[Any] = (
         family(task=tasks[0]) if len(set(tasks)) == 1 else family(networks=tuple({task.kind for task in tasks}))
     )
