@@ -256,6 +256,19 @@ def test_text_has_the_record():
     assert "learning rate 0.001 " in now
 
 
+def test_large_networks_are_measured_in_part_by_both_engines():
+    """Of 269,322 weights, which no drawn task has."""
+    task = replace(SMALL, network="mlp-256-256", resolution=28, batches_per_action=2)
+    observations = []
+    for engine in ("torch", "auto"):
+        env = gym.make(ID, task=task, engine=engine)
+        env.reset(seed=0)
+        observations.append(np.stack([env.step(np.full(1, 0.1, np.float32))[0] for _ in range(4)]))
+    for observed in observations:
+        assert np.abs(observed).max() > 0
+        assert observed == pytest.approx(observations[0], rel=1e-3, abs=1e-3)
+
+
 def test_stable_baselines_plays_it():
     from stable_baselines3 import PPO
 

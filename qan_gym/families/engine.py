@@ -19,6 +19,7 @@ from qan_gym.core.class_statistics import class_probe, means_by_class
 from qan_gym.core.class_weights import class_weights
 from qan_gym.core.components import Components, build_components, selection_of
 from qan_gym.core.engine import Engine, make_engine
+from qan_gym.core.measurements import measured_size
 from qan_gym.core.meta_momentum import Pull
 from qan_gym.core.native_engine import kernel_optimizer
 from qan_gym.core.run_state import RunState, TensorSpec
@@ -281,7 +282,7 @@ def _row_of(run: RunState, row: int, parts: Components) -> RunState:
     count = parts.config.batches_per_action
     if run.layout.measures:
         for name in ("previous_gradient", "previous_displacement", "action_start"):
-            values[name] = values[name][:, :size]
+            values[name] = values[name][:, : measured_size(network)]
         values["losses"] = values["losses"][:, :count]
     values |= {
         "order": torch.zeros(1, train_size, dtype=torch.int32),

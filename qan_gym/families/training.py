@@ -83,6 +83,8 @@ class FamilyTraining(Training):
         most, (images, batch_size) = self.source.most_batches, self.source.room
         sizes = {"train_size": images, "batch_size": batch_size, "n_classes": self.parts.n_classes if images else 0}
         sizes |= {"batches_per_action": most, "budget": record.DECISIONS * most}
+        if layout.sizes["measured_size"]:  # the kernels keep whole vectors, of which they measure a part
+            sizes["measured_size"] = self.parts.network.size()
         return replace(layout, slots=SLOTS, sizes={**layout.sizes, **sizes}, game={**layout.game, **context})
 
     def _class_sizes(self) -> Tensor:
