@@ -199,20 +199,21 @@ def test_grids_are_valid():
     shown = [text for name in PAGES for text in texts(name, "yaml")]
     stored = [path.read_text(encoding="utf-8") for path in (ROOT / "studies").rglob("grid.yaml")]
     assert shown
-    assert len(stored) == 2
+    assert len(stored) == 3
     assert all(len(cells_of(yaml.safe_load(text))) > 1 for text in (*shown, *stored))
 
 
-@pytest.mark.parametrize("study", ["controllers", "agent_on_one_cycle", "more_test_images"])
+@pytest.mark.parametrize("study", ["controllers", "controllers_v1", "agent_on_one_cycle", "more_test_images"])
 def test_results_of_studies_belong_to_their_grids(study):
-    """Each cell in the results is one of the grid, but for the version of the game: the results are of version 0."""
-    grid = "controllers" if study == "controllers" else "agent_on_one_cycle"
+    """Each cell in the results is one of the grid, but for the version of the game that the results are of."""
+    grid = "agent_on_one_cycle" if study == "more_test_images" else study
     text = (ROOT / "studies" / grid / "grid.yaml").read_text(encoding="utf-8")
-    assert "version 0" in text.splitlines()[0]
+    version = "-v1" if study == "controllers_v1" else "-v0"
+    assert f"version {version[2:]}" in text.splitlines()[0]
     rows = read_table(ROOT / "studies" / study / "results.parquet").to_pylist()
     there = {
         (
-            cell.env.replace("-v1", "-v0"),
+            cell.env.replace("-v1", version),
             json.dumps(cell.env_kwargs, sort_keys=True),
             cell.label,
             cell.runs,
