@@ -317,7 +317,7 @@ def test_rows_that_diverge_wait_for_the_others():
 
 
 OF_SHARES = ("natural", "square-root", "deferred", "validation-proportional", "loss-reducing")  # of the classes
-OF_LEARNING_RATES = ("constant", "base", "d-adapt-sgd", "d-adapt-adamw", "prodigy", "sac", "td3", "qr-dqn")
+OF_LEARNING_RATES = ("constant", "base", "d-adapt-sgd", "d-adapt-adamw", "prodigy", "learned-lr", "sac", "td3", "qr-dqn")
 SLOW_ONES = ("schedule-free-adamw", "schedule-free-sgd", "qr-dqn", "sac", "td3")
 
 
@@ -331,6 +331,8 @@ def test_every_controller_is_prepared_and_plays(name):
     env, kwargs = (LR, KWARGS) if in_lr else (MINIBATCH, MINI)
     if name in OF_SHARES:
         kwargs = {**kwargs, "replacement": True, "continuous": True, "observation": "classes"}
+    if name == "learned-lr":  # it makes 25 decisions
+        kwargs = {**kwargs, "epochs": 2}
     task = TuningTask(env, kwargs, runs=2, seed=1, num_envs=2)
     prepared = prepare(name, task, FEW_UPDATES if name in OFF_POLICY else {})
     rollout = play_episodes(make_env(task, 2, prepared.env_kwargs), prepared.controller, [0, 1])
