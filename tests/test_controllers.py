@@ -317,7 +317,17 @@ def test_rows_that_diverge_wait_for_the_others():
 
 
 OF_SHARES = ("natural", "square-root", "deferred", "validation-proportional", "loss-reducing")  # of the classes
-OF_LEARNING_RATES = ("constant", "base", "d-adapt-sgd", "d-adapt-adamw", "prodigy", "learned-lr", "sac", "td3", "qr-dqn")
+OF_LEARNING_RATES = (
+    "constant",
+    "base",
+    "d-adapt-sgd",
+    "d-adapt-adamw",
+    "prodigy",
+    "learned-lr",
+    "sac",
+    "td3",
+    "qr-dqn",
+)
 SLOW_ONES = ("schedule-free-adamw", "schedule-free-sgd", "qr-dqn", "sac", "td3")
 
 
