@@ -19,15 +19,14 @@ from tqdm import tqdm
 from qan_agents.class_columns import class_columns
 from qan_agents.controllers.controller import Controller
 from qan_agents.controllers.shipped import shipped_paths
-from qan_agents.experiments.run_folder import encode_rows, read_rows
 from qan_agents.judging.class_rivals import by_rank
 from qan_gym.core.class_statistics import CLASSES
 from qan_gym.families.factory import family_config
 from qan_gym.families.long_tail import DECISIONS, DIGITS, LongTailTask, draw_task
 from qan_gym.families.record import NUMBER_LIMIT
 from qan_gym.families.training import FamilyTraining, family_parts
-from qan_gym.utils.files import write_bytes
 from studies.longtail_headroom.measure import RANDOM, SHUFFLED, TRIED, actions
+from studies.stored_rows import store_rows, stored_rows
 
 SCORES = Path(__file__).parent / "results" / "scores.csv.gz"
 CONTROLLER, CURVE, BLIND = "controller", "median mixture", "controller, losses hidden"
@@ -142,7 +141,7 @@ def main() -> None:
     todo = rules(training)
     if arguments.controller is not None:
         todo |= contenders(Controller.load(arguments.controller), tasks)
-    rows: list[dict[str, Any]] = list(read_rows(arguments.out)) if arguments.out.exists() else []
+    rows = stored_rows(arguments.out)
     rows = [row for row in rows if row["rule"] not in OF_CONTROLLER]
     there = {row["rule"] for row in rows} if len(rows) == len(tasks) * len(rules(training)) else set()
     rows = rows if there else []
@@ -151,7 +150,7 @@ def main() -> None:
         for row, task in enumerate(tasks):
             about = {"rule": name, "number": task.number, "imbalance": task.imbalance, "noise": max(task.label_noise)}
             rows.append({**about, **{key: f"{info[key][row]:.6g}" for key in MEASURED}})
-    write_bytes(arguments.out, encode_rows(arguments.out, rows, header=True))
+    store_rows(arguments.out, rows)
 
 
 if __name__ == "__main__":

@@ -15,14 +15,13 @@ import numpy as np
 
 from qan_agents.controllers.shipped import shipped_paths
 from qan_agents.experiments.evaluation import PolicyScores
-from qan_agents.experiments.run_folder import encode_rows, read_rows
 from qan_agents.experiments.verdict import Lead
 from qan_agents.judging.class_rivals import class_rivals
 from qan_agents.judging.contenders import Contender, load_controllers
 from qan_agents.judging.problems import Trainings
 from qan_gym.families.long_tail import LongTailTask
-from qan_gym.utils.files import write_bytes
 from studies.longtail_headroom.report import print_table
+from studies.stored_rows import store_rows, stored_rows
 
 SCORES = Path(__file__).parent / "results" / "transfer.csv"
 MEASURED = ("validation_loss", "test_loss", "test_accuracy")
@@ -57,7 +56,7 @@ def main() -> None:
     parser.add_argument("--cifar", type=Path, required=True, help="CIFAR-10: x_train, y_train, x_test, y_test")
     parser.add_argument("--seeds", type=int, default=2, help="trainings of each")
     arguments = parser.parse_args()
-    rows: list[dict[str, Any]] = list(read_rows(SCORES)) if SCORES.exists() else []
+    rows = stored_rows(SCORES)
     there = {(row["contender"], int(row["seed"])) for row in rows}
     for seed in range(arguments.seeds):
         for name, one in contenders().items():
@@ -67,7 +66,7 @@ def main() -> None:
             done = one.play(Trainings((TASK,), (seed,), str(arguments.cifar)))
             measured = {key: f"{getattr(done, key)[0]:.6g}" for key in MEASURED}
             rows.append({"contender": name, "seed": seed, **measured})
-            write_bytes(SCORES, encode_rows(SCORES, rows, header=True))
+            store_rows(SCORES, rows)
     print_scores(rows)
 
 

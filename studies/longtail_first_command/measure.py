@@ -19,11 +19,11 @@ from qan_agents.experiments.defaults import complete_config
 from qan_agents.experiments.evaluation import ROWS, Player, play_seeds, rival_player
 from qan_agents.experiments.played_task import rivals_of
 from qan_agents.experiments.run_config import RunConfig
-from qan_agents.experiments.run_folder import CONFIG, Run, encode_rows, read_rows
+from qan_agents.experiments.run_folder import CONFIG, Run
 from qan_agents.experiments.train import load_agent, start_run, train
 from qan_agents.policies.class_rules import ByPower, RulePolicy
 from qan_agents.policies.fixed import fixed_env_kwargs
-from qan_gym.utils.files import write_bytes
+from studies.stored_rows import store_rows, stored_rows
 
 ENV = "QanMinibatch-LongTail-v0"
 MEASURED = ("test_loss", "test_accuracy")
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--agents", type=int, default=5, help="seeds of the agent, from 0")
     arguments = parser.parse_args()
-    rows: list[dict[str, Any]] = list(read_rows(LOSSES)) if LOSSES.exists() else []
+    rows = stored_rows(LOSSES)
     there = {(row["task"], row["policy"]) for row in rows}
     for task in TASKS:
         seeds = config_of(task, 0).evaluation_seeds
@@ -98,7 +98,7 @@ def main() -> None:
             for seed, episode in zip(seeds, episodes, strict=True):
                 measured = {key: f"{episode.final[key]:.6g}" for key in MEASURED}
                 rows.append({"task": task, "policy": name, "seed": seed, **measured})
-            write_bytes(LOSSES, encode_rows(LOSSES, rows, header=True))
+            store_rows(LOSSES, rows)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from qan_agents.experiments.run_folder import encode_rows, read_rows
 from qan_agents.policies.class_rules import RULES, Deferred, LossProportional, LossReducing, Rule, rule_actions
 from qan_gym.families.factory import family_config
 from qan_gym.families.long_tail import DECISIONS, DIGITS, LongTailTask, draw_task
 from qan_gym.families.training import FamilyTraining, family_parts
-from qan_gym.utils.files import write_bytes
+from studies.stored_rows import store_rows, stored_rows
 
 SCORES = Path(__file__).parent / "results" / "scores.csv.gz"
 IMBALANCES, NOISES, NOISY_CLASSES = (1, 10, 100), (0.0, 0.3, 0.6), 4
@@ -70,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", type=int, default=100, help="number 0 to TASKS - 1 of the test split")
     count = parser.parse_args().tasks
-    rows: list[dict[str, Any]] = list(read_rows(SCORES)) if SCORES.exists() else []
+    rows = stored_rows(SCORES)
     names = (SHUFFLED, RANDOM, *TRIED, *REDUCING, *WEIGHTED)
     cells = [(imbalance, noise) for imbalance in IMBALANCES for noise in NOISES]
     whole = Counter(row["rule"] for row in rows)
@@ -80,7 +79,7 @@ def main() -> None:
         tasks = [draw_task("test", number, ("mlp",), imbalance, noise, NOISY_CLASSES) for number in range(count)]
         played = play(training_of(count, WEIGHTED.get(name, 0.0)), tasks, name)
         rows += [{"imbalance": imbalance, "label_noise": noise, **row} for row in played]
-    write_bytes(SCORES, encode_rows(SCORES, rows, header=True))
+    store_rows(SCORES, rows)
 
 
 def training_of(count: int, class_weights: float) -> FamilyTraining:

@@ -23,9 +23,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, OneCycleLR
 
 from qan_agents.controllers import LearnedLR
-from qan_agents.experiments.run_folder import Row, encode_rows, read_rows
-from qan_gym.utils.files import write_bytes
+from qan_agents.experiments.run_folder import Row, read_rows
 from studies.own_loop.trainings import TASKS, Examples, Task
+from studies.stored_rows import store_rows, stored_rows
 
 ROWS = Path(__file__).parent / "results" / "rows.csv"
 LEARNED = "LearnedLR"
@@ -119,7 +119,7 @@ def plan(rows: list[Row]) -> Iterator[Training]:
 
 def train_all(source: str) -> None:
     """Those of which there is no row yet."""
-    rows: list[Row] = list(read_rows(ROWS)) if ROWS.exists() else []
+    rows = stored_rows(ROWS)
     done = {Training(*(str(row[key]) for key in ("task", "scheduler", "rate")), int(row["seed"])) for row in rows}
     for training in plan(rows):
         if training in done:
@@ -129,7 +129,7 @@ def train_all(source: str) -> None:
         losses = {"validation_loss": f"{validation:.6g}", "test_loss": f"{test:.6g}"}
         rows.append({**training._asdict(), **losses, "cpu_seconds": f"{time.process_time() - begin:.2f}"})
         done.add(training)
-        write_bytes(ROWS, encode_rows(ROWS, rows, header=True))
+        store_rows(ROWS, rows)
         print(*rows[-1].values(), flush=True)
 
 

@@ -204,16 +204,17 @@ def play_tasks(
 
 
 def in_pieces(tasks: Sequence[Any], dataset: str) -> list[NDArray[np.int64]]:
-    """The places of the tasks that are trained at once: those that are no larger than what the family draws, those with
-    the most mini-batches first; any other one with itself alone."""
+    """The places of the tasks that are trained at once, those with the most mini-batches first.
+
+    Tasks that are no larger than what the family draws are trained together, any other one with itself alone.
+    """
     family = family_of(tasks[0])
-    alone = [dataset != TASKS[FAMILY].dataset or not has_room(family, task) for task in tasks]
-    order = np.array([place for place, one in enumerate(alone) if not one], np.int64)
-    order = order[np.argsort([-tasks[place].batches_per_action for place in order], kind="stable")]
-    groups = [order] if len(order) else []
-    for task in dict.fromkeys(task for task, one in zip(tasks, alone, strict=True) if one):
-        groups.append(np.array([place for place, other in enumerate(tasks) if other == task], np.int64))
-    return [group[start : start + ROWS] for group in groups for start in range(0, len(group), ROWS)]
+    groups: dict[Any, list[np.int64]] = {}
+    for place in np.argsort([-task.batches_per_action for task in tasks], kind="stable"):
+        task = tasks[place]
+        together = dataset == TASKS[FAMILY].dataset and has_room(family, task)
+        groups.setdefault(None if together else task, []).append(place)
+    return [np.array(group[start : start + ROWS]) for group in groups.values() for start in range(0, len(group), ROWS)]
 
 
 def family_of(task: Any) -> Any:
