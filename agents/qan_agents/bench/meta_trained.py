@@ -3,6 +3,7 @@
 The learning rate starts where it does in the family, and is changed as often in a training.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,27 +58,33 @@ def controller_for(config: TaskConfig, settings: Settings) -> Controller:
     return controller
 
 
-def env_kwargs_of(controller: Controller, task: TuningTask) -> Settings:
-    """What a controller sees and does in a task, and how often.
-
-    Raises:
-        ValueError: a training of the task has fewer mini-batches than the controller makes decisions.
-    """
+def env_kwargs_of(controller: Controller, config: TaskConfig) -> Settings:
+    """What a controller sees and does in a task, but for how often."""
     family = TASKS[controller.settings.family]
-    if task.batches < DECISIONS:
-        raise ValueError(f"it makes {DECISIONS} decisions, and a training of this task has {task.batches} mini-batches")
     return {
         **controller.env_kwargs,
-        "batches_per_action": task.batches // DECISIONS,
-        "learning_rate": START[task.config.optimizer],
+        "learning_rate": START[config.optimizer],
         "learning_rate_min": family.learning_rate_min,
         "learning_rate_max": family.learning_rate_max,
     }
 
 
+def action_batches(task: TuningTask) -> int:
+    """Mini-batches between its decisions.
+
+    Raises:
+        ValueError: a training of the task has fewer mini-batches than the controller makes decisions.
+        FileNotFoundError: the data are not there.
+    """
+    if task.batches < DECISIONS:
+        raise ValueError(f"it makes {DECISIONS} decisions, and a training of this task has {task.batches} mini-batches")
+    return task.batches // DECISIONS
+
+
 def _prepare(task: TuningTask, settings: Settings) -> PreparedController:
     controller = controller_for(task.config, settings)
-    return PreparedController(MetaTrained(controller), env_kwargs_of(controller, task), chosen=dict(settings))
+    env_kwargs = {**env_kwargs_of(controller, task.config), "batches_per_action": action_batches(task)}
+    return PreparedController(MetaTrained(controller), env_kwargs, chosen=dict(settings))
 
 
 def _check(task: TuningTask, settings: Settings) -> None:
@@ -85,7 +92,9 @@ def _check(task: TuningTask, settings: Settings) -> None:
     if not sets_learning_rate(task.config):
         raise ValueError(f"it sets the learning rate, which the actions of the game {task.config.game!r} do not")
     controller = controller_for(task.config, settings)
-    task_config(task.env, {**task.env_kwargs, **env_kwargs_of(controller, task)})
+    task_config(task.env, {**task.env_kwargs, **env_kwargs_of(controller, task.config)})
+    with suppress(FileNotFoundError):  # a grid is checked without its data, too
+        action_batches(task)
 
 
 register_controller("learned-lr", _prepare, Preparation.NONE, _check)
