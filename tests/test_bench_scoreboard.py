@@ -126,7 +126,7 @@ def test_results_without_a_constant_give_no_rows(tmp_path):
 def test_the_committed_scoreboard_is_what_the_committed_results_give():
     root = Path(__file__).parents[1]
     there = {row.key: row for row in read_scoreboard(root / "docs" / "scoreboard.json").rows}
-    for study in ("controllers", "agent_on_one_cycle", "more_test_images"):
+    for study in ("controllers", "agent_on_one_cycle", "more_test_images", "controllers_v1"):
         for row in entries_of(root / "studies" / study / "results.parquet"):
             mine = there.pop(row.key)
             assert (row.test_loss, row.controller, row.preparations) == (
