@@ -20,6 +20,11 @@ INLINE floats of_bytes(const uint8_t *p) {
   return (floats)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)));
 }
 
+INLINE floats4 quarters(const floats v[2]) {
+  const __m256 eight = (__m256)(v[0] + v[1]);
+  return (floats4)(_mm256_castps256_ps128(eight) + _mm256_extractf128_ps(eight, 1));
+}
+
 typedef ints mask;
 INLINE mask greater(floats a, floats b) { return a > b; }
 INLINE floats chosen(mask m, floats a, floats b) { return (floats)_mm256_blendv_ps((__m256)b, (__m256)a, (__m256)m); }

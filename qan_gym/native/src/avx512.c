@@ -21,6 +21,12 @@ INLINE floats of_bytes(const uint8_t *p) {
   return (floats)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)));
 }
 
+INLINE floats4 quarters(const floats v[1]) {
+  const __m512 all = (__m512)v[0];
+  const __m256 eight = _mm512_castps512_ps256(all) + _mm512_extractf32x8_ps(all, 1);
+  return (floats4)(_mm256_castps256_ps128(eight) + _mm256_extractf128_ps(eight, 1));
+}
+
 typedef __mmask16 mask;
 INLINE mask greater(floats a, floats b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ); }
 INLINE ints chosen_ints(mask m, ints a, ints b) { return (ints)_mm512_mask_blend_epi32(m, (__m512i)b, (__m512i)a); }

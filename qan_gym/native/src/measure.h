@@ -24,54 +24,49 @@ struct measures {
   double sums[PRODUCTS];
 };
 
-INLINE void add_product(floats sum[VECTORS], int j, floats a, floats b) { sum[j] = fmadd(a, b, sum[j]); }
-
-// 16 floats from `i` on, of which `left` are there.
-INLINE void add_update(floats sums[MOVED_MOVED][VECTORS], const float *gradient, const float *weights,
-                       const float *before, float *previous, int64_t i, int64_t left) {
-  UNROLL for (int j = 0; j < VECTORS; j++, i += LANES, left -= LANES) {
-    const floats g = load_part(gradient + i, left), p = load_part(previous + i, left);
-    const floats u = load_part(weights + i, left) - load_part(before + i, left);
-    store_part(previous + i, g, left);
-    add_product(sums[GRADIENT_GRADIENT], j, g, g);
-    add_product(sums[PREVIOUS_PREVIOUS], j, p, p);
-    add_product(sums[GRADIENT_PREVIOUS], j, g, p);
-    add_product(sums[UPDATE_UPDATE], j, u, u);
-    add_product(sums[GRADIENT_UPDATE], j, g, u);
-  }
-}
+// Adds the products of 16 floats from `i` on, of which `left` are there. One array for each sum, so that the compiler
+// keeps it in registers.
+#define ADD(sum, a, b) sum[j] = fmadd(a, b, sum[j])
 
 // A block: its gradient, which becomes the previous one, and its weights after the update and before it.
 KEEP_OUT void measure_update(struct measures *measures, const float *gradient, const float *weights,
                              const float *before, float *previous, int64_t count) {
-  floats sums[MOVED_MOVED][VECTORS] = {0};
-  int64_t i = 0;
-  for (; i + 16 <= count; i += 16) add_update(sums, gradient, weights, before, previous, i, 16);
-  if (i < count) add_update(sums, gradient, weights, before, previous, i, count - i);
-  UNROLL for (int k = 0; k < MOVED_MOVED; k++) measures->sums[k] += (double)sum_of_16(sums[k]);
-}
-
-INLINE void add_displacement(floats sums[PRODUCTS - MOVED_MOVED][VECTORS], const float *weights, const float *start,
-                             float *previous, int64_t i, int64_t left) {
-  UNROLL for (int j = 0; j < VECTORS; j++, i += LANES, left -= LANES) {
-    const floats w = load_part(weights + i, left), last = load_part(previous + i, left);
-    const floats moved = w - load_part(start + i, left);
-    store_part(previous + i, moved, left);
-    add_product(sums[MOVED_MOVED - MOVED_MOVED], j, moved, moved);
-    add_product(sums[LAST_LAST - MOVED_MOVED], j, last, last);
-    add_product(sums[MOVED_LAST - MOVED_MOVED], j, moved, last);
-    add_product(sums[WEIGHT_WEIGHT - MOVED_MOVED], j, w, w);
+  floats gg[VECTORS] = {0}, pp[VECTORS] = {0}, gp[VECTORS] = {0}, uu[VECTORS] = {0}, gu[VECTORS] = {0};
+  for (int64_t i = 0; i < count; i += 16) {
+    UNROLL for (int j = 0; j < VECTORS; j++) {
+      const int64_t at = i + j * LANES, left = count - at;
+      const floats g = load_part(gradient + at, left), p = load_part(previous + at, left);
+      const floats u = load_part(weights + at, left) - load_part(before + at, left);
+      store_part(previous + at, g, left);
+      ADD(gg, g, g), ADD(pp, p, p), ADD(gp, g, p), ADD(uu, u, u), ADD(gu, g, u);
+    }
   }
+  double *sums = measures->sums;
+  sums[GRADIENT_GRADIENT] += (double)sum_of_16(gg);
+  sums[PREVIOUS_PREVIOUS] += (double)sum_of_16(pp);
+  sums[GRADIENT_PREVIOUS] += (double)sum_of_16(gp);
+  sums[UPDATE_UPDATE] += (double)sum_of_16(uu);
+  sums[GRADIENT_UPDATE] += (double)sum_of_16(gu);
 }
 
 // A block at the end of an action: its weights, those at the start, and the displacement before, which becomes this one.
 KEEP_OUT void measure_displacement(struct measures *measures, const float *weights, const float *start,
                                    float *previous, int64_t count) {
-  floats sums[PRODUCTS - MOVED_MOVED][VECTORS] = {0};
-  int64_t i = 0;
-  for (; i + 16 <= count; i += 16) add_displacement(sums, weights, start, previous, i, 16);
-  if (i < count) add_displacement(sums, weights, start, previous, i, count - i);
-  UNROLL for (int k = MOVED_MOVED; k < PRODUCTS; k++) measures->sums[k] += (double)sum_of_16(sums[k - MOVED_MOVED]);
+  floats mm[VECTORS] = {0}, ll[VECTORS] = {0}, ml[VECTORS] = {0}, ww[VECTORS] = {0};
+  for (int64_t i = 0; i < count; i += 16) {
+    UNROLL for (int j = 0; j < VECTORS; j++) {
+      const int64_t at = i + j * LANES, left = count - at;
+      const floats w = load_part(weights + at, left), last = load_part(previous + at, left);
+      const floats moved = w - load_part(start + at, left);
+      store_part(previous + at, moved, left);
+      ADD(mm, moved, moved), ADD(ll, last, last), ADD(ml, moved, last), ADD(ww, w, w);
+    }
+  }
+  double *sums = measures->sums;
+  sums[MOVED_MOVED] += (double)sum_of_16(mm);
+  sums[LAST_LAST] += (double)sum_of_16(ll);
+  sums[MOVED_LAST] += (double)sum_of_16(ml);
+  sums[WEIGHT_WEIGHT] += (double)sum_of_16(ww);
 }
 
 INLINE float *of_network(const struct qan_memory *memory, int64_t network) {

@@ -14,6 +14,8 @@ INLINE floats fmadd(floats a, floats b, floats c) {
 INLINE floats square_root(floats x) { return (floats)vsqrtq_f32((float32x4_t)x); }
 INLINE floats of_bytes(const uint8_t *p) { return (floats){(float)p[0], (float)p[1], (float)p[2], (float)p[3]}; }
 
+INLINE floats4 quarters(const floats v[4]) { return (v[0] + v[2]) + (v[1] + v[3]); }
+
 typedef ints mask;
 INLINE mask greater(floats a, floats b) { return a > b; }
 INLINE ints chosen_ints(mask m, ints a, ints b) { return (a & m) | (b & ~m); }

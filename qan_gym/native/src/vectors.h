@@ -1,5 +1,5 @@
 // Vectors of LANES floats in the extensions that gcc and clang share. What an instruction set has to add: `broadcast`,
-// `fmadd`, `square_root`, `of_bytes`, `mask`, `greater`, `chosen`, `chosen_ints`, `transpose`, and its blocking.
+// `fmadd`, `square_root`, `of_bytes`, `quarters`, `mask`, `greater`, `chosen`, `chosen_ints`, `transpose`, and its blocking.
 //
 // The bits of a result do not depend on LANES: a sum runs along one lane, in the order of the loop, or over 16 lanes
 // (`sum_of_16`). Products are added by `fmadd`, which rounds once, and the compiler is told to fuse nothing itself.
@@ -8,7 +8,6 @@ typedef float floats __attribute__((vector_size(LANES * 4)));
 typedef int32_t ints __attribute__((vector_size(LANES * 4)));
 typedef uint32_t unsigneds __attribute__((vector_size(LANES * 4)));
 typedef uint16_t shorts __attribute__((vector_size(LANES * 2)));
-typedef float floats8 __attribute__((vector_size(32)));
 typedef float floats4 __attribute__((vector_size(16)));
 
 #define INLINE static inline __attribute__((always_inline))
@@ -59,18 +58,12 @@ INLINE void put(float *gradient, floats value, int64_t count, int add) {
   store_part(gradient, add ? load_part(gradient, count) + value : value, count);
 }
 
-// The sum of 16 floats, always as ((0 + 8) + (4 + 12)) + ((2 + 10) + (6 + 14)) plus the same of the odd ones.
+// (0 + 8) + (4 + 12), (1 + 9) + (5 + 13) and so on of 16 floats, in registers.
+INLINE floats4 quarters(const floats v[16 / LANES]);
+
+// The sum of 16 floats, always in the same order.
 INLINE float sum_of_16(const floats v[16 / LANES]) {
-  float lanes[16];
-  UNROLL for (int i = 0; i < 16 / LANES; i++) store(lanes + i * LANES, v[i]);
-  floats8 low8, high8;
-  memcpy(&low8, lanes, sizeof low8);
-  memcpy(&high8, lanes + 8, sizeof high8);
-  const floats8 eight = low8 + high8;
-  floats4 low4, high4;
-  memcpy(&low4, &eight, sizeof low4);
-  memcpy(&high4, (const char *)&eight + sizeof low4, sizeof high4);
-  const floats4 four = low4 + high4;
+  const floats4 four = quarters(v);
   return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
