@@ -52,29 +52,40 @@ NO_LOSS = 1e3  # a loss that is not finite counts as so many times chance
 def after_action(run: RunState) -> None:
     """Bring running means and logarithms up to date with what the last action has measured."""
     xp, count = run.xp, run.per_action  # (N,)
-    place = xp.arange(run.losses.shape[1], device=run.losses.device)  # (M,), some behind the last mini-batch of a run
-    half = (count // 2)[:, None]  # of an odd number, the one in the middle belongs to neither half
-    taken, late = place < count[:, None], place >= count[:, None] - half  # (N, M)
     with np.errstate(all="ignore"):
         chance = run.loss_scale * xp.astype(xp.log(run.n_classes), xp.float32)  # (N,)
         losses = xp.where(xp.isfinite(run.losses), run.losses, NO_LOSS * chance[:, None])  # (N, M)
-        loss = xp.sum(losses * taken, axis=1) / count
-        first = run.clock <= count  # whether the action was the first of the episode
-        run.fast_loss += xp.maximum(count / run.clock, FAST) * (loss - run.fast_loss)
-        run.slow_loss += xp.maximum(count / run.clock, SLOW) * (loss - run.slow_loss)
+        loss = _mean_loss(run, losses)
+        share = count / run.clock
+        run.fast_loss += xp.maximum(share, FAST) * (loss - run.fast_loss)
+        run.slow_loss += xp.maximum(share, SLOW) * (loss - run.slow_loss)
         run.best_loss[:] = xp.minimum(run.best_loss, run.fast_loss)
-        change = xp.sum(losses * (taken & late), axis=1) - xp.sum(losses * (place < half), axis=1)
-        run.loss_slope[:] = xp.where(count > 1, change / xp.maximum(half[:, 0], 1) / loss, 0.0)
-        deviation = (losses - loss[:, None]) * taken
-        run.loss_variation[:] = xp.sqrt(xp.sum(deviation * deviation, axis=1) / count) / loss
         run.straightness[:] = _measured(run, "displacement") / (count * _measured(run, "update_norm"))
         found = {"fast_loss": run.fast_loss, "slow_loss": run.slow_loss, "best_loss": run.best_loss}
         found |= {"first_loss": losses[:, 0], "chance": chance}
         values = xp.stack([found[name] if name in found else _measured(run, name) for name in QUANTITIES], axis=1)
         logs = xp.log(xp.minimum(xp.maximum(values, LEAST), LARGEST))  # (N, quantities)
-        run.logs_before[:] = xp.where(first[:, None], logs, run.logs)
-        run.first_logs[:] = xp.where(first[:, None], logs, run.first_logs)
+        first = (run.clock <= count)[:, None]  # whether the action was the first of the episode
+        run.logs_before[:] = xp.where(first, logs, run.logs)
+        run.first_logs[:] = xp.where(first, logs, run.first_logs)
         run.logs[:] = logs
+
+
+def _mean_loss(run: RunState, losses: Array) -> Array:
+    """The mean of the losses (N, M) of an action, (N,); writes their slope and variation, which are 0 where M is 1."""
+    xp, count = run.xp, run.per_action  # (N,)
+    if losses.shape[1] == 1:
+        return losses[:, 0]
+    place = xp.arange(losses.shape[1], device=losses.device)  # (M,), some behind the last mini-batch of a run
+    half = (count // 2)[:, None]  # of an odd number, the one in the middle belongs to neither half
+    taken = place < count[:, None]  # (N, M)
+    losses = xp.where(taken, losses, 0.0)
+    loss = xp.sum(losses, axis=1) / count
+    change = xp.sum(losses * (place >= count[:, None] - half), axis=1) - xp.sum(losses * (place < half), axis=1)
+    run.loss_slope[:] = xp.where(count > 1, change / xp.maximum(half[:, 0], 1) / loss, 0.0)
+    deviation = (losses - loss[:, None]) * taken
+    run.loss_variation[:] = xp.sqrt(xp.sum(deviation * deviation, axis=1) / count) / loss
+    return loss
 
 
 def _measured(run: RunState, name: str) -> Array:
