@@ -1,6 +1,7 @@
 """`qan train`, `reproduce`, `evaluate`, `plot` and `watch`: training runs and what becomes of them."""
 
 import shlex
+import time
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from qan_agents.policies.rollout import Episode
 
 MOST_NAMES = 5  # of actions in a line
+SILENCE = 30  # seconds, at most, in a file or a pipe while unseen seeds are played
 OutOption = Annotated[Path | None, typer.Option(help="The run folder; default: a new one in runs/.", callback=expanded)]
 
 
@@ -281,18 +283,21 @@ def _show(run: "Run") -> None:
 
 
 def _evaluate(run: "Run") -> None:
-    """Evaluate a run behind a progress bar."""
+    """Evaluate a run behind a progress bar; in a file or a pipe a line per policy, and one now and then."""
     from qan_agents.experiments import evaluation
 
-    playing = ""
+    playing, said = "", 0.0  # which policy, and when
     with progress_bar("unseen seeds: {task.fields[policy]}") as bars:
         bar = bars.add_task("", total=1.0, policy="")
 
         def show(policy: str, share: float) -> None:
-            nonlocal playing
+            nonlocal playing, said
+            if not playing:
+                bars.reset(bar, completed=share)  # the time left does not count what was played before a kill
             bars.update(bar, completed=share, policy=policy)
-            if policy != playing and not console.is_terminal:
-                console.print(f"playing unseen seeds: {policy}")
+            if not console.is_terminal and (policy != playing or time.monotonic() > said + SILENCE):
+                console.print(f"playing unseen seeds: {policy} ({share:.0%} of the evaluation is done)")
+                said = time.monotonic()
             playing = policy
 
         evaluation.evaluate(run, show)
