@@ -3,7 +3,6 @@
 import shlex
 import time
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,6 +25,7 @@ from qan_agents.cli.common import (
     print_wrapped,
     progress_bar,
     refuse_beside,
+    require_libraries,
     table_of,
 )
 from qan_agents.seeds import LARGEST_SEED
@@ -89,8 +89,7 @@ def train(
     from qan_agents.experiments.defaults import complete_config
     from qan_agents.experiments.run_folder import Run
 
-    for tracker in track or ():
-        _require_tracker(tracker)
+    _require_trackers(track or ())
     if resume is not None:
         refuse_beside(context, "--resume", allowed=("resume", "drop_damaged", "track", "modules"))
         _train_and_evaluate(Run(resume), modules or (), drop_damaged, track or ())
@@ -112,14 +111,14 @@ def train(
     _train_and_evaluate(run, modules or (), track=track or ())
 
 
-def _require_tracker(name: str) -> None:
-    """Refuse a tracker that does not exist, or is not installed, before a run is begun."""
+def _require_trackers(names: Sequence[str]) -> None:
+    """Refuse trackers that do not exist, or are not installed, before a run is begun."""
     from qan_agents.experiments.trackers import TRACKERS
 
-    if name not in TRACKERS:
-        raise ValueError(unknown_name("tracker", name, TRACKERS))
-    with extra_required(name):
-        import_module(name)  # the library has the name of the tracker
+    for name in names:
+        if name not in TRACKERS:
+            raise ValueError(unknown_name("tracker", name, TRACKERS))
+    require_libraries(*names)
 
 
 def reproduce(
@@ -292,8 +291,6 @@ def _evaluate(run: "Run") -> None:
 
         def show(policy: str, share: float) -> None:
             nonlocal playing, said
-            if not playing:
-                bars.reset(bar, completed=share)  # the time left does not count what was played before a kill
             bars.update(bar, completed=share, policy=policy)
             if not console.is_terminal and (policy != playing or time.monotonic() > said + SILENCE):
                 console.print(f"playing unseen seeds: {policy} ({share:.0%} of the evaluation is done)")
