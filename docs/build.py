@@ -36,7 +36,7 @@ from qan_gym.utils.validation import describe_settings
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-STUDIES = ("controllers", "agent_on_one_cycle", "more_test_images")  # those with a report
+STUDIES = ("controllers_v1", "controllers", "agent_on_one_cycle", "more_test_images")  # those with a report
 # A picture below the moving one: its file and what it shows.
 MORE_PICTURES = {
     "QanMinibatch-LongTail-v0": (
