@@ -36,7 +36,7 @@ from qan_gym.utils.validation import describe_settings
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-STUDIES = ("controllers", "agent_on_one_cycle", "more_test_images")  # those with a report
+STUDIES = ("controllers_v1", "controllers", "agent_on_one_cycle", "more_test_images")  # those with a report
 # A picture below the moving one: its file and what it shows.
 MORE_PICTURES = {
     "QanMinibatch-LongTail-v0": (
@@ -276,14 +276,14 @@ What controllers reached in the benches whose results are kept, compared [by the
 
 
 def scoreboard_page() -> str:
-    """The scoreboard, from its file; a table per environment."""
+    """The scoreboard, from its file; a table per environment, those of earlier versions of games last, and folded."""
     tables: dict[tuple[str, ...], list[Entry]] = {}
     for row in read_scoreboard(DOCS / "scoreboard.json").rows:
         where = "" if row.identity == row.prepared_on else ", prepared on another environment"
         settings = "" if row.arguments == "{}" else f" `{row.arguments}`"
         seeds = f"{row.evaluation_seeds} seeds"
         tables.setdefault((f"{row.game}{settings}{where}, {seeds}", row.identity, row.prepared_on), []).append(row)
-    lines = [SCOREBOARD]
+    lines, earlier = [SCOREBOARD], []
     for (title, *_), rows in tables.items():
         head = ["controller", "budget", "score", "test loss", "minus constant", "preparations", "commit", "hardware"]
         cells = [
@@ -300,7 +300,14 @@ def scoreboard_page() -> str:
             for row in rows
         ]
         ones = {row.score_of_one for row in rows if row.score_of_one}
-        lines += ["", f"## {title}", "", *(f"Score 1: {one}." for one in ones), "", *table(head, cells)]
+        shown = ["", *(f"Score 1: {one}." for one in ones), "", *table(head, cells)]
+        if rows[0].game in ENTRY_POINTS:
+            lines += ["", f"## {title}", *shown]
+        else:
+            summary = f"<summary>{title.replace('`', '')}</summary>"
+            earlier += ["", '<details markdown="1">', summary, *shown, "", "</details>"]
+    if earlier:
+        lines += ["", "## Earlier versions of the games", *earlier]
     return "\n".join([*lines, ""])
 
 

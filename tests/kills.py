@@ -172,13 +172,15 @@ class TrainCase:
 
 
 def _arrays_of_agent(agent: Any) -> dict[str, bytes]:
-    """The weights and the optimizer of either DQN."""
+    """The weights and the optimizer of a DQN, or of all in an ensemble."""
     if hasattr(agent, "model"):
         policy = agent.model.policy
         tensors = {**policy.state_dict(), **_flat(policy.optimizer.state_dict()["state"])}
     else:
-        own = agent.agent
-        tensors = {"weights": own.weights, "target": own.target_weights, **_flat(dict(enumerate(own.moments)))}
+        tensors = {}
+        for number, one in enumerate(getattr(agent.agent, "members", [agent.agent])):
+            parts = {"weights": one.weights, "target": one.target_weights, **dict(enumerate(one.moments))}
+            tensors |= _flat(parts, str(number))
     return _bytes_of({name: value.numpy() for name, value in tensors.items()})
 
 

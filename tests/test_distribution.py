@@ -109,6 +109,9 @@ def test_the_hint_is_printed_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     result = CliRunner().invoke(app, ["report", "x.parquet"])
     assert result.exit_code == 2
     assert result.stderr == "qan: qan_agents.bench.report is missing: python -m pip install 'qan-gym[bench]'\n"
+    monkeypatch.setitem(sys.modules, "ray", None)
+    arguments = ["bench", "--controller", "constant", "--out", "x.parquet", "--ray", "local"]
+    assert "'qan-gym[ray]'" in CliRunner().invoke(app, arguments).stderr  # which brings what bench needs, too
 
 
 # --- the check of what was built ------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from typer.testing import CliRunner
 
 from qan_agents.agents import agent_class
+from qan_agents.cli import train as cli_train
 from qan_agents.cli.app import app
 from qan_agents.cli.common import parse_settings
 from qan_agents.experiments import evaluation
@@ -239,6 +240,36 @@ def test_a_finished_run_is_shown_and_not_played_again(whole, tmp_path, monkeypat
     assert "playing unseen seeds" not in output
     assert (folder / "evaluation.csv").stat().st_mtime_ns == before
     assert (folder / "episode.png").exists()
+
+
+@only("dqn-native")
+def test_a_killed_evaluation_goes_on_with_the_policy_that_was_playing(whole, tmp_path, monkeypatch):
+    """What was played is not played again, and the tables are the same bytes; a damaged file of it is played again."""
+    folder, run = tmp_path / "run", Run(tmp_path / "run")
+    shutil.copytree(whole, folder)
+    tables = [(folder / name).read_bytes() for name in ("evaluation.csv", "evaluation.csv.gz")]
+    monkeypatch.setattr(cli_train, "SILENCE", 0)
+    play_seeds, played = evaluation.play_seeds, []
+
+    def play(env_id, player, *others):
+        played.append(player)
+        if len(played) == 3:
+            raise KeyboardInterrupt
+        return play_seeds(env_id, player, *others)
+
+    monkeypatch.setattr(evaluation, "play_seeds", play)
+    with pytest.raises(KeyboardInterrupt):
+        evaluation.evaluate(run, lambda *_: None)
+    assert run.evaluated  # what was there counts until the new tables are whole
+    kept = {name: record for name, record in run.manifest().evaluation.items() if name.startswith("unseen.")}
+    run.manifest().model_copy(update={"evaluation": kept}).write(folder)
+    (folder / run.unseen_name(1)).write_bytes(b"damaged")
+    output = invoke("train", "--resume", folder)
+    assert "playing unseen seeds: dqn-native" not in output
+    assert output.count("playing unseen seeds: constant") > 1  # where a policy takes long
+    assert len(played) == 3 + 3  # all but the agent
+    assert [(folder / name).read_bytes() for name in ("evaluation.csv", "evaluation.csv.gz")] == tables
+    assert not [*folder.glob("unseen.*")]
 
 
 def test_an_evaluation_of_an_earlier_agent_does_not_count(agent, tmp_path, monkeypatch):

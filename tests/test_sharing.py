@@ -329,4 +329,8 @@ def test_trackers_that_cannot_be_used(tmp_path: Path, small_data: str, monkeypat
     assert "mlflow is missing: python -m pip install" in small_run(
         tmp_path / "run", small_data, "--track", "mlflow", status=2
     )
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    said = small_run(tmp_path / "run", small_data, "--track", "wandb", "--track", "mlflow", status=2)
+    assert "wandb, mlflow are missing: python -m pip install" in said
+    assert "[wandb,mlflow]" in said  # one command for both
     assert not (tmp_path / "run").exists()

@@ -228,6 +228,8 @@ def draw(folder: Path) -> None:
     """The picture of what was recorded, and the table."""
     from matplotlib.figure import Figure
 
+    from qan_agents.experiments.plots import LEGIBLE, legend_below, save
+
     nobody = held_out_returns(lambda seen: np.zeros((len(seen), 1), np.float32), discrete=False)
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
@@ -252,13 +254,13 @@ def draw(folder: Path) -> None:
             f"{middle.iloc[-1]:.3f} | {middle.iloc[-1] - middle.iloc[0]:+.3f} ± {error.iloc[-1]:.3f} |"
         )
     print(f"nobody acts: {nobody.mean():.3f}")
-    right.axhline(nobody.mean(), color="black", linestyle=":", label="nobody acts")
+    right.axhline(nobody.mean(), color=LEGIBLE, linestyle=":", label="nobody acts")
     left.set(xlabel="CPU minutes", ylabel="mean return", title="training tasks, as played while learning")
     right.set(xlabel="CPU minutes", title="128 held-out tasks, greedy; band: standard error of the gain")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-        axes.legend()
-    figure.savefig(folder / "learning_curves.png", dpi=120)
+    legend_below(figure, right)
+    save(figure, folder / "learning_curves.png")
 
 
 def main() -> None:

@@ -1,13 +1,14 @@
 """Learning curves of the bundled DQN and of Stable-Baselines3's, with the same hyperparameters and seeds.
 
     python studies/learning_curves/compare.py cartpole|mnist5k [--seeds 5] [--json FILE]
+    python studies/learning_curves/compare.py cartpole|mnist5k --json FILE --redraw
 
 - `cartpole`: CartPole-v1, 50,000 steps with the hyperparameters that rl-baselines3-zoo gives SB3's DQN.
-- `mnist5k`: QanLR-MNIST5k-v0, 20 episodes with the preset quick.
+- `mnist5k`: QanLR-MNIST5k-v1, 20 episodes with the preset quick; the results are of version 0 of the game.
 
 The score of a seed is the mean return of its training episodes: of all of them, and of those of the last quarter of the
 training. It is printed for each seed, with the difference of the agents' means and its 95 % interval (Welch). A picture
-is written beside the JSON. Needs scipy (the extra dev).
+is written beside the JSON, by `--redraw` without training. Needs scipy (the extra dev).
 """
 
 import argparse
@@ -26,7 +27,7 @@ from gymnasium.vector import AutoresetMode
 AGENTS = ("dqn", "dqn-native")
 NAMES = {"dqn": "Stable-Baselines3", "dqn-native": "bundled"}
 STEPS = 50_000  # of CartPole
-EPISODES = 20  # of QanLR-MNIST5k-v0
+EPISODES = 20  # of QanLR-MNIST5k-v1
 LAST_QUARTER = 0.75  # share of the training at which it begins
 
 Curve = list[tuple[float, float]]  # share of the training, return
@@ -62,13 +63,13 @@ def cartpole(agent: str, seed: int) -> Curve:
 
 
 def mnist5k(agent: str, seed: int) -> Curve:
-    """The training episodes of one agent on QanLR-MNIST5k-v0."""
+    """The training episodes of one agent on QanLR-MNIST5k-v1."""
     from qan_agents.experiments.run_config import RunConfig
     from qan_agents.experiments.run_folder import EPISODES
     from qan_agents.experiments.train import start_run, train
 
     with tempfile.TemporaryDirectory() as folder:
-        run = start_run(Path(folder) / "run", RunConfig("QanLR-MNIST5k-v0", {}, agent, "quick", EPISODES, seed))
+        run = start_run(Path(folder) / "run", RunConfig("QanLR-MNIST5k-v1", {}, agent, "quick", EPISODES, seed))
         train(run, lambda progress: None, lambda number, episode: None)
         rows = run.table(EPISODES)
     return [((int(row["episode"]) + 1) / EPISODES, float(row["return"])) for row in rows]
@@ -106,6 +107,8 @@ def draw(environment: str, curves: dict[str, list[Curve]], path: Path) -> None:
     """Write a picture of the curves: a thin line per seed, a thick one for their mean."""
     from matplotlib.figure import Figure
 
+    from qan_agents.experiments.plots import save
+
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     axes = figure.add_subplot()
     grid = np.linspace(0.02, 1, 50)
@@ -124,7 +127,7 @@ def draw(environment: str, curves: dict[str, list[Curve]], path: Path) -> None:
     axes.set_title(f"{environment}: two DQNs with the same hyperparameters; thin: single seeds")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=120)
+    save(figure, path)
 
 
 def main() -> None:
@@ -134,7 +137,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write the figures here, and the picture beside them")
+    parser.add_argument("--redraw", action="store_true", help="only draw the picture again, from the JSON")
     arguments = parser.parse_args()
+    if arguments.redraw:
+        curves = json.loads(arguments.json.read_text())["curves"]
+        draw(arguments.environment, curves, arguments.json.with_suffix(".png"))
+        return
     seeds = range(arguments.seeds)
     with ProcessPoolExecutor(arguments.processes, get_context("spawn"), initializer=one_thread) as pool:
         play = ENVIRONMENTS[arguments.environment]

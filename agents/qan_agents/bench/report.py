@@ -75,8 +75,12 @@ def write_page(blocks: list[Block], out: Path) -> list[Path]:
 
 
 def _preface(rows: list[Row]) -> Paragraph:
-    versions = sorted({row["versions"] for row in rows})
-    listed = "; ".join(", ".join(f"{k} {v}" for k, v in json.loads(one).items() if v) for one in versions)
+    versions: dict[str, dict[str, None]] = {}  # by package, in order
+    for one in sorted({row["versions"] for row in rows}):
+        for name, value in json.loads(one).items():
+            if value:
+                versions.setdefault(name, {})[value] = None
+    listed = ", ".join(f"{name} {' and '.join(found)}" for name, found in versions.items())
     return Paragraph(
         "Every controller was prepared on so many trainings (in brackets) of tuning seeds, then judged on the same "
         "unseen seeds: same initial weights, same order of the data, same meta-momentum. The test set was read once, "

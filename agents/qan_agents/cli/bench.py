@@ -82,14 +82,14 @@ def bench(
     }
     flags = {name: value for name, value in given.items() if value is not None}
     _check_options(grid, flags, workers, ray)
-    with extra_required("bench"):
+    with extra_required("bench" if ray is None else "ray"):  # which has what bench has
         from qan_agents.bench.grid import cautions, cells_of, read_grid
         from qan_agents.bench.results import Results
         from qan_agents.bench.runner import require_compatible, run_cells, unfinished
         from qan_agents.bench.scoreboard import check_scoreboard
         from qan_agents.bench.scoreboard import submit as add_rows
-    if ray is not None:
-        with extra_required("ray"):
+
+        if ray is not None:
             import ray as _  # noqa: F401
     cells = cells_of({**DEFAULTS, **flags} if grid is None else read_grid(grid))
     if submit is not None:

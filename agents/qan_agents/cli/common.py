@@ -8,6 +8,7 @@ import warnings
 import zlib
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -151,6 +152,23 @@ def extra_required(extra: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise ValueError(f"{error.name} is missing: {install_extra(extra)}") from error
+
+
+def require_libraries(*extras: str) -> None:
+    """Refuse to begin where libraries are missing that have the names of their extras; all are said at once.
+
+    Raises:
+        ValueError: with the command that installs them.
+    """
+    missing = {}
+    for extra in extras:
+        try:
+            import_module(extra)
+        except ModuleNotFoundError as error:
+            missing[extra] = error.name or extra
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        raise ValueError(f"{', '.join(missing.values())} {verb} missing: {install_extra(*missing)}")
 
 
 # --- options --------------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """`qan train`, `reproduce`, `evaluate`, `plot` and `watch`: training runs and what becomes of them."""
 
 import shlex
+import time
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,6 +25,7 @@ from qan_agents.cli.common import (
     print_wrapped,
     progress_bar,
     refuse_beside,
+    require_libraries,
     table_of,
 )
 from qan_agents.seeds import LARGEST_SEED
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from qan_agents.policies.rollout import Episode
 
 MOST_NAMES = 5  # of actions in a line
+SILENCE = 30  # seconds, at most, in a file or a pipe while unseen seeds are played
 OutOption = Annotated[Path | None, typer.Option(help="The run folder; default: a new one in runs/.", callback=expanded)]
 
 
@@ -87,8 +89,7 @@ def train(
     from qan_agents.experiments.defaults import complete_config
     from qan_agents.experiments.run_folder import Run
 
-    for tracker in track or ():
-        _require_tracker(tracker)
+    _require_trackers(track or ())
     if resume is not None:
         refuse_beside(context, "--resume", allowed=("resume", "drop_damaged", "track", "modules"))
         _train_and_evaluate(Run(resume), modules or (), drop_damaged, track or ())
@@ -110,14 +111,14 @@ def train(
     _train_and_evaluate(run, modules or (), track=track or ())
 
 
-def _require_tracker(name: str) -> None:
-    """Refuse a tracker that does not exist, or is not installed, before a run is begun."""
+def _require_trackers(names: Sequence[str]) -> None:
+    """Refuse trackers that do not exist, or are not installed, before a run is begun."""
     from qan_agents.experiments.trackers import TRACKERS
 
-    if name not in TRACKERS:
-        raise ValueError(unknown_name("tracker", name, TRACKERS))
-    with extra_required(name):
-        import_module(name)  # the library has the name of the tracker
+    for name in names:
+        if name not in TRACKERS:
+            raise ValueError(unknown_name("tracker", name, TRACKERS))
+    require_libraries(*names)
 
 
 def reproduce(
@@ -281,18 +282,19 @@ def _show(run: "Run") -> None:
 
 
 def _evaluate(run: "Run") -> None:
-    """Evaluate a run behind a progress bar."""
+    """Evaluate a run behind a progress bar; in a file or a pipe a line per policy, and one now and then."""
     from qan_agents.experiments import evaluation
 
-    playing = ""
+    playing, said = "", 0.0  # which policy, and when
     with progress_bar("unseen seeds: {task.fields[policy]}") as bars:
         bar = bars.add_task("", total=1.0, policy="")
 
         def show(policy: str, share: float) -> None:
-            nonlocal playing
+            nonlocal playing, said
             bars.update(bar, completed=share, policy=policy)
-            if policy != playing and not console.is_terminal:
-                console.print(f"playing unseen seeds: {policy}")
+            if not console.is_terminal and (policy != playing or time.monotonic() > said + SILENCE):
+                console.print(f"playing unseen seeds: {policy} ({share:.0%} of the evaluation is done)")
+                said = time.monotonic()
             playing = policy
 
         evaluation.evaluate(run, show)

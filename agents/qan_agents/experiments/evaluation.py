@@ -39,7 +39,7 @@ def evaluate(run: Run, show: Callable[[str, float], None]) -> list[PolicyScores]
     """Play the agent of a run without exploration and the fixed policies, on the run's evaluation seeds.
 
     Both tables of the evaluation are written. Episodes are played in lock-step, but where one leaves something to the
-    next: then one after the other.
+    next: then one after the other. An evaluation that was killed goes on with the policy that was playing.
 
     Args:
         run: with a saved agent.
@@ -62,13 +62,29 @@ def evaluate(run: Run, show: Callable[[str, float], None]) -> list[PolicyScores]
         rows = 1 if agent.training.run.carried() else ROWS
         episodes: dict[tuple[str, int], Episode] = {}
         for number, (name, player) in enumerate(players.items()):
-            shown = _part(partial(show, name), number, len(players))
-            shown(0.0)
-            played = play_seeds(config.env, player, config.evaluation_seeds, rows, shown)
+            played = _kept(run, number, name)
+            if played is None:
+                shown = _part(partial(show, name), number, len(players))
+                shown(0.0)
+                played = play_seeds(config.env, player, config.evaluation_seeds, rows, shown)
+                run.keep_unseen(number, {"policy": name, "episodes": [_record(one) for one in played]})
             episodes |= {(name, seed): one for seed, one in zip(config.evaluation_seeds, played, strict=True)}
         agent.close()
         run.finish_evaluation(_tables(episodes, baseline_of(task, config.baselines)))
     return scores_by_policy(run)
+
+
+def _record(episode: Episode) -> dict[str, Any]:
+    """What the tables need of an episode, for JSON."""
+    return {"steps": episode.steps, "final": {name: episode.final[name] for name in (*SCORES, "diverged")}}
+
+
+def _kept(run: Run, place: int, policy: str) -> list[Episode] | None:
+    """What the policy in this place played before the evaluation was killed; None: nothing that counts."""
+    kept = run.unseen(place)
+    if kept is None or kept["policy"] != policy:
+        return None
+    return [Episode(**one) for one in kept["episodes"]]
 
 
 @dataclass(frozen=True)

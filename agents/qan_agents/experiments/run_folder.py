@@ -9,6 +9,7 @@
     carried.NNNNNN.safetensors  what these episodes hand on to the next one in its environment, e.g. a reference
     tensorboard/            the columns of episodes.csv as curves
     evaluation.csv.gz, evaluation.csv   the agent and the fixed policies on unseen seeds: per action, per episode
+    unseen.NN.json.gz       while that is played: the episodes of the policies that have played
     *.png                   pictures of all that
     run.lock                locked while a process writes to the folder
 
@@ -47,6 +48,7 @@ CONFIG, LOCK = "config.json", "run.lock"
 EPISODES, STEPS = "episodes.csv", "steps.csv.gz"  # the tables that grow
 EVALUATION_STEPS, EVALUATION_EPISODES = "evaluation.csv.gz", "evaluation.csv"
 EVALUATION = (EVALUATION_STEPS, EVALUATION_EPISODES)
+UNSEEN = "unseen."
 REPLAY = "replay/"
 CHECKPOINTS = 2  # that are kept
 
@@ -282,7 +284,7 @@ class Run:
     @property
     def evaluated(self) -> bool:
         """Whether the run was evaluated."""
-        return bool(self.manifest().evaluation)
+        return EVALUATION_EPISODES in self.manifest().evaluation
 
     def append(self, name: str, rows: Sequence[Row]) -> None:
         """Add rows to a table; the file is whole before and after."""
@@ -308,11 +310,32 @@ class Run:
             for name in (self.model_name(old.episodes), self.carried_name(old.episodes)):
                 (self.folder / name).unlink(missing_ok=True)
 
+    @staticmethod
+    def unseen_name(place: int) -> str:
+        """The name of what the policy in this place has played, in an evaluation that is not finished."""
+        return f"{UNSEEN}{place:02d}.json.gz"
+
+    def keep_unseen(self, place: int, content: Any) -> None:
+        """Write what a policy has played, as JSON; it counts until the evaluation is finished, or the agent learns."""
+        name, before = self.unseen_name(place), self.manifest()
+        write_bytes(self.folder / name, gzip.compress(json.dumps(content).encode(), mtime=0))
+        before.model_copy(update={"evaluation": before.evaluation | self._records([name])}).write(self.folder)
+
+    def unseen(self, place: int) -> Any:
+        """What was written by `keep_unseen` and counts; None: nothing, or it is damaged."""
+        name = self.unseen_name(place)
+        try:
+            return json.loads(gzip.decompress(self._content(name, self.manifest().evaluation)))
+        except DamagedFile:
+            return None
+
     def finish_evaluation(self, tables: Mapping[str, Sequence[Row]]) -> None:
         """Write the tables of an evaluation, which count from then on."""
         for name, rows in tables.items():
             write_bytes(self.folder / name, encode_rows(self.folder / name, rows, header=True))
         self.manifest().model_copy(update={"evaluation": self._records(list(tables))}).write(self.folder)
+        for path in self.folder.glob(f"{UNSEEN}*"):
+            path.unlink()
 
     def _records(self, names: Sequence[str]) -> Files:
         return {name: Record.of((self.folder / name).read_bytes()) for name in names}
@@ -377,7 +400,8 @@ class Run:
         remove_asides(self.folder)
         listed = {name for one in manifest.rounds[-CHECKPOINTS:] for name in one.files}
         listed |= {name for one in manifest.rounds for name in one.files if name.startswith(REPLAY)}
-        for pattern in ("model.*", "carried.*", f"{REPLAY}*", *(() if manifest.evaluation else EVALUATION)):
+        listed |= set(manifest.evaluation)
+        for pattern in ("model.*", "carried.*", f"{REPLAY}*", f"{UNSEEN}*", *EVALUATION):
             for path in self.folder.glob(pattern):
                 if path.relative_to(self.folder).as_posix() not in listed:
                     path.unlink()
