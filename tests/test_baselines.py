@@ -19,7 +19,7 @@ from qan_agents.bench.greedy_lr import BOUNDS, GreedyController
 from qan_agents.bench.population import FACTORS, PiecewiseConstant, Population, pieces_of
 from qan_agents.bench.preparation import check, prepare
 from qan_agents.bench.rollout import play_episodes
-from qan_agents.bench.tuned_schedules import ABSOLUTE_ACTIONS, LEARNING_RATES, absolute_actions
+from qan_agents.bench.tuned_schedules import ABSOLUTE_ACTIONS, SGD_RATES, absolute_actions
 from qan_agents.bench.tuning_task import TuningTask, make_env
 from qan_agents.controllers.shipped import shipped_controller, shipped_paths
 from qan_agents.policies.loss_rules import Greedy
@@ -239,7 +239,7 @@ def population_of_single_episodes(task: TuningTask, generations: int) -> tuple[l
     envs = [gym.make(LR, **{**TWO_EPOCHS, **ABSOLUTE_ACTIONS, "validate_every": 1}) for _ in range(n)]
     for number, env in enumerate(envs):
         env.reset(seed=task.tuning_seed(number))
-    low, high = np.log(LEARNING_RATES)
+    low, high = np.log(SGD_RATES)
     rates = [[rate] for rate in np.exp(rng.uniform(low, high, n)).tolist()]
     length = 20 // generations
     for generation in range(generations):
@@ -304,7 +304,7 @@ def test_trainings_that_diverge_go_on_from_the_best_and_count_what_they_did(monk
 
 
 def test_a_population_that_diverges_is_an_error(monkeypatch):
-    monkeypatch.setattr(population, "LEARNING_RATES", (1e38, 3e38))
+    monkeypatch.setattr(population, "usual_rates", lambda config: (1e38, 3e38))
     monkeypatch.setattr(population, "ABSOLUTE_ACTIONS", {**ABSOLUTE_ACTIONS, "learning_rate_max": 3e38})
     with pytest.raises(ValueError, match="all 3 trainings of the population diverged"):
         prepare("population", TuningTask(LR, KWARGS, 3, 0), {})

@@ -403,6 +403,24 @@ def test_tuning_finds_what_trained_best(monkeypatch):
     assert min(seeds) >= UNSEEN_BELOW
 
 
+@pytest.mark.parametrize(("optimizer", "low", "high"), [("sgd", 0.005, 1.0), ("adamw", 1e-4, 0.1)])
+@pytest.mark.parametrize("name", ["linear", "plateau", "greedy-lr", "population"])
+def test_searches_look_where_the_optimizer_learns(name, optimizer, low, high, monkeypatch):
+    """The highest learning rates of the first four trainings; those of AdamW begin below those of SGD."""
+    peaks = []
+    actions = tuned_schedules.learning_rate.absolute_actions
+
+    def note(rates: Any, config: Any) -> Any:
+        peaks.append(np.atleast_2d(rates).max(axis=0))
+        return actions(rates, config)
+
+    monkeypatch.setattr(tuned_schedules.learning_rate, "absolute_actions", note)
+    prepare(name, TuningTask(LR, {**KWARGS, "optimizer": optimizer}, runs=4, seed=1), {})
+    assert peaks[0].shape == (4,)
+    assert (low <= peaks[0]).all() and (peaks[0] <= high).all()
+    assert (peaks[0].min() < 0.005) == (optimizer == "adamw")
+
+
 @pytest.mark.slow
 def test_everyone_is_pulled_alike_towards_the_same_weights(tmp_path, monkeypatch):
     """Schedule-free optimizers too, whose own baseline would be another reference: z is pulled as the weights are."""

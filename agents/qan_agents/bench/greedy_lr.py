@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from qan_agents.bench.controllers import Preparation, PreparedController, register_controller
 from qan_agents.bench.rollout import validation_interval
-from qan_agents.bench.tuned_schedules import Search, absolute_actions, check_tuned, tune
+from qan_agents.bench.tuned_schedules import Search, absolute_actions, check_tuned, tune, usual_rates
 from qan_agents.bench.tuning_task import Settings, TuningTask
 from qan_agents.policies.loss_rules import Greedy
 from qan_gym.vector_env import QanVectorEnv
@@ -42,7 +42,7 @@ class GreedyController:
 
 def tune_greedy(task: TuningTask, settings: Settings) -> PreparedController:
     """The preparation of `GreedyController`."""
-    return tune(task, Search(SETTINGS), GreedyController, {})
+    return tune(task, Search(SETTINGS, usual_rates(task.config)), GreedyController, {})
 
 
 register_controller("greedy-lr", tune_greedy, Preparation.TUNING, check_tuned)

@@ -15,10 +15,10 @@ from qan_agents.bench.controllers import Preparation, PreparedController, regist
 from qan_agents.bench.tuned_schedules import (
     ABSOLUTE_ACTIONS,
     LARGEST_RATE,
-    LEARNING_RATES,
     LEAST_RATE,
     absolute_actions,
     check_tuned,
+    usual_rates,
 )
 from qan_agents.bench.tuning_task import Settings, TuningTask, make_env
 from qan_gym.utils.arrays import to_numpy
@@ -74,7 +74,7 @@ class Population:
         n = env.num_envs
         self.pieces = pieces_of(env.episode_length, min(GENERATIONS, env.episode_length))
         self.rates = np.zeros((self.pieces[-1] + 1, n))
-        low, high = map(math.log, LEARNING_RATES)
+        low, high = map(math.log, usual_rates(env.config))
         self.rates[0] = np.exp(rng.uniform(low, high, n))
         self.losses, self.diverged, self.batches = np.zeros(n), np.zeros(n, np.bool_), 0
 

@@ -7,7 +7,7 @@ other searches over the same shapes, and `plateau`, which follows the validation
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ from qan_gym.schedules import SCHEDULES
 from qan_gym.utils.arrays import NUMPY
 from qan_gym.vector_env import QanVectorEnv
 
-LEARNING_RATES = (0.005, 1.0)  # of the search: the range of the game
+SGD_RATES, ADAMW_RATES = (0.005, 1.0), (1e-4, 0.1)  # of a search; SGD's is the range of the game
 LEAST_RATE, LARGEST_RATE = 1e-5, 10.0  # of a schedule: wider than the game's, as a practitioner is free to choose
 DIVERGED = 1e3  # ln(validation loss) that stands for a diverged training run
 ABSOLUTE_ACTIONS = {
@@ -162,6 +162,11 @@ AS_TORCH_COUNTS: dict[str, Callable[[dict[str, float], int], dict[str, float]]] 
 # --- tuning ---------------------------------------------------------------------------------------------------------
 
 
+def usual_rates(config: TaskConfig) -> tuple[float, float]:
+    """The least and the largest learning rate that a search looks at, by the optimizer of the task."""
+    return ADAMW_RATES if config.optimizer == "adamw" else SGD_RATES
+
+
 @dataclass(frozen=True)
 class Search:
     """What Optuna chooses.
@@ -171,8 +176,8 @@ class Search:
         learning_rates: (least, largest), in the logarithm.
     """
 
-    settings: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    learning_rates: tuple[float, float] = LEARNING_RATES
+    settings: Mapping[str, tuple[float, float]]
+    learning_rates: tuple[float, float]
 
     def suggest(self, trial: Any) -> Settings:
         """What a trial of Optuna's is to try."""
@@ -188,7 +193,7 @@ class Search:
 def tune_schedule(
     schedule: str,
     search: Mapping[str, tuple[float, float]] | None = None,
-    learning_rates: tuple[float, float] = LEARNING_RATES,
+    learning_rates: tuple[float, float] | None = None,
     optimizer: Settings | None = None,
 ) -> Prepare:
     """The preparation of a registered schedule by a search.
@@ -196,12 +201,13 @@ def tune_schedule(
     Args:
         schedule: its name.
         search: of its settings; None: as the schedule declares it.
-        learning_rates: of the highest learning rate.
+        learning_rates: of the highest learning rate; None: the usual ones of the task's optimizer.
         optimizer: keyword arguments of the environment with another optimizer than the task's; None: the task's.
     """
 
     def prepare(task: TuningTask, settings: Settings) -> PreparedController:
-        space = Search(SCHEDULES[schedule].search if search is None else search, learning_rates)
+        rates = learning_rates or usual_rates(task.config)
+        space = Search(SCHEDULES[schedule].search if search is None else search, rates)
         own = {} if optimizer is None else with_optimizer(task, optimizer)
         return tune(task, space, lambda chosen: ScheduleController(schedule, chosen), own)
 
@@ -221,7 +227,8 @@ def check_tuned(task: TuningTask, settings: Settings) -> None:
 
 def tune_plateau(task: TuningTask, settings: Settings) -> PreparedController:
     """The preparation of `PlateauController`."""
-    return tune(task, Search({"factor": (0.1, 0.7), "patience": (1, 8)}), PlateauController, {})
+    space = Search({"factor": (0.1, 0.7), "patience": (1, 8)}, usual_rates(task.config))
+    return tune(task, space, PlateauController, {})
 
 
 def tune(
