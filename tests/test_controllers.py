@@ -417,7 +417,8 @@ def test_searches_look_where_the_optimizer_learns(name, optimizer, low, high, mo
     monkeypatch.setattr(tuned_schedules.learning_rate, "absolute_actions", note)
     prepare(name, TuningTask(LR, {**KWARGS, "optimizer": optimizer}, runs=4, seed=1), {})
     assert peaks[0].shape == (4,)
-    assert (low <= peaks[0]).all() and (peaks[0] <= high).all()
+    assert (low <= peaks[0]).all()
+    assert (peaks[0] <= high).all()
     assert (peaks[0].min() < 0.005) == (optimizer == "adamw")
 
 
