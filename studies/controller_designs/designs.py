@@ -2,13 +2,17 @@
 
     python -m studies.controller_designs.designs train narrow --optimizer sgd --rounds 80 --seed 0
     python -m studies.controller_designs.designs compare sgd
+    python -m studies.controller_designs.designs gap sgd
 
 `train` makes the controller of a design, `results/OPTIMIZER-DESIGN-ROUNDS-SEED.safetensors`; after a kill the same
 command goes on. `compare` plays those of an optimizer on 320 tasks of the training split that no meta-training meets,
-writes ln(validation loss) of each task to `results/OPTIMIZER.csv`, and prints the table. The test split is not touched.
+writes ln(validation loss) of each task to `results/OPTIMIZER.csv`, and prints the table. `gap` plays the designs that
+train on few tasks on up to 320 of these tasks, beside the default design, for which they are new. The test split is not
+touched.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,24 +78,48 @@ def train(design: str, optimizer: str, rounds: int, seed: int, folder: Path) -> 
 
 def compare(optimizer: str) -> None:
     """Play those that have not been played, and print the table."""
-    if not any(RESULTS.glob(f"{optimizer}-{DEFAULT}-*.safetensors")):
+    first = f"{optimizer}-{DEFAULT}-80-0"
+    if not (RESULTS / f"{first}.safetensors").exists():
         raise SystemExit(f"train the design {DEFAULT!r} first: the others are compared with it")
     numbers = [NUMBER_LIMIT - 1 - EVALUATION_TASKS - place for place in range(TASKS)]
-    tasks = [draw_task("train", number, ("mlp",), (optimizer,)) for number in numbers]
-    path = RESULTS / f"{optimizer}.csv"
-    table = pd.read_csv(path, index_col="task") if path.exists() else pd.DataFrame(index=pd.Index(numbers, name="task"))
-    for file in sorted(RESULTS.glob(f"{optimizer}-*.safetensors")):
-        if file.stem not in table:
-            losses = play_controller(Controller.load(file), tasks, range(TASKS)).validation_loss
-            table[file.stem] = np.log(losses)
-    with write_aside(path) as aside:
-        table.to_csv(aside, float_format="%.6g")
-    first = next(name for name in table if f"-{DEFAULT}-" in name)
+    files = sorted(RESULTS.glob(f"{optimizer}-*.safetensors"))
+    table = played(optimizer, numbers, files, RESULTS / f"{optimizer}.csv")
     print(f"| controller | mean | minus {first} (± standard error) |\n| --- | --- | --- |")
     for name, losses in table.items():
         difference = losses - table[first]
         error = difference.std() / np.sqrt(len(difference))
         print(f"| {name} | {losses.mean():.4f} | {difference.mean():+.4f} ± {error:.4f} |")
+
+
+def played(optimizer: str, numbers: Sequence[int], files: Sequence[Path], path: Path) -> pd.DataFrame:
+    """ln(validation loss) of tasks of the training split (rows) under controllers (columns); a file keeps them."""
+    tasks = [draw_task("train", number, ("mlp",), (optimizer,)) for number in numbers]
+    table = pd.read_csv(path, index_col="task") if path.exists() else pd.DataFrame(index=pd.Index(numbers, name="task"))
+    for file in files:
+        if file.stem not in table:
+            losses = play_controller(Controller.load(file), tasks, range(len(tasks))).validation_loss
+            table[file.stem] = np.log(losses)
+    with write_aside(path) as aside:
+        table.to_csv(aside, float_format="%.6g")
+    return table
+
+
+def gap(optimizer: str) -> None:
+    """Print how designs that train on few tasks do on these tasks and on others, minus the default design."""
+    others = pd.read_csv(RESULTS / f"{optimizer}.csv", index_col="task")
+    print("| controller | tasks | on these | on others |\n| --- | --- | --- | --- |")
+    for design, settings in DESIGNS.items():
+        count = settings.get("env_kwargs", {}).get("num_tasks")
+        names = [f"{optimizer}-{one}-80-0".replace(" ", "_").replace(",", "") for one in (DEFAULT, design)]
+        files = [RESULTS / f"{name}.safetensors" for name in names]
+        if count is None or not files[1].exists():
+            continue
+        path = RESULTS / f"{optimizer}-{count}-tasks.csv"
+        cells = []
+        for table in (played(optimizer, range(min(count, TASKS)), files, path), others):
+            difference = table[names[1]] - table[names[0]]
+            cells.append(f"{difference.mean():+.4f} ± {difference.std() / np.sqrt(len(difference)):.4f}")
+        print(f"| {names[1]} | {count:,} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
@@ -103,9 +131,12 @@ if __name__ == "__main__":
     one.add_argument("--rounds", type=int, default=80)
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--folder", type=Path, default=Path("runs/controller_designs"), help="of the meta-trainings")
-    commands.add_parser("compare").add_argument("optimizer", choices=OPTIMIZERS)
+    for name in ("compare", "gap"):
+        commands.add_parser(name).add_argument("optimizer", choices=OPTIMIZERS)
     arguments = parser.parse_args()
     if arguments.command == "train":
         train(arguments.design, arguments.optimizer, arguments.rounds, arguments.seed, arguments.folder)
-    else:
+    elif arguments.command == "compare":
         compare(arguments.optimizer)
+    else:
+        gap(arguments.optimizer)

@@ -56,6 +56,14 @@ class Measured:
             getattr(self, name)[tuple(zip(*place, strict=True))] = np.log([float(row[f"{name}_loss"]) for row in rows])
         tasks = [draw_task(split, int(number), (network,), (optimizer,)) for number in self.numbers]
         self.momentum = np.array([task.momentum for task in tasks])
+        self.network, self.optimizer = network, optimizer
+
+    def chosen_on(self) -> Measured:
+        """What one setting is chosen on: the training split, or where that was not measured, with hindsight, these."""
+        try:
+            return Measured(self.network, self.optimizer, "train")
+        except FileNotFoundError:
+            return self
 
     def at(self, losses: Float64, rates: Float64) -> Float64:
         """(n, 3), the losses at a learning rate of each task (n,), to the nearest of the grid."""
@@ -72,26 +80,23 @@ def interval(differences: Float64) -> tuple[float, float, float]:
 
 
 def headroom(network: str, optimizer: str) -> list[str]:
-    """The lines of the table for a kind of network and an optimizer; the single settings are of the training split."""
+    """The lines of the table for a kind of network and an optimizer."""
     held_out = Measured(network, optimizer, "test")
-    try:
-        chosen_on = Measured(network, optimizer, "train")
-    except FileNotFoundError:  # of the networks that take seconds a training, the tasks that are judged themselves
-        chosen_on = held_out
+    chosen_on = held_out.chosen_on()
     tasks = np.arange(len(held_out.numbers))
-    best_of_all = _best_of_all(held_out)
+    over_all = best_of_all(held_out)
     lines = []
     for with_rule in (False, True) if optimizer == "sgd" else (False,):
         for place, schedule in enumerate(SHAPES):
-            single = held_out.at(held_out.test, _single(chosen_on, held_out, place, with_rule))[:, place]
+            one = held_out.at(held_out.test, single(chosen_on, held_out, place, with_rule))[:, place]
             best = held_out.test[tasks, place, held_out.validation[:, place].argmin(axis=1)]
             name = schedule + (", learning rate x (1 - momentum)" if with_rule else "")
-            cells = [f"{single.mean():.3f}", *(cell(single - other) for other in (best, best_of_all))]
+            cells = [f"{one.mean():.3f}", *(cell(one - other) for other in (best, over_all))]
             lines.append(f"| {network} | {optimizer} | {len(tasks)} | {name} | {' | '.join(cells)} |")
     return lines
 
 
-def _single(chosen_on: Measured, held_out: Measured, schedule: int, with_rule: bool) -> Float64:
+def single(chosen_on: Measured, held_out: Measured, schedule: int, with_rule: bool) -> Float64:
     """(n,), the learning rate of each task under the one setting with the lowest mean ln(validation loss)."""
     rules = [1 - one.momentum if with_rule else np.ones(len(one.numbers)) for one in (chosen_on, held_out)]
     means = [chosen_on.at(chosen_on.validation, rate * rules[0])[:, schedule].mean() for rate in chosen_on.rates]
@@ -99,7 +104,7 @@ def _single(chosen_on: Measured, held_out: Measured, schedule: int, with_rule: b
     return rates
 
 
-def _best_of_all(held_out: Measured) -> Float64:
+def best_of_all(held_out: Measured) -> Float64:
     """(n,) ln(test loss) of the schedule and learning rate with the lowest validation loss of each task."""
     flat = held_out.validation.reshape(len(held_out.numbers), -1).argmin(axis=1)
     best: Float64 = held_out.test.reshape(len(held_out.numbers), -1)[np.arange(len(flat)), flat]
