@@ -60,7 +60,7 @@ def row_actions(space: spaces.Space[Any], num_envs: int, actions: Any) -> Tensor
             raise ValueError(f"the actions must be finite floats in {space}, not {shown(actions)}")
         return values.to(torch.float32).clamp(-LARGEST_NUMBER, LARGEST_NUMBER)
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
-        raise ValueError(f"the actions must be integers, not {values.dtype}")
+        raise ValueError(f"the actions must be integers, not {str(values.dtype).removeprefix('torch.')}")
     if not values.is_cuda:
         first = torch.as_tensor(np.asarray(getattr(space, "start", 0)))
         count = torch.as_tensor(np.asarray(space.nvec if isinstance(space, spaces.MultiDiscrete) else space.n))  # type: ignore[attr-defined]

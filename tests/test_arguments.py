@@ -5,11 +5,12 @@ from dataclasses import fields
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from deep_tasks import CIFAR, SMALL, made_photographs
 
 from qan_gym.config import TaskConfig
 
-LR, MINIBATCH = "QanLR-MNIST5k-v1", "QanMinibatch-MNIST5k-v1"
+LR, MINIBATCH, FAMILY = "QanLR-MNIST5k-v1", "QanMinibatch-MNIST5k-v1", "QanLR-Family-v0"
 
 
 NAN = float("nan")
@@ -180,6 +181,29 @@ def test_the_largest_values(arguments):
 def test_values_of_any_kind_are_blamed_on_their_argument(make, arguments, said):
     with pytest.raises(ValueError, match=said):
         make(LR, **arguments)
+
+
+@pytest.mark.parametrize("env_id", [LR, FAMILY])
+def test_more_rows_than_there_is_memory_for(env_id):
+    """Linux hands out memory that is not there, and kills whoever uses it."""
+    with pytest.raises(ValueError, match=r"1000000000 runs of this task need more memory than there is.* GiB"):
+        gym.make_vec(env_id, num_envs=10**9)
+
+
+def test_names_of_a_familys_arguments():
+    """What is suggested is one of them, not of those that single tasks have."""
+    with pytest.raises(TypeError, match="unexpected keyword argument 'optimizers'; there are split") as caught:
+        gym.make("QanMinibatch-LongTail-v0", optimizers=["adamw"])
+    assert "optimizer," not in str(caught.value)
+    with pytest.raises(TypeError, match="'num_task': did you mean 'num_tasks'"):
+        gym.make(FAMILY, num_task=3)
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is such a device")
+def test_what_torch_says_of_a_device_is_cut():
+    with pytest.raises(ValueError, match="device 'mps' cannot be used here") as caught:
+        gym.make(LR, device="mps", meta_momentum=None)
+    assert len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize("arguments", [{"autoreset_mode": []}, {"output": np.array([1, 2])}, {"num_envs": 10**200}])

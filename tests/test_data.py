@@ -234,6 +234,18 @@ def test_mnist_offline(failure, tmp_path, monkeypatch):
     assert_says_where_to_get_the_data(caught, tmp_path / "data")
 
 
+def test_a_torchvision_that_cannot_be_imported_is_no_failed_download(tmp_path, monkeypatch):
+    """As one of another version of PyTorch, which raises a RuntimeError."""
+
+    def broken(name: str) -> None:
+        raise RuntimeError(f"operator {name}::nms does not exist")
+
+    monkeypatch.setattr(downloads.importlib, "import_module", broken)
+    with pytest.raises(FileNotFoundError, match=r"cannot be imported.*nms does not exist.*goes with torch") as caught:
+        downloads.download("mnist", tmp_path)
+    assert "download" not in str(caught.value).replace("which downloads it", "")
+
+
 @pytest.mark.parametrize("failure", list(BROKEN_OFF))
 def test_mnist_download_breaks_off(failure, tmp_path, monkeypatch):
     """In the middle of a file; sockets have a finite timeout during the download, and the former one afterwards."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -108,7 +109,8 @@ def build_components(config: TaskConfig, device: str, engine: str = "auto") -> C
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        said = shorten(str(error).splitlines()[0], 200)
+        raise ValueError(f"device {device!r} cannot be used here: {said}") from error
     if config.reward not in REWARDS:
         raise ValueError(unknown_name("reward", config.reward, REWARDS))
     build_optimizer(config, game_of(config).hyperparameters)  # refuses what it cannot be, before data are loaded

@@ -306,6 +306,12 @@ class RunState:
         for name, tensor in self.game.items():
             yield f"game.{name}", self.layout.game[name], tensor
 
+    @property
+    def nbytes(self) -> int:
+        """Of memory; tensors that are views of the same count once."""
+        storages = [tensor.untyped_storage() for *_, tensor in self.leaves()]
+        return sum({one.data_ptr(): one.nbytes() for one in storages}.values())
+
     def reset(self, mask: Flags, rows: Tensor, config: TaskConfig) -> None:
         """Begin an episode in the rows of a mask, which `rows` (M,) lists on the device.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -29,6 +29,7 @@ from qan_gym.optimizee.network import Network, Params
 from qan_gym.schedules import SCHEDULES
 from qan_gym.utils.arrays import Array, as_array, as_tensor, to_numpy
 from qan_gym.utils.cuda_graph import CapturedGraph
+from qan_gym.utils.memory import require_memory
 from qan_gym.utils.own_settings import in_own_settings, own_settings
 
 Info = dict[str, Array]  # name -> (N,)
@@ -201,6 +202,8 @@ class Training:
         layout = self._layout()
         self.parts.observer.check(layout.game)
         try:
+            if self.device.type == "cpu":
+                require_memory(self.num_runs * RunState.allocate(replace(layout, num_runs=1)).nbytes)
             return RunState.allocate(layout)
         except (RuntimeError, MemoryError) as error:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 import hashlib
 import http.client
+import importlib
 import pickle
 import socket
 import tempfile
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 FOLDER_VARIABLE = "QAN_GYM_DATA"  # the environment variable that names the data root
@@ -70,6 +72,14 @@ def download(name: str, root: Path) -> None:
         FileNotFoundError: it could not be had; the message names the ways out.
     """
     source = SOURCES[name]
+    try:
+        importlib.import_module("torchvision")
+    except Exception as error:  # whatever its libraries raise
+        raise FileNotFoundError(
+            f"{source.title} is not in {root}, and torchvision, which downloads it, cannot be imported ({error}): "
+            f"install the one that goes with torch {torch.__version__}, or set {FOLDER_VARIABLE} to a folder that "
+            f"holds {source.folder}"
+        ) from error
     try:
         root.mkdir(parents=True, exist_ok=True)
         with (

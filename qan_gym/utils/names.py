@@ -3,12 +3,13 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+NEAR = 0.65  # of 1: difflib's measure of likeness
 MANY = 12  # names: more of them are not listed where one is near
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """The nearest name that there is, to go behind the wrong one in a message; empty where none is near."""
-    nearest = get_close_matches(str(name), list(known), n=1)
+    nearest = get_close_matches(str(name), list(known), n=1, cutoff=NEAR)
     return f": did you mean {nearest[0]!r}?" if nearest else ""
 
 
