@@ -1,5 +1,6 @@
 """`LearnedLR` in Lightning, transformers, Accelerate and `torch.distributed`: as in a plain loop, and resumed."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -63,6 +64,14 @@ def lightning():
         import lightning.pytorch
 
         yield lightning.pytorch
+
+
+def test_the_callback_says_what_it_lacks(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lightning", None)
+    monkeypatch.setitem(sys.modules, "lightning.pytorch", None)
+    monkeypatch.delitem(sys.modules, "qan_agents.controllers.lightning", raising=False)
+    with pytest.raises(ImportError, match=r"missing: python -m pip install .*\[lightning\]"):
+        importlib.import_module("qan_agents.controllers.lightning")
 
 
 def lightning_training(lightning, folder, accumulate=1, stop=None, checkpoint=None, rates=None):

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from qan_agents.controllers.learned_lr import LearnedLR
+from qan_gym.utils.extras import install_extra
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+except ModuleNotFoundError as error:
+    raise ImportError(f"{error.name} is missing: {install_extra('lightning')}") from error
 
 
 class LearnedLRCallback(Callback):
