@@ -369,6 +369,21 @@ def test_a_damaged_file_of_results_is_refused(tmp_path):
 # --- the report -----------------------------------------------------------------------------------------------------
 
 
+def test_without_a_baseline_the_report_says_what_stands_in_for_it(whole, tmp_path, few_repetitions):
+    """At the command line, too, where the legend of the table is not."""
+    alone = Results(tmp_path / "alone.parquet")
+    for one in cells_of({**GRID, "controllers": GRID["controllers"][1:]})[:1]:
+        alone.append(one.key, run_cell(one))
+    few = ["caution: 2 trainings to prepare on, too few", "caution: 3 evaluation seeds, too few"]
+    said = "The baseline is down (2), for want of another: results of the controller constant in the same file take"
+    shown = " ".join(invoke("report", tmp_path / "alone.parquet").output.split())
+    assert all(words in shown for words in (said, *few))
+    text = (tmp_path / "alone" / "report.md").read_text()
+    assert all(words in text for words in (said, *few))
+    report(whole, tmp_path / "whole")
+    assert "for want of another" not in (tmp_path / "whole" / "report.md").read_text()
+
+
 def test_the_report_is_one_page(whole, tmp_path, few_repetitions):
     written = report(whole, tmp_path)
     assert all(path.stat().st_size > 0 for path in written)

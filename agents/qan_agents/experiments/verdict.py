@@ -9,6 +9,7 @@ from qan_agents.experiments.evaluation import PolicyScores, scores_by_policy
 from qan_agents.experiments.played_task import PlayedTask, base_schedule, baseline_of
 from qan_agents.experiments.run_folder import EVALUATION_EPISODES, Run
 from qan_gym.schedules import SCHEDULES
+from qan_gym.utils.counts import counted
 
 CONFIDENCE = 0.95
 
@@ -85,10 +86,10 @@ class Verdict:
         rows: list[tuple[str, ...]] = []
         for one in self.scores:
             better = sum(mine < its for mine, its in zip(one.test_loss, baseline, strict=True))
-            counted = "" if one.policy == self.baseline else f"{better} of {len(baseline)} seeds"
+            ahead = "" if one.policy == self.baseline else f"{better} of {counted(len(baseline), 'seed')}"
             accuracy = mean_and_range([100 * value for value in one.test_accuracy], digits=1)
             name = f"{one.policy}, nobody acting" if one.policy == self.base else one.policy
-            rows.append((name, mean_and_range(one.test_loss, digits=4), accuracy, counted))
+            rows.append((name, mean_and_range(one.test_loss, digits=4), accuracy, ahead))
         return ("", "test loss", "test accuracy (%)", f"better than {self.baseline} on"), rows
 
     def sentence(self) -> str:
