@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from qan_agents.agents import Agent, AgentSpec, Progress, training_of
-from qan_agents.experiments import run_page
+from qan_agents.experiments import plots, run_page
 from qan_agents.experiments.agent import AGENTS
 from qan_agents.experiments.evaluation import evaluate, scores_by_policy
 from qan_agents.experiments.played_task import PlayedTask
@@ -157,6 +157,20 @@ def test_all_but_values_is_drawn(run: Run) -> None:
     assert "max_q" not in page
     assert "after the action learning rate and momentum stay as they are" in page
     assert all((run.folder / name).stat().st_size > 10_000 for name in (*pictures, "regret.png", "filters.png"))
+
+
+def test_every_picture_says_what_it_is_of(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    titles: list[str] = []
+
+    def titled(figure: Figure, path: Path, **options: Any) -> Path:
+        titles.append("\n".join([figure.get_suptitle(), *(axes.get_title() for axes in figure.axes)]))
+        return save(figure, path, **options)
+
+    for module in (run_page, plots):
+        monkeypatch.setattr(module, "save", titled)
+    write_page(run)
+    assert len(titles) == 5
+    assert all(title.startswith(run.config().title) or f"\n{run.config().title}" in title for title in titles), titles
 
 
 def test_an_agent_without_values_is_filmed(run: Run, tmp_path: Path) -> None:
