@@ -47,7 +47,7 @@ class Lead:
     def against(self, rival: str) -> str:
         """How the agent stands to a rival, in words."""
         if self.sign == 0:
-            return f"level with {rival} (lead {self})"
+            return f"level with {rival}, as far as these seeds tell (lead {self})"
         return f"{'ahead of' if self.sign > 0 else 'behind'} {rival} by {self}"
 
     def __str__(self) -> str:
@@ -121,7 +121,7 @@ class Verdict:
             return f"it left its {kind} as it is: {base.policy} with nobody acting does exactly as well"
         lead = Lead.of(agent, base)
         if lead.sign == 0:
-            return f"{alone} does as well (the agent's lead is {lead})"
+            return f"{alone} does as well, as far as these seeds tell (the agent's lead is {lead})"
         if lead.sign > 0:
             return f"{alone} does worse by {lead}: the agent adds to it"
         return f"{alone} does better by {lead}: the agent takes away from it"
