@@ -446,6 +446,14 @@ def test_list() -> None:
     assert all(name in listing for name in shipped_files())
 
 
+def test_the_list_breaks_no_word_in_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(common, "console", common.PlainConsole(soft_wrap=True))
+    shown = invoke("list")
+    assert shown.count("│ mini-batches ") == 3  # of the games that choose classes
+    assert max(map(len, shown.splitlines())) <= 80
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [

@@ -94,7 +94,7 @@ def _list_all() -> None:
     from qan_gym.tasks import FAMILIES, TASKS
 
     caption = "batch: images of a mini-batch; per action: mini-batches"
-    columns = ("id", "controls", "data", "batch", "epochs", "per action")
+    columns = ("id", "controls", "data", "batch", "epochs", "per\naction")  # which 80 columns hold
     table = table_of(*columns, title="environments", caption=caption, pad_edge=False)
     for env_id in ENTRY_POINTS:
         task = TASKS[env_id]
