@@ -558,6 +558,16 @@ def test_damaged_files_are_named(whole, tmp_path, name):
     assert name in invoke(command, folder, status=2).replace("\n", "")
 
 
+@only("dqn-native")
+@pytest.mark.parametrize("name", ["episodes.csv", "steps.csv.gz"])
+def test_what_cannot_be_drawn_is_not_played(whole, tmp_path, name):
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / name).unlink()
+    output = invoke("evaluate", tmp_path / "run", status=2)
+    assert name in output
+    assert "playing unseen seeds" not in output
+
+
 def test_a_run_without_an_episode_says_so(tmp_path):
     config = RunConfig("QanLR-MNIST5k-v1", parse_settings(list(SETTINGS)), "dqn", "quick", 1, 0)
     start_run(tmp_path / "run", config)

@@ -261,8 +261,12 @@ def _episode_line(number: int, episode: "Episode", config: "RunConfig") -> str:
 
 def evaluate(run: RunArgument, modules: ImportOption = None) -> None:
     """Play a trained agent greedily on unseen seeds, beside fixed policies; draw the pictures anew."""
-    from qan_agents.experiments.run_folder import Run
+    from qan_agents.experiments.run_folder import EPISODES, STEPS, Run
 
+    Run(run).config()
+    if Run(run).has_episodes:  # without damage: they are drawn when all is played
+        for name in (EPISODES, STEPS):
+            Run(run).table(name)
     _evaluate(Run(run))
     _show(Run(run))
     _say_unfinished(Run(run))
