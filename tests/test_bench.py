@@ -369,10 +369,24 @@ def test_a_damaged_file_of_results_is_refused(tmp_path):
 # --- the report -----------------------------------------------------------------------------------------------------
 
 
+def test_without_a_baseline_the_report_says_what_stands_in_for_it(tmp_path, few_repetitions):
+    """At the command line, too, where the legend of the table is not."""
+    alone = Results(tmp_path / "alone.parquet")
+    for one in cells_of({**GRID, "controllers": GRID["controllers"][1:]})[:1]:
+        alone.append(one.key, run_cell(one))
+    few = ["caution: 2 trainings to prepare on, too few", "caution: 3 evaluation seeds, too few"]
+    said = "The baseline is down (2), for want of another: results of the controller constant in the same file take"
+    shown = " ".join(invoke("report", tmp_path / "alone.parquet").output.split())
+    assert all(words in shown for words in (said, *few))
+    text = (tmp_path / "alone" / "report.md").read_text()
+    assert all(words in text for words in (said, *few))
+
+
 def test_the_report_is_one_page(whole, tmp_path, few_repetitions):
     written = report(whole, tmp_path)
     assert all(path.stat().st_size > 0 for path in written)
     text, page = (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()
+    assert "for want of another" not in text
     for name in ("constant", "down (2)"):
         assert f"| {name} |" in text
         assert f"<td>{name}</td>" in page

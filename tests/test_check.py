@@ -299,12 +299,15 @@ def test_where_tasks_are_drawn_each_is_compared_with_itself(monkeypatch) -> None
     found = ask(FAMILY, mlps, seeds=9)
     assert found.outcomes.shape == (4, 9)
     assert found.task_starts == (5,)
-    assert found.seeds == "9 seeds of 2 tasks"
+    assert len(set(found.tasks)) == 2
+    assert found.seeds == f"9 seeds of 2 tasks ({', '.join(found.tasks)})"
     assert found.certified, found
     games = examine(FAMILY, mlps, 3).games(2)
     tasks = [game["task"] for game in games]
     assert len(set(tasks)) == 2
     assert all(task.split == "test" and task.number < 50 for task in tasks)
+    assert found.tasks == tuple(f"test {task.number}" for task in tasks)
+    assert ask(FAMILY, mlps, steps=2).seeds == f"5 seeds of 1 task ({found.tasks[0]})"
     assert games == [{"task": task, "validate_every": 3 * task.batches_per_action} for task in tasks]
     assert examine(FAMILY, {"task": tasks[0].to_json()}, None).games(4) == [{"task": tasks[0]}]
     cut = ask(FAMILY, mlps, steps=3)
@@ -361,7 +364,7 @@ def test_certain_but_small_is_not_enough() -> None:
     found = judged([seeds, seeds + 0.1, seeds + 0.2])
     assert found.p_value < 0.001
     assert not found.certified
-    assert "only 0.04 times that of the seeds" in found.verdict
+    assert "only 0.0408 times that of the seeds (above 1 wanted)" in found.verdict
     assert "chance" not in found.verdict
 
 
@@ -371,8 +374,17 @@ def test_large_by_chance_is_not_enough() -> None:
     outcomes[0, 0] = 1000
     found = judged(outcomes)
     assert not found.certified
-    assert "no more than chance" in found.verdict
+    assert "on 8 seeds; more seeds may decide" in found.verdict
     assert judged([[1, 2, 3, 4, 5]] * 3).verdict.count("bit for bit") == 1
+
+
+def test_what_is_just_not_certain_is_open() -> None:
+    """Perfect order of 3 on 4 seeds, p = exp(-4): above the limit, and no sign of chance."""
+    seeds = np.arange(4.0)
+    found = judged([seeds, seeds + 10, seeds + 40])
+    assert not found.certified
+    assert "is open (p = 0.018 is not below 0.01 on 4 seeds; more seeds may decide)" in found.verdict
+    assert judged(np.tile([seeds, seeds + 10, seeds + 40], 2)).certified
 
 
 def test_noise_is_not_certified(logged) -> None:
@@ -429,8 +441,10 @@ def to_text(value: Any) -> str:
     [
         (["QanLR-MNIST6k-v0"], "QanLR-MNIST6k"),
         (["no_such_module:Game-v0"], "no_such_module"),
-        (["CartPole-v1", "--seeds", "4"], "seeds must be at least 5, not 4"),
-        (["CartPole-v1", "--steps", "1"], "steps must be at least 2, not 1"),
+        (["CartPole-v1", "--seeds", "4"], "--seeds"),
+        (["CartPole-v1", "--steps", "1"], "--steps"),
+        (["CartPole-v1", "--steps", "501"], "steps must be at most 500, those of an episode of CartPole-v1, not 501"),
+        ([LR, "--steps", "1000"], "steps must be at most 200"),
         (["CartPole-v1", "--set", "gravity=1"], "gravity"),
         ([LR, "--set", "epoch=1"], "epoch"),
         (["Blackjack-v1", "--set", "natural"], "NAME=VALUE"),
@@ -440,6 +454,13 @@ def test_wrong_commands_are_explained(arguments: list[str], message: str) -> Non
     output = invoke(*arguments, status=2)
     assert message in output
     assert "Traceback" not in output
+
+
+def test_too_few_to_judge() -> None:
+    with pytest.raises(ValueError, match=r"seeds must be at least 5, not 4: fewer cannot give p < 0\.01"):
+        ask("CartPole-v1", seeds=4)
+    with pytest.raises(ValueError, match="steps must be at least 2, not 1"):
+        ask("CartPole-v1", steps=1)
 
 
 @pytest.mark.filterwarnings("ignore:.*The reward is an inf value")

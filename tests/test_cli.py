@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,15 +17,22 @@ from typer.testing import CliRunner
 
 from qan_agents.__main__ import main
 from qan_agents.bench.grid import cautions, cells_of
-from qan_agents.budgets import caution
+from qan_agents.budgets import LEAST_SEEDS, LEAST_STEPS, caution
 from qan_agents.cli import common
 from qan_agents.cli import environments as cli_environments
 from qan_agents.cli import train as cli_train
 from qan_agents.cli.app import COMMANDS, app
+from qan_agents.controllers.learners import LEARNERS
+from qan_agents.controllers.shipped import shipped_files, shipped_paths
 from qan_agents.env_ids import import_module_of, task_of
+from qan_agents.experiments.reproduce import RECIPES
+from qan_agents.experiments.trackers import TRACKERS
+from qan_agents.seeds import UNSEEN_BELOW
 from qan_gym.families.factory import FAMILIES
 from qan_gym.registration import ENTRY_POINTS, VECTOR_ENTRY_POINT
 from qan_gym.tasks import TASKS
+from qan_gym.utils.counts import counted
+from qan_gym.utils.durations import in_words
 from qan_gym.vector_env import QanVectorEnv
 
 LR = "QanLR-MNIST5k-v1"
@@ -241,7 +249,8 @@ def test_piped_lines_are_not_wrapped(pipe: io.StringIO) -> None:
     assert pipe.getvalue() == f"written: {path}\n"
 
 
-def test_piped_tables_are_not_wrapped() -> None:
+def test_piped_tables_are_not_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
     words = " ".join(100 * ["word"])
     table = common.table_of("column")
     table.add_row(words)
@@ -249,6 +258,15 @@ def test_piped_tables_are_not_wrapped() -> None:
     with runner.isolation() as (out, *_):
         common.print_wrapped(table)
         assert words in out.getvalue().decode()
+
+
+def test_the_width_that_is_asked_for_holds_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tables and for sentences; nothing is cut off."""
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(common, "console", common.PlainConsole(soft_wrap=True))
+    shown = invoke("list", LR).splitlines() + invoke("list").splitlines()
+    assert 90 < max(map(len, shown)) <= 100
+    assert not any("…" in line for line in shown)
 
 
 NO_REFERENCE = ["--set", "meta_momentum=None", "--set", "reference=null"]  # which would be trained
@@ -345,9 +363,35 @@ def test_every_help_has_examples_that_fit_a_terminal(name: str, monkeypatch: pyt
     ]
 
 
+def help_of(command: str) -> str:
+    """The help of a command, in one line."""
+    return " ".join(invoke(command, "--help").split())
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        ("meta-train", [*LEARNERS, *FAMILIES]),
+        ("reproduce", RECIPES),
+        ("train", TRACKERS),
+        ("judge", {f"{name}-N" for name in shipped_paths()}),
+    ],
+)
+def test_what_a_help_lists_is_all_there_is(command: str, names: Iterable[str]) -> None:
+    assert all(name in help_of(command) for name in names)
+
+
+def test_ranges_in_the_help_are_those_that_are_accepted() -> None:
+    assert f"{LEAST_SEEDS}<=x<=" in help_of("check")
+    assert f"{LEAST_STEPS}<=x<=" in help_of("check")
+    assert f"0<=x<={UNSEEN_BELOW - 1}" in help_of("watch")
+    assert "0<=x<=1]" not in help_of("reproduce")
+
+
 def test_budgets_that_tell_nothing() -> None:
-    assert caution(5, "trainings") is None
-    assert "caution: 2 trainings, too few to tell anything" in caution(2, "trainings")
+    assert caution(5, "training") is None
+    assert "caution: 2 trainings, too few to tell anything" in caution(2, "training")
+    assert "caution: 1 training to learn from, too few" in caution(1, "training", " to learn from")
     grid = {"environments": [LR], "controllers": ["constant"], "evaluation_seeds": 10}
     assert cautions(cells_of({**grid, "runs": [2]})) == []  # nothing is prepared
     tuned = {**grid, "controllers": ["best-constant"]}
@@ -378,6 +422,16 @@ def test_runs_that_tell_nothing_say_so(
     assert ("caution" in output) == bool(said)
 
 
+@pytest.mark.parametrize(("seconds", "said"), [(1.2, "1 second"), (60, "60 seconds"), (91, "2 minutes")])
+def test_durations_in_words(seconds: float, said: str) -> None:
+    assert in_words(seconds) == f"about {said}"
+
+
+@pytest.mark.parametrize(("count", "said"), [(0, "0 seeds"), (1, "1 seed"), (2, "2 seeds"), (1000, "1,000 seeds")])
+def test_counts_in_words(count: int, said: str) -> None:
+    assert counted(count, "seed") == said
+
+
 # --- lists ----------------------------------------------------------------------------------------------------------
 
 
@@ -389,4 +443,28 @@ def test_list() -> None:
         assert words in listing
     assert invoke("list", "dqn-native").strip().startswith("presets of dqn-native: quick, paper, rainbow, control")
     assert "batches_per_action" in invoke("list", LR)
+    assert all(name in listing for name in shipped_files())
+
+
+def test_the_list_breaks_no_word_in_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(common, "console", common.PlainConsole(soft_wrap=True))
+    shown = invoke("list")
+    assert shown.count("│ mini-batches ") == 3  # of the games that choose classes
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("sgd-0", ["learning rate for sgd", "QanLR-Family-v0", "config: seed: 0", "trainings: 30720", "12**a"]),
+        ("long-tail-1", ["shares of the classes", "QanMinibatch-LongTail-v0", "config: seed: 1"]),
+    ],
+)
+def test_a_controller_that_ships_is_described(name: str, said: list[str]) -> None:
+    shown = invoke("list", name)
+    assert all(words in shown for words in (*said, str(shipped_files()[name])))
+
+
+def test_names_that_are_near_in_the_list() -> None:
     assert "did you mean 'QanLR-MNIST5k-v1'" in " ".join(invoke("list", "QanLR-MNIST5k-v0", status=2).split())

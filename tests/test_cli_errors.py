@@ -70,7 +70,9 @@ def error_of(*arguments: str) -> str:
         ("trian", ["'trian'", "'train'"]),
         ("--nonsense", ["--nonsense", "qan --help"]),
         ("train --episode 3", ["--episode", "--episodes", "qan train --help"]),
-        ("train --episodes", ["--episodes", "argument"]),
+        ("train --episodes", ["--episodes", "argument", "qan train --help"]),
+        ("train --resume", ["--resume", "argument", "qan train --help"]),
+        ("plot run --html=yes", ["--html", "qan plot --help"]),
         ("train QanLR-MNIST5k-v1 more", ["more"]),
         ("evaluate", ["RUN"]),
         ("plot", ["RUN"]),
@@ -193,6 +195,8 @@ def test_wrong_hyperparameters(agent: str, setting: str, message: str, folder: P
         ("train --agent dqx", ["'dqx'", "did you mean 'dqn'?"]),
         ("train --preset quik", ["'quik'", "did you mean 'quick'?"]),
         ("list dqx", ["'dqx'", "did you mean 'dqn'?"]),
+        ("list sgd-9", ["'sgd-9'", "did you mean 'sgd-"]),
+        ("judge sgd-9", ["sgd-9", "did you mean 'sgd-", "long-tail-0"]),
         ("reproduce mnist-rl", ["'mnist-rl'", "did you mean 'mnist-lr'?"]),
         ("train --set learningrate=1", ["'learningrate'", "did you mean 'learning_rate'?"]),
         ("train QanLR-MNIST6k-v0", ["QanLR-MNIST6k", "qan list", "--import MODULE"]),
@@ -210,6 +214,12 @@ def test_wrong_hyperparameters(agent: str, setting: str, message: str, folder: P
 def test_unknown_names(arguments: str, messages: list[str], folder: Path) -> None:
     line = error_of(*arguments.split())
     assert all(message in line for message in messages), line
+
+
+def test_only_presets_of_the_agent_are_offered(folder: Path) -> None:
+    line = error_of("train", "--agent", "dqn", "--preset", "quik")
+    assert "there are quick, paper" in line
+    assert "rainbow" not in line
 
 
 @pytest.mark.parametrize(
@@ -298,6 +308,40 @@ def test_what_is_no_run(command: str, run: str, folder: Path) -> None:
 def test_what_cannot_be_read_or_written(arguments: str, folder: Path) -> None:
     """The message names it, or what is in its place."""
     assert arguments.split()[-1].partition("/")[0] in error_of(*arguments.split())
+
+
+@pytest.mark.parametrize(
+    ("command", "run", "goes_on"),
+    [
+        ("train", "docs", None),
+        ("meta-train --rounds 1", "docs", None),
+        ("meta-train --rounds 1", "of_train", None),
+        ("meta-train --rounds 1", "of_meta_train", "qan meta-train --resume of_meta_train"),
+        ("train", "of_meta_train", None),
+        ("train", "of_train", "qan train --resume of_train"),
+    ],
+)
+def test_folders_that_are_taken(command: str, run: str, goes_on: str | None, folder: Path) -> None:
+    """Only what the command made can be gone on with; a new folder is asked for, not the option that was given."""
+    for name, files in {
+        "docs": ["notes.md"],
+        "of_meta_train": ["config.json"],
+        "of_train": ["config.json", "manifest.json"],
+    }.items():
+        Path(name).mkdir()
+        for file in files:
+            Path(name, file).write_text("{}")
+    line = error_of(*command.split(), "--out", run)
+    assert line.startswith(f"{run} is there already")
+    assert line.endswith("give a new folder with --out")
+    assert ("holds something else" in line) == (goes_on is None)
+    assert ("--resume" in line) == (goes_on is not None)
+    assert goes_on is None or goes_on in line
+
+
+def test_what_is_no_run_is_said_before_a_display_is_missed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("matplotlib.get_backend", lambda: "agg")
+    assert error_of("watch", "nothing") == "nothing is not a run: there is no config.json in it"
 
 
 def test_data_that_are_no_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

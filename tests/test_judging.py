@@ -13,6 +13,7 @@ from helpers import made_npz
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from typer.testing import CliRunner
 
+from qan_agents.bench.statistics import profiles_title
 from qan_agents.cli.app import app
 from qan_agents.controllers.controller import Controller, ControllerSettings
 from qan_agents.controllers.trainings import Outcomes, Plan, play_controller, play_schedules
@@ -663,6 +664,12 @@ def test_tasks_unlike_the_family_are_trained(tmp_path: Path) -> None:
         np.testing.assert_allclose(outcomes.test_loss, plain.test_loss, rtol=2e-3)
 
 
+def test_bands_are_named_where_there_are_any() -> None:
+    one, two = np.zeros((1, 3)), np.zeros((2, 3))
+    assert profiles_title({"a": one, "b": one}) == "performance profiles"
+    assert profiles_title({"a": one, "b": two}) == "performance profiles, 95 % bands"
+
+
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
@@ -685,6 +692,9 @@ def test_the_command_judges_and_goes_on(command: Callable[..., Any], tmp_path: P
     assert result.exit_code == 0, result.output
     assert "c0 (sgd)" in result.output
     assert "median curve of c0" in result.output
+    assert "2 held-out tasks of the family (mlp), version 1; 2 trainings of each contender" in result.output
+    assert "caution: 2 tasks to judge on, too few to tell anything" in result.output
+    assert "caution: 2 tasks to judge on" in Path("judgement", "report.md").read_text()
     assert {"report.html", "report.md"} <= {path.name for path in Path("judgement").iterdir()}
     before = {path: path.stat().st_mtime_ns for path in Path("judgement", "results").glob("*.parquet")}
     assert len(before) == 5  # two replicates, their curves, and a rival
@@ -694,6 +704,8 @@ def test_the_command_judges_and_goes_on(command: Callable[..., Any], tmp_path: P
     result = command(*arguments[:-2], "--seeds", 1, "--scoreboard", "board.json")
     assert result.exit_code == 2
     assert "judged by other rules: seeds" in result.stderr
+    result = command(files[0], "--tasks", 1, "--seeds", 1, "--rival", "single sgd linear", "--out", "one")
+    assert "1 held-out task of the family (mlp), version 1; 1 training of each contender" in result.output
 
 
 @pytest.mark.parametrize(

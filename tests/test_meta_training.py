@@ -27,6 +27,8 @@ from qan_agents.controllers.meta_training import (
     evaluation_tasks,
     rounds_within,
 )
+from qan_agents.controllers.pictures import learning_rates
+from qan_agents.controllers.shipped import shipped_controller
 from qan_gym.families.task import DECISIONS
 
 SMALL = {"networks": ["mlp"], "optimizers": ["sgd"]}
@@ -193,6 +195,14 @@ def test_wrong_settings_are_refused(settings, message):
     """Each names what is wrong."""
     with pytest.raises(ValueError, match=message):
         small_config(**settings)
+
+
+def test_the_labels_of_the_pictures_are_of_one_size():
+    """Those of the minor ticks, too, which an axis of less than a decade has."""
+    controller = shipped_controller("sgd")
+    figure = learning_rates(controller, MetaConfig(**controller.provenance["config"]))
+    figure.canvas.draw()
+    assert {label.get_size() for axes in figure.axes for label in axes.yaxis.get_ticklabels(which="both")} == {7}
 
 
 def test_wrong_folders_are_refused(tmp_path):

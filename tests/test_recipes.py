@@ -129,6 +129,7 @@ def test_a_run_with_played_episodes_resumes(tiny_npz, tmp_path):
     [
         (["mnist"], "unknown recipe 'mnist'"),
         (["mnist-lr", "--scale", "0"], "scale must be above 0"),
+        (["mnist-lr", "--scale", "-1"], "scale must be above 0"),
         (["mnist-lr", "--scale", "1.5"], "less than or equal to 1"),
         (["cifar10-lr", "--set", "network=vgg"], "unknown network 'vgg'"),
         (["cifar10-lr", "--set", "netwerk=nin"], "unexpected keyword argument 'netwerk'"),

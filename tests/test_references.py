@@ -10,7 +10,9 @@ import pytest
 import torch
 from helpers import SHORT, made_arrays, made_npz, play, start
 from safetensors.numpy import save_file
+from typer.testing import CliRunner
 
+from qan_agents.cli.app import app
 from qan_gym.config import FILTER_REGRESSION, TaskConfig
 from qan_gym.core import references
 from qan_gym.core.components import build_components
@@ -154,6 +156,20 @@ def test_a_reference_is_trained_once(npz, cache, monkeypatch, capfd):
     again = gym.make(LR, dataset=npz, **PULLED)
     assert_equal(env.unwrapped.reference, again.unwrapped.reference)
     assert_equal(env.unwrapped.reference, load_arrays(path)[0])
+
+
+def test_a_reference_that_is_asked_for_is_made_anew(npz, cache, caplog):
+    """And is not said to be missing; the line has the path of the file."""
+    gym.make(LR, dataset=npz, **PULLED)
+    assert "because there are none" in caplog.text
+    caplog.clear()
+    settings = [word for name, value in {"dataset": npz, **PULLED}.items() for word in ("--set", f"{name}={value}")]
+    result = CliRunner().invoke(app, ["reference", LR, *settings])
+    assert result.exit_code == 0, result.output
+    assert "training the reference weights" in caplog.text
+    assert "there are none" not in caplog.text
+    (path,) = cache.iterdir()
+    assert f"made: {path}\n" in result.output
 
 
 @pytest.mark.parametrize("env_id", [LR, MINIBATCH])

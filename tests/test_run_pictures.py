@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from helpers import made_npz
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from qan_agents.agents import Agent, AgentSpec, Progress, training_of
-from qan_agents.experiments import run_page
+from qan_agents.experiments import plots, run_page
 from qan_agents.experiments.agent import AGENTS
 from qan_agents.experiments.evaluation import evaluate, scores_by_policy
 from qan_agents.experiments.played_task import PlayedTask
@@ -157,6 +158,62 @@ def test_all_but_values_is_drawn(run: Run) -> None:
     assert "max_q" not in page
     assert "after the action learning rate and momentum stay as they are" in page
     assert all((run.folder / name).stat().st_size > 10_000 for name in (*pictures, "regret.png", "filters.png"))
+
+
+@pytest.mark.parametrize(
+    ("losses", "epochs", "measured"),
+    [
+        (["2.3", "2.3", "2.3", "0.5"], [0, 1, 2, 2], [40]),  # a family: at the reset, and at the end
+        (["2.3", "0.9", "0.9", "0.5"], [0, 1, 1, 2], [20, 40]),
+        (["2.3", "0.9", "0.7", "0.5"], [0, 0, 0, 0], [20, 30, 40]),
+        (["2.3"], [0], [10]),
+        (["nan", "nan"], [0, 0], [20]),
+    ],
+)
+def test_only_measured_validation_losses_are_drawn(losses: list[str], epochs: list[int], measured: list[int]) -> None:
+    """What was measured before is in every row until it is measured again."""
+    axes = unseen_episode(losses, epochs)
+    for panel, label in zip(axes[:2], ("validation loss (nats)", "validation accuracy (%)"), strict=True):
+        assert panel.get_ylabel() == label
+        (line,) = [one for one in panel.get_lines() if one.get_label() == "constant"]
+        assert line.get_xdata().tolist() == measured
+
+
+def unseen_episode(losses: list[str], epochs: list[int]) -> Sequence[Axes]:
+    """The panels of the picture of an unseen episode of 10 mini-batches an action."""
+    shared = {"policy": "constant", "seed": "0", "smoothed_loss": "1", "learning_rate": "0.1"}
+    rows = [
+        {**shared, "batch": f"{10 * number + 10}", "epoch": f"{epoch}", "validation_loss": loss}
+        | {"validation_accuracy": loss}
+        for number, (loss, epoch) in enumerate(zip(losses, epochs, strict=True))
+    ]
+    task = PlayedTask(TaskConfig(), GAMES["learning-rate"], ["raise", "lower", "keep"])
+    return plots._episode_figure("title", rows, task).axes
+
+
+@pytest.mark.parametrize("episodes", [1, 2, 30])
+def test_episodes_are_counted_in_whole_numbers(episodes: int) -> None:
+    scores = {"validation_accuracy": "0.5", "test_accuracy": "0.5", "learned": "1"}
+    rows = [{**scores, "episode": str(number)} for number in range(episodes)]
+    figure = plots._accuracy_figure("title", rows, [], "constant")
+    figure.canvas.draw()
+    ticks = figure.axes[0].get_xticks()
+    assert len(ticks) > 0
+    assert (ticks == np.round(ticks)).all()
+
+
+def test_every_picture_says_what_it_is_of(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    titles: list[str] = []
+
+    def titled(figure: Figure, path: Path, **options: Any) -> Path:
+        titles.append("\n".join([figure.get_suptitle(), *(axes.get_title() for axes in figure.axes)]))
+        return save(figure, path, **options)
+
+    for module in (run_page, plots):
+        monkeypatch.setattr(module, "save", titled)
+    write_page(run)
+    assert len(titles) == 5
+    assert all(title.startswith(run.config().title) or f"\n{run.config().title}" in title for title in titles), titles
 
 
 def test_an_agent_without_values_is_filmed(run: Run, tmp_path: Path) -> None:

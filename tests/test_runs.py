@@ -277,9 +277,14 @@ def test_an_evaluation_of_an_earlier_agent_does_not_count(agent, tmp_path, monke
     with monkeypatch.context() as patched:
         stop_in_episode(2, agent, patched, KeyboardInterrupt)
         invoke("train", *SHORT, *chosen(agent), "--out", folder, status=130)
-    invoke("evaluate", folder)
+    unfinished = f"caution: 2 of {EPISODES} trainings played: qan train --resume {folder} plays the rest\n"
+    assert invoke("evaluate", folder).endswith(unfinished)
+    assert invoke("plot", folder).endswith(unfinished)
     assert Run(folder).evaluated
-    assert "playing unseen seeds" in invoke("train", "--resume", folder)
+    output = invoke("train", "--resume", folder)
+    assert "playing unseen seeds" in output
+    assert "plays the rest" not in output
+    assert "plays the rest" not in invoke("plot", folder)
 
 
 def test_a_meta_training_is_no_run(tmp_path):
@@ -487,7 +492,10 @@ def test_what_cannot_be_watched(whole, tmp_path, monkeypatch):
     assert ".mp4" in invoke("watch", whole, "--video", "film.gif", status=2)
     assert "seed" in invoke("watch", whole, "--video", "film.mp4", "--seed", "-1", status=2)
     monkeypatch.setattr("matplotlib.get_backend", lambda: "agg")
-    assert "needs a display" in invoke("watch", whole, status=2)
+    without = invoke("watch", whole, status=2)
+    assert "needs a display" in without
+    assert "--video" in without
+    assert "render_mode" not in without
     assert not list(tmp_path.iterdir())
 
 
@@ -535,7 +543,7 @@ def test_wrong_input_is_explained_in_a_line_and_nothing_is_written(arguments, me
 
 def test_a_folder_that_is_taken_is_left_alone(tmp_path):
     (tmp_path / "precious").write_text("mine")
-    assert "--resume" in invoke("train", *SHORT, "--out", tmp_path, status=2)
+    assert "give a new folder with --out" in invoke("train", *SHORT, "--out", tmp_path, status=2)
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
 
 
@@ -548,6 +556,16 @@ def test_damaged_files_are_named(whole, tmp_path, name):
     (folder / name).write_bytes(content[: len(content) // 2] if name != "episodes.csv" else b"\xff\xfe\xfd")
     command = "evaluate" if name.startswith("model") else "plot"
     assert name in invoke(command, folder, status=2).replace("\n", "")
+
+
+@only("dqn-native")
+@pytest.mark.parametrize("name", ["episodes.csv", "steps.csv.gz"])
+def test_what_cannot_be_drawn_is_not_played(whole, tmp_path, name):
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / name).unlink()
+    output = invoke("evaluate", tmp_path / "run", status=2)
+    assert name in output
+    assert "playing unseen seeds" not in output
 
 
 def test_a_run_without_an_episode_says_so(tmp_path):

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -87,7 +88,7 @@ def test_datasets_of_a_run_and_of_a_controller(datasets: Path, run: Path) -> Non
 
     invoke("dataset", run, "--out", "dqn-v0", "--episodes", 1)
     replayed(minari.load_dataset("dqn-v0"), 0)
-    invoke("dataset", SHIPPED["sgd"][0], "--out", "controller-v0", "--episodes", 1, "--set", "networks=['mlp']")
+    invoke("dataset", "sgd-0", "--out", "controller-v0", "--episodes", 1, "--set", "networks=['mlp']")
     dataset = minari.load_dataset("controller-v0")
     replayed(dataset, 0)
     episode, controller = dataset[0], Controller.load(SHIPPED["sgd"][0])
@@ -127,13 +128,18 @@ def test_a_dataset_that_is_not_finished_is_not_there(
         (["cosine", "--out", "../x-v0"], "is no id of a Minari dataset"),
         (["cosine", "--out", "x-v0", "--env", "CartPole-v1"], "is not an environment of qan-gym"),
         (["cosine", "--out", "x-v0", "--set", "epoch=1"], "did you mean 'epochs'?"),
+        (["sgd-9", "--out", "x-v0"], "did you mean 'sgd-"),
+        (["class-balanced", "--out", "x-v0"], f"class-balanced does not play {LR}"),
+        (["linear", "--out", "x-v0", "--env", "QanMinibatch-MNIST5k-v1"], "--env names another environment"),
         (["none.safetensors", "--out", "x-v0"], "none.safetensors: there is no such file"),
         ([SHIPPED["sgd"][0], "--out", "x-v0", "--set", "schedule=cosine"], "schedule cannot be set"),
         ([SHIPPED["sgd"][0], "--out", "x-v0", "--env", LR], "plays the family of tasks QanLR-Family-v0"),
     ],
 )
 def test_wrong_datasets_are_refused(arguments: list[object], message: str, datasets: Path) -> None:
-    assert message in invoke("dataset", *arguments, status=2)
+    output = invoke("dataset", *arguments, status=2)
+    assert message in output
+    assert not re.search(r"^[\w-]+ plays ", output, re.MULTILINE), "what is refused is not announced"
     assert not datasets.exists() or not list(datasets.iterdir())
 
 
@@ -205,6 +211,9 @@ def test_a_controller_there_and_back(hub: Path, tmp_path: Path) -> None:
     assert [one.name for one in Path("lr").iterdir()] == ["controller.safetensors"]
     assert "qan judge lr/controller.safetensors" in output
     assert "lr is there already" in invoke("pull", "me/lr", status=2)
+    invoke("push", "adamw-0", "me/lr", "--dry-run", "by_name")
+    assert Path("by_name", "controller.safetensors").read_bytes() == path.read_bytes()
+    assert "did you mean 'adamw-" in invoke("push", "adamw-9", "me/lr", status=2)
     other = scoreboard(tmp_path / "other.json", "0" * 64)
     assert "has no row of this controller" in invoke("push", path, "me/lr", "--judgement", other, status=2)
 

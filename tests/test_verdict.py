@@ -27,7 +27,7 @@ def test_a_lead_is_paired():
     half = T_OF_3 * 0.1 / math.sqrt(3)
     assert (lead.mean, lead.low, lead.high) == pytest.approx((0.2, 0.2 - half, 0.2 + half), rel=1e-5)
     assert lead.sign == 0
-    assert lead.against("b") == "level with b (lead 0.2000 (-0.0484 to 0.4484))"
+    assert lead.against("b") == "level with b, as far as these seeds tell (lead 0.2000 (-0.0484 to 0.4484))"
 
 
 def test_ahead_and_behind_are_said_with_positive_numbers():
@@ -76,7 +76,10 @@ def test_the_sentence_names_the_baseline_and_the_best_other_rival():
     ("base", "wanted"),
     [
         ((0.20, 0.30, 0.40), "it left its schedule as it is: one-cycle with nobody acting does exactly as well"),
-        ((0.21, 0.29, 0.40), "one-cycle with nobody acting, does as well (the agent's lead is 0.0000 ("),
+        (
+            (0.21, 0.29, 0.40),
+            "does as well, as far as these seeds tell (the agent's lead is 0.0000 (",
+        ),
         ((0.2100, 0.3101, 0.4099), "one-cycle with nobody acting, does worse by 0.0100 ("),
         ((0.1900, 0.2901, 0.3899), "one-cycle with nobody acting, does better by 0.0100 ("),
     ],

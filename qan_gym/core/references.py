@@ -65,7 +65,8 @@ def resolve_reference(parts: Components) -> Params | None:
         with _locked(config):
             path = pretrained_path(config)  # where another process has trained them meanwhile
             if path is None:
-                return train_reference(baseline, None)
+                why = "once, because there are none for these settings (meta_momentum=None does without them)"
+                return train_reference(baseline, None, why)
     return load_reference(path, config.network, parts.network)
 
 
@@ -101,6 +102,11 @@ def reference_name(config: TaskConfig) -> str:
     return f"{config.network}-{digest}.safetensors"
 
 
+def reference_path(config: TaskConfig, folder: Path | None = None) -> Path:
+    """The file that `make_reference` writes, which takes the same arguments."""
+    return (folder or cache_root() / "references") / reference_name(config)
+
+
 def make_reference(config: TaskConfig, folder: Path | None = None, device: str = "cpu") -> Params:
     """Train the pretrained weights of a task, with a progress bar, and keep them.
 
@@ -114,23 +120,22 @@ def make_reference(config: TaskConfig, folder: Path | None = None, device: str =
     """
     baseline = build_components(baseline_config(config), device)
     with _locked(config):
-        return train_reference(baseline, folder)
+        return train_reference(baseline, folder, "as was asked for")
 
 
 @own_settings()
-def train_reference(baseline: Components, folder: Path | None) -> Params:
-    """As `make_reference`, from the parts of the baseline run.
+def train_reference(baseline: Components, folder: Path | None, why: str) -> Params:
+    """As `make_reference`, from the parts of the baseline run; why: for the log.
 
     Raises:
         ValueError: the baseline run diverged.
     """
     config = baseline.config
-    path = (folder or cache_root() / "references") / reference_name(config)
+    path = reference_path(config, folder)
     require_writable(path.parent)
     logging.getLogger("qan_gym").warning(
-        "training the reference weights of %s on %s, once, because there are none for these settings: %d mini-batches "
-        "of %d images; they are kept in %s (meta_momentum=None does without them)",
-        *(config.network, config.dataset, baseline.budget, config.batch_size, path),
+        "training the reference weights of %s on %s, %s: %d mini-batches of %d images; they are kept in %s",
+        *(config.network, config.dataset, why, baseline.budget, config.batch_size, path),
     )
     training = Training(baseline, reference=None)
     training.reset(np.ones(1, np.bool_), np.array([SEED]))

@@ -11,7 +11,7 @@ from qan_gym.rendering.frames import DPI
 
 
 def missing_display() -> str | None:
-    """Why matplotlib can open no window, and what to do; None where it can."""
+    """Why matplotlib can open no window; None where it can."""
     import matplotlib
     from matplotlib.backends import registry
 
@@ -19,8 +19,8 @@ def missing_display() -> str | None:
     if backend.lower() not in registry.backend_registry.list_builtin(registry.BackendFilter.NON_INTERACTIVE):
         return None
     return (
-        f"a window needs a display, and matplotlib found none (its backend is {backend!r}; render_mode='rgb_array' "
-        "needs none, and the variable MPLBACKEND chooses a backend that opens windows)"
+        f"a window needs a display, and matplotlib found none (its backend is {backend!r}; the variable MPLBACKEND "
+        "chooses one that opens windows)"
     )
 
 
@@ -42,7 +42,7 @@ class Window:
         missing = missing_display()
         self.has_display = missing is None
         if missing is not None:
-            gym.logger.warn(f"{missing}: nothing is shown")
+            gym.logger.warn(f"{missing}; render_mode='rgb_array' needs none: nothing is shown")
         self._pyplot, self._title, self._fps = pyplot, title, fps
         self._figure: Any = None
         self._shown = -np.inf

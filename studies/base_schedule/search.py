@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 import qan_gym  # noqa: F401 (registers the ids)
 from qan_agents.bench.rollout import play_episodes
-from qan_agents.bench.tuned_schedules import ABSOLUTE_ACTIONS, LEARNING_RATES, ScheduleController
+from qan_agents.bench.tuned_schedules import ABSOLUTE_ACTIONS, SGD_RATES, ScheduleController
 from qan_agents.bench.tuning_task import Settings, TuningTask, make_env
 from qan_agents.seeds import UNSEEN_BELOW
 from qan_gym.core.references import make_reference, reference_name
@@ -70,7 +70,7 @@ def search(tasks: list[TuningTask], trials: int) -> None:
     envs = [make_env(task, BATCH_SIZE, env_kwargs) for task in tasks]
 
     def suggest(trial: optuna.Trial) -> Settings:
-        rate = {"learning_rate": trial.suggest_float("learning_rate", *LEARNING_RATES, log=True)}
+        rate = {"learning_rate": trial.suggest_float("learning_rate", *SGD_RATES, log=True)}
         return rate | {name: trial.suggest_float(name, *ends, log=name == "rise") for name, ends in SEARCH.items()}
 
     def measure(schedules: list[Settings]) -> NDArray[np.float64]:

@@ -19,7 +19,7 @@ from stable_baselines3.common.utils import set_random_seed
 from torch import Tensor
 
 from qan_agents.dqn.config import DQNConfig
-from qan_agents.dqn.presets import make_dqn_config
+from qan_agents.dqn.presets import PRESETS, make_dqn_config
 from qan_agents.dqn.rmsprop import DeepMindRMSprop
 from qan_agents.dqn.values import GreedyPolicy, judge_episode
 from qan_agents.dqn.vector_env import EnvInterface
@@ -102,7 +102,9 @@ class SB3DQN(Agent):
 
     @classmethod
     def check(cls, preset: str, hyperparameters: dict[str, Any]) -> None:
-        """See `Agent.check`."""
+        """See `Agent.check`; presets of dqn-native that SB3 cannot play are refused by what they need."""
+        if preset not in PRESETS:
+            super().check(preset, hyperparameters)
         sb3_arguments(make_dqn_config(preset, 1, hyperparameters), 1)
 
     # --- learning ---------------------------------------------------------------------------------------------------

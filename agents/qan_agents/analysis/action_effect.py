@@ -28,18 +28,19 @@ from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 from scipy.stats import chi2, friedmanchisquare
 
+from qan_agents.budgets import LEAST_SEEDS, LEAST_STEPS
 from qan_gym.core.reward import safe_log
 from qan_gym.env import QanEnv
 from qan_gym.families.env import FamilyEnv
 from qan_gym.families.record import TaskRecord
 from qan_gym.registration import VECTOR_ENTRY_POINT
 from qan_gym.utils.arrays import NUMPY
+from qan_gym.utils.counts import counted
 from qan_gym.vector_env import QanVectorEnv
 
 SIGNIFICANCE = 0.01  # certified: p is below this,
 LEAST_RATIO = 1.0  # and the spread of the sequences over that of the seeds is above this
 MOST_ACTIONS = 10  # of a Discrete space that are tried
-LEAST_SEEDS = 5  # with three sequences p = 0.0067 at best; with four seeds, 0.018
 LEAST_SEEDS_OF_A_TASK = 4  # where every episode draws a task
 LONGEST = 100_000  # steps after which an episode without a known length is given up
 
@@ -57,6 +58,7 @@ class Certificate:
         sequences: the names of the sequences, S.
         outcomes: (S, seeds).
         task_starts: the places among the seeds at which those of the next task begin; empty: there is one task.
+        tasks: where tasks are drawn, the split and the number of each.
     """
 
     env: str
@@ -65,6 +67,7 @@ class Certificate:
     sequences: tuple[str, ...]
     outcomes: NDArray[np.float64]
     task_starts: tuple[int, ...] = ()
+    tasks: tuple[str, ...] = ()
 
     @property
     def by_task(self) -> list[NDArray[np.float64]]:
@@ -73,9 +76,9 @@ class Certificate:
 
     @property
     def seeds(self) -> str:
-        """How many there are, in words."""
-        tasks = f" of {len(self.by_task)} tasks" if self.task_starts else ""
-        return f"{self.outcomes.shape[1]} seeds{tasks}"
+        """How many there are, and of which tasks, in words."""
+        seeds = counted(self.outcomes.shape[1], "seed")
+        return f"{seeds} of {counted(len(self.tasks), 'task')} ({', '.join(self.tasks)})" if self.tasks else seeds
 
     @property
     def deviations(self) -> NDArray[np.float64]:
@@ -130,9 +133,12 @@ class Certificate:
             )
         reasons = []
         if self.p_value >= SIGNIFICANCE:
-            reasons.append(f"the sequences differ by no more than chance (p = {self.p_value:.2g})")
+            count = self.outcomes.shape[1]
+            few = f"p = {self.p_value:.2g} is not below {SIGNIFICANCE:g} on {count} seeds; more seeds may decide"
+            reasons.append(f"whether the sequences differ by more than chance is open ({few})")
         if self.ratio <= LEAST_RATIO:
-            reasons.append(f"the spread of the sequences is only {self.ratio:.2f} times that of the seeds")
+            spread = f"{self.ratio:.3g} times that of the seeds (above {LEAST_RATIO:g} wanted)"
+            reasons.append(f"the spread of the sequences is only {spread}")
         return f"not certified: {self.env}: {', and '.join(reasons)}"
 
 
@@ -196,15 +202,22 @@ def certify(env_id: str, kwargs: dict[str, Any], seeds: int, steps: int | None, 
         show: called after steps with the name of the sequence and the share of all that is done.
 
     Raises:
-        ValueError: too few seeds or steps, an action space without extremes (see `extremes`), an argument that the
-            environment does not take, an episode that does not end, an outcome that is not finite.
+        ValueError: too few seeds, too few or too many steps, an action space without extremes (see `extremes`), an
+            argument that the environment does not take, an episode that does not end, an outcome that is not finite.
         gymnasium.error.Error: there is no such environment, or a library of it is missing.
     """
     if seeds < LEAST_SEEDS:
         raise ValueError(f"seeds must be at least {LEAST_SEEDS}, not {seeds}: fewer cannot give p < {SIGNIFICANCE}")
-    if steps is not None and steps < 2:
-        raise ValueError(f"steps must be at least 2, not {steps}: the first action is the same in every sequence")
+    if steps is not None and steps < LEAST_STEPS:
+        raise ValueError(
+            f"steps must be at least {LEAST_STEPS}, not {steps}: the first action is the same in every sequence"
+        )
     checked = examine(env_id, kwargs, steps)
+    if steps is not None and steps > checked.limit:
+        raise ValueError(
+            f"steps must be at most {checked.limit}, those of an episode of {env_id}, not {steps}: give no --steps to "
+            "play all of them"
+        )
     play = _in_lockstep if checked.lockstep else _one_by_one
     games = checked.games(seeds // LEAST_SEEDS_OF_A_TASK)
     parts = [range(part[0], part[-1] + 1) for part in np.array_split(np.arange(seeds), len(games))]
@@ -221,7 +234,8 @@ def certify(env_id: str, kwargs: dict[str, Any], seeds: int, steps: int | None, 
     outcome = "ln(validation loss)" if checked.is_qan else "return"
     starts = tuple(part[0] for part in parts[1:])
     first, sequences = list(checked.actions)[-1], tuple(checked.sequences())
-    return Certificate(env_id, outcome, first, sequences, np.array(outcomes), starts)
+    tasks = tuple(f"{task.split} {task.number}" for game in games if isinstance(task := game.get("task"), TaskRecord))
+    return Certificate(env_id, outcome, first, sequences, np.array(outcomes), starts, tasks)
 
 
 def _within(show: Show, name: str, place: int, total: int) -> Callable[[float], None]:

@@ -24,11 +24,11 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints,
 from pydantic import model_validator as validator
 from pydantic_core import ErrorDetails
 
+from qan_agents import budgets
 from qan_agents.bench.controllers import Preparation
 from qan_agents.bench.preparation import check, controllers
 from qan_agents.bench.results import require_same_controller
 from qan_agents.bench.tuning_task import TuningTask, require_controllable
-from qan_agents.budgets import caution
 from qan_agents.seeds import LARGEST_SEED, UNSEEN_BELOW
 from qan_gym.utils.files import reading
 from qan_gym.utils.names import instead_of, unknown_name
@@ -310,11 +310,10 @@ def cells_of(grid: dict[str, Any]) -> list[Cell]:
 
 def cautions(cells: list[Cell]) -> list[str]:
     """Warnings of budgets that are too small to tell anything."""
-    prepared = [cell.runs for cell in cells if cell.runs > 0]
-    found = [caution(min(prepared), "trainings to prepare on")] if prepared else []
-    if cells:
-        found.append(caution(min(cell.evaluation_seeds for cell in cells), "evaluation seeds"))
-    return [one for one in found if one is not None]
+    if not cells:
+        return []
+    prepared = {cell.runs for cell in cells if cell.runs > 0}
+    return budgets.cautions(prepared, min(cell.evaluation_seeds for cell in cells))
 
 
 def _require_finite(grid: dict[str, Any]) -> None:

@@ -2,13 +2,14 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from qan_agents import budgets
 from qan_agents.bench import statistics
 from qan_agents.bench.controllers import Preparation
 from qan_agents.bench.preparation import controllers
@@ -26,6 +27,7 @@ from qan_agents.experiments.page import (
     write_text,
 )
 from qan_agents.experiments.plots import LEGIBLE, legend_below, plain, save
+from qan_gym.utils.counts import counted
 from qan_gym.utils.files import require_writable
 
 TITLE = "Results of the bench"
@@ -135,7 +137,9 @@ def _section(title: str, rows: list[Row], same: list[Row], pictures: Path) -> li
     return [
         Heading(title),
         *_missing([*rows, *baselines], seeds),
+        *_cautions({row["runs"] for row in rows if row["runs"] > 0}, len(seeds)),
         score_table(everyone, baseline, targets),
+        *_no_baseline(baseline),
         _legend(baseline, targets),
         *comparison_table(everyone, baseline),
         *(
@@ -151,16 +155,36 @@ def _missing(rows: list[Row], seeds: list[int]) -> list[Block]:
     if every == set(seeds):
         return []
     lines = [
-        f"{label} ({runs} runs, seed {seed}): {len(there)} of {len(every)} evaluation seeds"
+        f"{label} ({counted(runs, 'run')}, seed {seed}): {len(there)} of {counted(len(every), 'evaluation seed')}"
         for (label, runs, seed), there in statistics.seeds_of_cells(rows).items()
         if there != every
     ]
     return [
         Paragraph(
-            f"Compared on {len(seeds)} evaluation seeds, which all cells have. Some cells have more; qan bench, with "
-            f"the grid that asks for them, computes what is missing of these {len(lines)}:"
+            f"Compared on {counted(len(seeds), 'evaluation seed')}, which all cells have. Some cells have more; qan "
+            f"bench, with the grid that asks for them, computes what is missing of these {len(lines)}:"
         ),
         Items(lines),
+    ]
+
+
+def _cautions(prepared: Collection[int], evaluation_seeds: int) -> list[Block]:
+    """See `budgets.cautions`; nothing where all are large enough."""
+    few = budgets.cautions(prepared, evaluation_seeds)
+    return [Items(few)] if few else []
+
+
+def _no_baseline(stand_in: ControllerScores) -> list[Block]:
+    """What everyone is compared with, where that is not the usual baseline."""
+    if stand_in.label in (BASELINE, "shuffled"):
+        return []
+    return [
+        Items(
+            [
+                f"The baseline is {stand_in.name}, for want of another: results of the controller {BASELINE} in the "
+                "same file take its place."
+            ]
+        )
     ]
 
 
@@ -319,7 +343,7 @@ def _profiles_picture(everyone: Sequence[ControllerScores], baseline: Controller
     taus = np.linspace(low, high, 61)
     found, intervals = statistics.performance_profiles(scores, taus)
     figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot(title="performance profiles, 95 % bands")
+    axes = figure.add_subplot(title=statistics.profiles_title(scores))
     for number, name in enumerate(scores):
         axes.plot(
             taus, found[name], color=f"C{number}", linestyle=LINE_STYLES[number % len(LINE_STYLES)], label=plain(name)

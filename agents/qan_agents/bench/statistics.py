@@ -192,6 +192,12 @@ def performance_profiles(all_scores: dict[str, NDArray[np.float64]], taus: NDArr
     return library.create_performance_profile(all_scores, taus, reps=REPETITIONS // 4)
 
 
+def profiles_title(all_scores: dict[str, NDArray[np.float64]]) -> str:
+    """The title of their picture: of scores (trainings, tasks); a band resamples the trainings of each task."""
+    bands = any(len(scores) > 1 for scores in all_scores.values())
+    return f"performance profiles{', 95 % bands' if bands else ''}"
+
+
 # --- paired differences ---------------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 import qan_gym
 from qan_agents.cli import bench, controllers, environments, judge, sharing, train
@@ -53,6 +53,19 @@ COMMANDS = {
     "data": Command(environments.data, ("", "--fetch")),
     "reference": Command(environments.reference, ("QanLR-MNIST5k-v1 --set epochs=2",)),
 }
+
+
+class NamedInErrors(TyperCommand):
+    """A command whose help every error of its options names."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """See `typer.core.TyperCommand.parse_args`."""
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            if getattr(error, "ctx", ctx) is None:  # as of an option without its value
+                error.ctx = ctx  # type: ignore[attr-defined]
+            raise
 
 
 class OneLineErrors(TyperGroup):
@@ -136,6 +149,7 @@ def qan(
 for name, (function, examples) in COMMANDS.items():
     app.command(
         name=name,
+        cls=NamedInErrors,
         short_help=(function.__doc__ or "").partition("\n")[0],  # not cut off
         epilog="\n".join(["\b", "Examples:", *(f"  qan {name} {arguments}".rstrip() for arguments in examples)]),
     )(function)

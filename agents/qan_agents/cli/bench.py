@@ -16,6 +16,7 @@ from qan_agents.cli.common import (
     progress_bar,
     table_of,
 )
+from qan_gym.utils.counts import counted
 
 DEFAULTS: dict[str, Any] = {
     "environments": ["QanLR-MNIST5k-v1"],
@@ -97,7 +98,7 @@ def bench(
     results = Results(out)
     require_compatible(cells, results)
     there = len(cells) - len(unfinished(cells, results))
-    console.print(f"{len(cells)} cells, {there} finished: {out}")
+    console.print(f"{counted(len(cells), 'cell')}, {there} finished: {out}")
     for caution in cautions(cells):
         console.print(caution)
     failed = 0
@@ -107,7 +108,7 @@ def bench(
         def finished(cell: Any, status: str) -> None:
             nonlocal failed
             failed += status == "failed"
-            about = f"{cell.env}, {cell.label}, {cell.runs} runs, seed {cell.seed}"
+            about = f"{cell.env}, {cell.label}, {counted(cell.runs, 'run')}, seed {cell.seed}"
             bars.console.print(f"{status}: {about}")
             bars.advance(bar)
 
@@ -118,15 +119,14 @@ def bench(
             console.print("interrupted; the same command goes on")
             raise typer.Exit(INTERRUPTED) from None
     if failed:
-        console.print(f"{failed} cells failed: qan report says why; the same command tries them again")
+        console.print(f"{counted(failed, 'cell')} failed: qan report says why; the same command tries them again")
     console.print(f"next, the tables and pictures: {shlex.join(['qan', 'report', str(out)])}")
     if failed:
         raise typer.Exit(1)
     if submit is not None:
         rows = add_rows(out, submit)
-        console.print(
-            f"written: {submit} ({len(rows)} rows, {sum(row.score is not None for row in rows)} with a score)"
-        )
+        scored = sum(row.score is not None for row in rows)
+        console.print(f"written: {submit} ({counted(len(rows), 'row')}, {scored} with a score)")
 
 
 def _check_options(grid: Path | None, flags: dict[str, Any], workers: int | None, ray: str | None) -> None:

@@ -80,12 +80,12 @@ def progress_bar(text: str) -> Progress:
 
 
 def print_wrapped(content: str | Table) -> None:
-    """Print a text or a table, wrapped where it is wider than the terminal, and as wide as it is in a file or a pipe.
+    """Print a text or a table, wrapped where it is wider than the terminal, or than COLUMNS says.
 
-    A table is not made narrower than its words.
+    In a file or a pipe, unless COLUMNS is given, it is as wide as it is. A table is not made narrower than its words.
     """
     wide = PlainConsole(width=NATURAL_WIDTH)
-    if console.is_terminal:
+    if console.is_terminal or os.environ.get("COLUMNS", "").isdigit():
         wide.width = max(console.width, wide.measure(content).minimum)
     wide.print(content)
 

@@ -20,6 +20,7 @@ from qan_agents.cli.common import (
     progress_bar,
     refuse_beside,
 )
+from qan_gym.utils.counts import counted
 
 if TYPE_CHECKING:
     from qan_agents.controllers.meta_config import MetaConfig
@@ -31,8 +32,10 @@ MINUTES = 10.0
 
 def meta_train(
     context: typer.Context,
-    family: Annotated[str, typer.Option(help="The id whose tasks are trained on.")] = FAMILY,
-    agent: Annotated[str, typer.Option(help="That learns: ppo.")] = "ppo",
+    family: Annotated[
+        str, typer.Option(help="Whose tasks are trained on: QanLR-Family-v0 or QanMinibatch-LongTail-v0.")
+    ] = FAMILY,
+    agent: Annotated[str, typer.Option(help="That learns: ppo; or dqn-native, the learning rate alone.")] = "ppo",
     minutes: Annotated[
         float | None,
         typer.Option(
@@ -92,7 +95,7 @@ def _train(run: "MetaRun") -> None:
     from qan_agents.controllers.pictures import draw
 
     config = run.config()
-    console.print(f"{config.agent} learns on {config.family}, {config.trainings:,} trainings: {run.folder}")
+    console.print(f"{config.agent} learns on {config.family}, {counted(config.trainings, 'training')}: {run.folder}")
     with progress_bar("round {task.completed}/{task.total}  return {task.fields[mean]}") as bars:
         bar = bars.add_task("", total=config.rounds, mean="-")
 

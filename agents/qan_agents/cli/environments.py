@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.progress import Progress
 
+from qan_agents.budgets import LEAST_SEEDS, LEAST_STEPS
 from qan_agents.cli.common import (
     MOST,
     EnvArgument,
@@ -30,12 +31,17 @@ ESTIMATE_AFTER = 3  # seconds of a check, after which it is said how long it tak
 def list_environments(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="NAME", help="Of an environment, to list its arguments; of an agent, its presets."),
+        typer.Argument(
+            metavar="NAME",
+            help="Of an environment, to list its arguments; of an agent, its presets; of a controller that ships, what "
+            "it is.",
+        ),
     ] = None,
     modules: ImportOption = None,
 ) -> None:
     """The environments, the agents, the fixed policies and the controllers; or what one of them has."""
     from qan_agents.agents import agent_class, agent_names
+    from qan_agents.controllers.shipped import shipped_files
     from qan_gym.registration import ENTRY_POINTS
 
     if name is None:
@@ -44,8 +50,11 @@ def list_environments(
         _list_arguments(name)
     elif name in agent_names():
         console.print(f"presets of {name}: {', '.join(agent_class(name).presets)}")
+    elif name in shipped_files():
+        _list_controller(name)
     else:
-        raise ValueError(unknown_name("environment or agent", name, (*ENTRY_POINTS, *agent_names())))
+        known = (*ENTRY_POINTS, *agent_names(), *shipped_files())
+        raise ValueError(unknown_name("environment, agent or controller that ships", name, known))
 
 
 def _list_arguments(env_id: str) -> None:
@@ -61,9 +70,23 @@ def _list_arguments(env_id: str) -> None:
     print_wrapped(table)
 
 
+def _list_controller(name: str) -> None:
+    """What a controller that ships is, and how it was made."""
+    from qan_agents.controllers.controller import Controller
+    from qan_agents.controllers.description import facts, flat, what_it_is
+    from qan_agents.controllers.shipped import shipped_files
+
+    path = shipped_files()[name]
+    controller = Controller.load(path)
+    print_wrapped(f"{name}: {what_it_is(controller.settings)}")
+    for what, value in {**facts(controller), **flat(controller.provenance), "file": path}.items():
+        print_wrapped(f"  {what}: {value}")
+
+
 def _list_all() -> None:
     from qan_agents.agents import agent_names
     from qan_agents.bench.preparation import controllers
+    from qan_agents.controllers.shipped import shipped_files
     from qan_agents.policies.fixed import fixed_policies
     from qan_gym.core.engine import engine_here
     from qan_gym.games import game_of
@@ -71,7 +94,7 @@ def _list_all() -> None:
     from qan_gym.tasks import FAMILIES, TASKS
 
     caption = "batch: images of a mini-batch; per action: mini-batches"
-    columns = ("id", "controls", "data", "batch", "epochs", "per action")
+    columns = ("id", "controls", "data", "batch", "epochs", "per\naction")  # which 80 columns hold
     table = table_of(*columns, title="environments", caption=caption, pad_edge=False)
     for env_id in ENTRY_POINTS:
         task = TASKS[env_id]
@@ -83,14 +106,22 @@ def _list_all() -> None:
     print_wrapped(f"agents: {', '.join(agent_names())}; their presets: qan list AGENT")
     print_wrapped(f"fixed policies: {', '.join(fixed_policies())}")
     print_wrapped(f"controllers of qan bench: {', '.join(controllers())}")
+    print_wrapped(f"controllers that ship, for qan judge: {', '.join(shipped_files())}; what each is: qan list NAME")
     console.print(f"engine of mnist-cnn on this CPU: {engine_here()}")
 
 
 def check(
     env: Annotated[str, typer.Argument(metavar="ENV", help="Any Gymnasium id; MODULE:ID imports the module first.")],
-    seeds: Annotated[int, typer.Option(min=1, max=MOST, help="How many seeds every sequence is played on.")] = 8,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            min=LEAST_SEEDS,
+            max=MOST,
+            help="How many seeds every sequence is played on; where tasks are drawn, four or more on each task.",
+        ),
+    ] = 8,
     steps: Annotated[
-        int | None, typer.Option(min=1, max=MOST, help="Of an episode that are played; default: all.")
+        int | None, typer.Option(min=LEAST_STEPS, max=MOST, help="Of an episode that are played; default: all.")
     ] = None,
     settings: SetOption = None,
     modules: ImportOption = None,
@@ -173,11 +204,11 @@ def reference(
     device: Annotated[str, typer.Option(help="To train on: cpu, cuda.")] = "cpu",
     modules: ImportOption = None,
 ) -> None:
-    """Make the reference weights of an environment and keep them in the cache."""
+    """Make the reference weights of an environment, anew where they are there, and keep them in the cache."""
     import numpy as np
 
     from qan_agents.env_ids import PLACES, task_of
-    from qan_gym.core.references import make_reference, reference_name
+    from qan_gym.core.references import make_reference, reference_name, reference_path
     from qan_gym.data.datasets import ASSETS
     from qan_gym.utils.files import load_arrays
 
@@ -186,7 +217,7 @@ def reference(
         raise ValueError(f"{' and '.join(PLACES)} are no settings of a task: give --device")
     config = task_of(env, env_kwargs)
     weights = make_reference(config, out, device)
-    console.print(f"made: {reference_name(config)}")
+    console.print(f"made: {reference_path(config, out)}")
     shipped = ASSETS / "references" / reference_name(config)
     if shipped.is_file():
         arrays, _ = load_arrays(shipped)

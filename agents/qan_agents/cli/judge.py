@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from qan_agents.budgets import caution
 from qan_agents.cli.common import (
     INTERRUPTED,
     console,
@@ -17,6 +18,7 @@ from qan_agents.cli.common import (
     refuse_beside,
     table_of,
 )
+from qan_gym.utils.counts import counted
 
 if TYPE_CHECKING:
     from qan_agents.judging.contenders import Contender
@@ -32,7 +34,8 @@ def judge(
         list[Path],
         typer.Argument(
             metavar="CONTROLLER...",
-            help="Files of qan meta-train, or names of shipped controllers, as sgd-0 or long-tail-0.",
+            help="Files of qan meta-train, or controllers that ship: adamw-N, long-tail-N and sgd-N, with N 0, 1 or 2; "
+            "qan list NAME says what one is.",
         ),
     ],
     out: Annotated[
@@ -63,6 +66,7 @@ def judge(
         allowed = {parameter.name for parameter in context.command.params if parameter.name} - set(FAMILY_ONLY)
         refuse_beside(context, "--tier outer", allowed)
     with extra_required("bench"):
+        from qan_agents.controllers.shipped import controller_file
         from qan_agents.judging.contenders import load_controllers
         from qan_agents.judging.results import Results
         from qan_agents.judging.rivals import median_curves, rivals
@@ -72,7 +76,7 @@ def judge(
         from qan_agents.judging.statistics import scores_of
     out, scoreboard = expanded(out) or out, expanded(scoreboard)
     kinds = list(dict.fromkeys(networks or ["mlp"]))
-    judged = load_controllers([_file_of(path) for path in controllers], label)
+    judged = load_controllers([controller_file(expanded(path) or path) for path in controllers], label)
     family = judged[0].controller.settings.family
     others = rivals(rival or [], family=family)
     problems = _problems(family, tier, tasks, kinds, cifar)
@@ -97,19 +101,11 @@ def judge(
             console.print("interrupted; the same command goes on")
             raise typer.Exit(INTERRUPTED) from None
     judgement = compare(scores_of(results, contenders, problems, seeds), {one.name for one in judged}, problems)
-    _show(judgement, _about(tier, kinds, problems, seeds), out)
+    about = [_about(tier, kinds, problems, seeds), caution(len(problems), "task", " to judge on")]
+    _show(judgement, " ".join(filter(None, about)), out)
     if scoreboard is not None:
         add_rows(scoreboard, rules, rows_of(judgement, judged, others), judged)
         console.print(f"written: {scoreboard}")
-
-
-def _file_of(controller: Path) -> Path:
-    """The file of a controller, which may be the name of one that comes with the package, as long-tail-0."""
-    from qan_agents.controllers.shipped import FOLDER
-
-    path = expanded(controller) or controller
-    shipped = FOLDER / f"{controller}.safetensors"
-    return shipped if not path.exists() and len(controller.parts) == 1 and shipped.exists() else path
 
 
 def _problems(family: str, tier: str, tasks: int, kinds: list[str], cifar: str) -> list[Problem]:
@@ -129,9 +125,12 @@ def _problems(family: str, tier: str, tasks: int, kinds: list[str], cifar: str) 
 
 def _about(tier: str, kinds: list[str], problems: list[Problem], seeds: int) -> str:
     version = problems[0].tasks[0].VERSION
-    what = f"held-out tasks of the family ({', '.join(kinds)})" if tier == "family" else "tasks unlike the family"
+    noun, which = (
+        ("held-out task", f"of the family ({', '.join(kinds)})") if tier == "family" else ("task", "unlike the family")
+    )
     return (
-        f"{len(problems)} {what}, version {version}; {seeds} trainings of each contender on each, from the same seeds. "
+        f"{counted(len(problems), noun)} {which}, version {version}; {counted(seeds, 'training')} of each contender on "
+        "each, from the same seeds. "
         "The controllers have had no training on them. How: docs/judging.md."
     )
 

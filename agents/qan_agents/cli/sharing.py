@@ -25,7 +25,12 @@ RepositoryArgument = Annotated[str, typer.Argument(metavar="REPOSITORY", help="O
 
 def dataset(
     what: Annotated[
-        str, typer.Argument(metavar="WHAT", help="Plays: a run's folder, a controller's file, or a fixed policy.")
+        str,
+        typer.Argument(
+            metavar="WHAT",
+            help="Plays: a run's folder, a controller's file or the name of one that ships, or a fixed policy; "
+            "qan list has the names.",
+        ),
     ],
     out: Annotated[str, typer.Option(metavar="NAME", help="The id of the dataset, with a version: NAME-v0.")],
     episodes: Annotated[int, typer.Option(min=1, max=MOST, help="How many trainings to play.")] = 20,
@@ -57,7 +62,12 @@ def dataset(
 
 def push(
     what: Annotated[
-        Path, typer.Argument(metavar="WHAT", help="A run's folder, or a controller's file.", callback=expanded)
+        Path,
+        typer.Argument(
+            metavar="WHAT",
+            help="A run's folder, a controller's file, or the name of one that ships.",
+            callback=expanded,
+        ),
     ],
     repository: RepositoryArgument,
     judgement: Annotated[

@@ -28,7 +28,8 @@ from qan_agents.cli.common import (
     require_libraries,
     table_of,
 )
-from qan_agents.seeds import LARGEST_SEED
+from qan_agents.seeds import UNSEEN_BELOW
+from qan_gym.utils.counts import counted
 from qan_gym.utils.names import unknown_name
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def reproduce(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="mnist-lr, mnist-minibatch or cifar10-lr.")],
     scale: Annotated[
         float,
-        typer.Option(min=0, max=1, help="Multiplies epochs and episodes; 0.01 only shows that everything runs."),
+        typer.Option(max=1, help="Multiplies epochs and episodes; above 0; 0.01 only shows that everything runs."),
     ] = 1.0,
     seed: SeedOption = 0,
     out: OutOption = None,
@@ -167,7 +168,7 @@ def _train_and_evaluate(
 
     config = run.config()
     console.print(f"{config.agent} ({config.preset}) plays {config.env}: {run.folder}")
-    too_few = caution(config.training_episodes, "trainings to learn from")
+    too_few = caution(config.training_episodes, "training", " to learn from")
     if too_few is not None:
         console.print(too_few)
     console.print(_what_is_played(run))
@@ -199,10 +200,10 @@ def _what_is_played(run: "Run") -> str:
     drawn = draws_tasks(config.env, config.env_kwargs)
     every = "mini-batch" if task.batches_per_action == 1 else f"{task.batches_per_action} mini-batches"
     parts = [
-        f"{config.episodes} training{'s' if config.episodes > 1 else ''}",
+        counted(config.episodes, "training"),
         " of networks and data that are drawn" if drawn else f" of {task.network}",
         f", {config.num_envs} at once" if config.num_envs > 1 else "",
-        f"; in each {settings.episode_length} actions on the {played.game.controlled}{choices}",
+        f"; in each {counted(settings.episode_length, 'action')} on the {played.game.controlled}{choices}",
         "" if drawn else f", one every {every}",
         f"{base}; reward: {task.reward}",
     ]
@@ -260,10 +261,21 @@ def _episode_line(number: int, episode: "Episode", config: "RunConfig") -> str:
 
 def evaluate(run: RunArgument, modules: ImportOption = None) -> None:
     """Play a trained agent greedily on unseen seeds, beside fixed policies; draw the pictures anew."""
-    from qan_agents.experiments.run_folder import Run
+    from qan_agents.experiments.run_folder import EPISODES, STEPS, Run
 
+    Run(run).config()
+    if Run(run).has_episodes:  # without damage: they are drawn when all is played
+        for name in (EPISODES, STEPS):
+            Run(run).table(name)
     _evaluate(Run(run))
     _show(Run(run))
+    _say_unfinished(Run(run))
+
+
+def _say_unfinished(run: "Run") -> None:
+    """Where trainings of a run are still to be played, what was shown is of an agent that will learn on."""
+    if run.unfinished is not None:
+        console.print(f"caution: {run.unfinished}")
 
 
 def _show(run: "Run") -> None:
@@ -310,6 +322,7 @@ def plot(
 
     if not html:
         _plot(Run(run))
+        _say_unfinished(Run(run))
         return
     with extra_required("agents"):
         from qan_agents.experiments.run_page import write_page
@@ -317,6 +330,7 @@ def plot(
         written = write_page(Run(run))
     for path in written:
         console.print(f"drawn: {path}")
+    _say_unfinished(Run(run))
 
 
 def _plot(run: "Run") -> None:
@@ -334,7 +348,9 @@ def watch(
     ] = None,
     seed: Annotated[
         int,
-        typer.Option(min=0, max=LARGEST_SEED, help="Of the episode; the agent was trained on none that can be given."),
+        typer.Option(
+            min=0, max=UNSEEN_BELOW - 1, help="Of the episode; the agent was trained on none that can be given."
+        ),
     ] = 0,
     modules: ImportOption = None,
 ) -> None:
@@ -350,3 +366,4 @@ def watch(
         f"test loss {final['test_loss']:.4f}, accuracy {final['test_accuracy']:.1%}"
         + (f": {video}" if video is not None else "")
     )
+    _say_unfinished(Run(run))

@@ -48,5 +48,5 @@ def draw(history: Sequence[dict[str, Any]], clock: int, last: float) -> Figure:
     action.set_ylim(-1.05, 1.05)
     action.set_ylabel("action")
     action.set_xlabel("update")
-    action.xaxis.set_major_locator(MaxNLocator(integer=True))
+    action.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure

@@ -32,10 +32,11 @@ from qan_agents.controllers.learners import LEARNERS, largest_factor, sets_learn
 from qan_agents.controllers.meta_config import MetaConfig
 from qan_agents.controllers.trainings import Outcomes, play_controller
 from qan_agents.dqn.vector_env import TensorVectorEnv
-from qan_agents.experiments.run_folder import locked
+from qan_agents.experiments import manifest
+from qan_agents.experiments.run_folder import locked, taken
 from qan_agents.seeds import training_seed
 from qan_gym.families.record import NUMBER_LIMIT
-from qan_gym.utils.files import load_arrays, reading, require_writable, write_bytes
+from qan_gym.utils.files import ASIDE, load_arrays, reading, require_writable, write_bytes
 from qan_gym.vector_env import QanVectorEnv
 
 CONFIG, STATE, PROGRESS, CONTROLLER, LOCK = (
@@ -69,8 +70,10 @@ class MetaRun:
             ValueError: a setting is wrong, or the folder is taken or cannot be written to.
         """
         require_writable(self.folder)
-        if (self.folder / CONFIG).exists():
-            raise ValueError(f"{self.folder} is there already: go on with --resume {self.folder}, or give --out")
+        names = {path.name for path in self.folder.glob("*") if not path.name.startswith(ASIDE)} - {LOCK}
+        if names:
+            own = CONFIG in names and manifest.NAME not in names  # which a run of qan train has
+            raise ValueError(taken(self.folder, "qan meta-train" if own else None))
         environment(config).close()
         write_bytes(self.folder / CONFIG, (json.dumps(asdict(config), indent=2) + "\n").encode())
 

@@ -138,7 +138,7 @@ def _accuracy_figure(title: str, episodes: Rows, scores: Rows, baseline: str) ->
         label = f"test, {plain(baseline)} policy, seeds: {len(baseline_scores)}"
         axes.axhline(mean, color=LEGIBLE, linewidth=1, label=label)
     axes.set(xlabel="episode", ylabel="accuracy at the end (%)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)
     legend_below(figure, axes)
     return figure
@@ -152,7 +152,7 @@ def _values_figure(title: str, episodes: Rows) -> Figure:
         style: Style = {"marker": "o", "markersize": 4, "color": color, "linestyle": line}
         axes.plot(_numbers(rows, "episode") + 1, _numbers(rows, "mean_max_q"), label=kind, **style)
     axes.set(xlabel="episode", ylabel="mean of max Q(s, a) (discounted reward)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)
     legend_below(figure, axes)
     return figure
@@ -178,13 +178,12 @@ def _episode_figure(title: str, steps: Rows, task: PlayedTask) -> Figure:
     agent = steps[0]["policy"]
     for (color, line), name in zip(cycle(STYLES), dict.fromkeys(row["policy"] for row in steps), strict=False):
         rows = [row for row in steps if row["policy"] == name and row["seed"] == seed]
-        ends = [row for before, row in pairwise(rows) if row["epoch"] != before["epoch"]]
-        ends = ends or rows[-1:]
-        batch, measured = _numbers(rows, "batch"), _numbers(ends, "batch")
+        validated = _validated(rows)
+        batch, measured = _numbers(rows, "batch"), _numbers(validated, "batch")
         style: Style = {"color": color, "linestyle": line, "label": plain(name)}
         loss.plot(batch, _numbers(rows, "smoothed_loss"), color=color, linewidth=0.8, alpha=0.5)
-        loss.plot(measured, _numbers(ends, "validation_loss"), marker="o", markersize=4, **style)
-        accuracy.plot(measured, 100 * _numbers(ends, "validation_accuracy"), marker="o", markersize=4, **style)
+        loss.plot(measured, _numbers(validated, "validation_loss"), marker="o", markersize=4, **style)
+        accuracy.plot(measured, 100 * _numbers(validated, "validation_accuracy"), marker="o", markersize=4, **style)
         if task.game.curve is not None:
             _draw_controlled(control, batch, _numbers(rows, task.game.curve), name == agent, task, style)
         elif name != "uniform" and not (task.action_names and rows[0].get("action_1")):
@@ -211,6 +210,11 @@ def _episode_figure(title: str, steps: Rows, task: PlayedTask) -> Figure:
     figure.align_ylabels()
     accuracy.set_xlim(loss.get_xlim())
     return figure
+
+
+def _validated(rows: Rows) -> Rows:
+    """The rows of an episode after whose mini-batches the validation loss was measured; the others repeat the last."""
+    return [row for before, row in pairwise(rows) if row["validation_loss"] != before["validation_loss"]] or rows[-1:]
 
 
 def _draw_controlled(
@@ -298,5 +302,5 @@ def _map(axes: Axes, grid: NDArray[np.float64], colors: str, norm: Normalize, bi
     extent = (0, grid.shape[1], grid.shape[0] + 0.5, 0.5)
     image = axes.imshow(grid, aspect="auto", interpolation="nearest", cmap=palette, norm=norm, extent=extent)
     axes.set_ylabel("episode")
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return image

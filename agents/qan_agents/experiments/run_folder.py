@@ -39,6 +39,7 @@ from qan_agents.experiments import manifest as manifests
 from qan_agents.experiments.agent import agent_class
 from qan_agents.experiments.manifest import Files, Manifest, Record, Round
 from qan_agents.experiments.run_config import RunConfig, Settings
+from qan_gym.utils.counts import counted
 from qan_gym.utils.files import ASIDE, reading, remove_asides, require_writable, write_bytes
 
 Row = dict[str, Any]
@@ -103,7 +104,7 @@ class Run:
             with suppress(ValueError):
                 names = set() if not Manifest.read(self.folder).rounds else names
         if names:
-            raise ValueError(f"{self.folder} is there already: continue it with --resume {self.folder}, or give --out")
+            raise ValueError(taken(self.folder, "qan train" if {CONFIG, manifests.NAME} <= names else None))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -187,6 +188,15 @@ class Run:
             ) from error
         except ValueError as error:
             raise ValueError(f"{error}; put it back as it was, or begin a new run") from error
+
+    @property
+    def unfinished(self) -> str | None:
+        """How much of the run has been played, and how to go on where that is possible; None: all of it."""
+        done, whole = self.progress().episodes, self.config().episodes
+        if done >= whole:
+            return None
+        played = f"{done} of {counted(whole, 'training')} played"
+        return f"{played}: qan train --resume {self.folder} plays the rest" if self.has_episodes else played
 
     def progress(self) -> Round:
         """The last finished round; before the first, one of no episodes.
@@ -460,6 +470,18 @@ def locked(lock: Path) -> Iterator[None]:
             yield
     except Timeout as error:
         raise ValueError(f"{lock.parent} is in use by another process: wait until that has ended") from error
+
+
+def taken(folder: Path, command: str | None) -> str:
+    """What is said of a folder that is not free.
+
+    Args:
+        folder: it.
+        command: that goes on with what is in it; None: it holds something else.
+    """
+    if command is None:
+        return f"{folder} is there already, and holds something else: give a new folder with --out"
+    return f"{folder} is there already: go on with it by {command} --resume {folder}, or give a new folder with --out"
 
 
 def new_folder(folder: Path) -> Path:

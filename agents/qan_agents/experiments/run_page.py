@@ -53,10 +53,12 @@ def write_page(run: Run) -> list[Path]:
     task, verdict = PlayedTask.of(run), verdict_of(run)
     drawn = plot_run(run)
     filters, rows, ahead = _play(run)
-    drawn.append(save(_filters_figure(filters), run.folder / FILTERS))
-    drawn.append(save(_regret_figure(rows, run.config().agent, task.action_names), run.folder / REGRET))
+    config = run.config()
+    title = f"{plain(config.title)}\none unseen episode (seed {config.evaluation_seeds[0]}), played greedily: "
+    drawn.append(save(_filters_figure(title, filters), run.folder / FILTERS))
+    drawn.append(save(_regret_figure(title, rows, config.agent, task.action_names), run.folder / REGRET))
     blocks = _blocks(run, task, verdict, rows, ahead, {picture.name for picture in drawn})
-    write_text(run.folder / PAGE, html_page(run.config().title, blocks))
+    write_text(run.folder / PAGE, html_page(config.title, blocks))
     return [run.folder / PAGE, *drawn]
 
 
@@ -92,7 +94,8 @@ def _blocks(
     pictures: set[str],
 ) -> list[Block]:
     """What the page holds, with those of the pictures that there are."""
-    config, settings = run.config(), run.settings()
+    config, settings, done = run.config(), run.settings(), run.progress().episodes
+    of_all = "" if run.unfinished is None else f", of {config.episodes}"
     mean = np.mean([row["regret"] for row in rows])
     agreed = np.mean([row["action"] == row["best"] for row in rows])
     facts = {**asdict(config), "dataset_fingerprint": settings.dataset_fingerprint, **settings.versions}
@@ -102,7 +105,7 @@ def _blocks(
 
     values = [picture(MAX_Q, "the agent's value of its best action")] if MAX_Q in pictures else []
     return [
-        Paragraph(f"{config.episodes} trainings were played; then the agent played greedily on unseen seeds."),
+        Paragraph(f"Trainings played: {done}{of_all}; then the agent played greedily on unseen seeds."),
         Heading("Against fixed policies"),
         Table(*verdict.table()),
         Paragraph(
@@ -139,28 +142,31 @@ def _settings_table(head: str, settings: dict[str, Any]) -> Table:
 # --- the pictures ---------------------------------------------------------------------------------------------------
 
 
-def _filters_figure(filters: list[NDArray[np.float32]]) -> Figure:
+def _filters_figure(title: str, filters: list[NDArray[np.float32]]) -> Figure:
     """The filters (F, h, w) at the start and at the end."""
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    figure.suptitle(f"{title}the weights shown")
     for axes, some, when in zip(figure.subplots(1, 2), filters, ("start", "end"), strict=True):
         image = axes.imshow(tiles(some), **FILTER_SCALE)
-        axes.set_title(f"the weights shown, at the {when}")
+        axes.set_title(f"at the {when}")
         axes.set_axis_off()
     figure.colorbar(image, ax=figure.axes, label="weight", shrink=0.8)
     return figure
 
 
-def _regret_figure(rows: list[dict[str, Any]], agent: str, action_names: list[str]) -> Figure:
+def _regret_figure(title: str, rows: list[dict[str, Any]], agent: str, action_names: list[str]) -> Figure:
     """The regret at every comparison; below, number by number, the actions of the oracle and the agent.
 
     Args:
+        title: of the run and the episode.
         rows: of `regrets`.
         agent: its name.
         action_names: of a Discrete space; else empty.
     """
     chosen, best = (np.array([np.atleast_1d(row[name]) for row in rows]) for name in ("action", "best"))  # (rows, n)
     numbers = chosen.shape[1]
-    figure = Figure(figsize=(9, 2.5 + 2.5 * numbers), layout="constrained")
+    figure = Figure(figsize=(9, 3 + 2.5 * numbers), layout="constrained")
+    figure.suptitle(f"{title}the regret of its actions")
     regret, *choices = figure.subplots(1 + numbers, 1, sharex=True)
     steps = [row["step"] for row in rows]
     (agent_color, _), (oracle_color, _), *_ = STYLES

@@ -9,6 +9,7 @@ from qan_agents.experiments.evaluation import PolicyScores, scores_by_policy
 from qan_agents.experiments.played_task import PlayedTask, base_schedule, baseline_of
 from qan_agents.experiments.run_folder import EVALUATION_EPISODES, Run
 from qan_gym.schedules import SCHEDULES
+from qan_gym.utils.counts import counted
 
 CONFIDENCE = 0.95
 
@@ -46,7 +47,7 @@ class Lead:
     def against(self, rival: str) -> str:
         """How the agent stands to a rival, in words."""
         if self.sign == 0:
-            return f"level with {rival} (lead {self})"
+            return f"level with {rival}, as far as these seeds tell (lead {self})"
         return f"{'ahead of' if self.sign > 0 else 'behind'} {rival} by {self}"
 
     def __str__(self) -> str:
@@ -85,10 +86,10 @@ class Verdict:
         rows: list[tuple[str, ...]] = []
         for one in self.scores:
             better = sum(mine < its for mine, its in zip(one.test_loss, baseline, strict=True))
-            counted = "" if one.policy == self.baseline else f"{better} of {len(baseline)} seeds"
+            ahead = "" if one.policy == self.baseline else f"{better} of {counted(len(baseline), 'seed')}"
             accuracy = mean_and_range([100 * value for value in one.test_accuracy], digits=1)
             name = f"{one.policy}, nobody acting" if one.policy == self.base else one.policy
-            rows.append((name, mean_and_range(one.test_loss, digits=4), accuracy, counted))
+            rows.append((name, mean_and_range(one.test_loss, digits=4), accuracy, ahead))
         return ("", "test loss", "test accuracy (%)", f"better than {self.baseline} on"), rows
 
     def sentence(self) -> str:
@@ -120,7 +121,7 @@ class Verdict:
             return f"it left its {kind} as it is: {base.policy} with nobody acting does exactly as well"
         lead = Lead.of(agent, base)
         if lead.sign == 0:
-            return f"{alone} does as well (the agent's lead is {lead})"
+            return f"{alone} does as well, as far as these seeds tell (the agent's lead is {lead})"
         if lead.sign > 0:
             return f"{alone} does worse by {lead}: the agent adds to it"
         return f"{alone} does better by {lead}: the agent takes away from it"

@@ -92,10 +92,12 @@ def watch_agent(run: Run, seed: int, video: Path | None) -> Episode:
     """
     if not 0 <= seed < UNSEEN_BELOW:
         raise ValueError(f"seed must be in [0, 2**31), where no training episode is, not {seed}")
+    run.config()
+    _ = run.model_file  # what is no run, or has no agent yet, is said before anything about windows and files
     if video is None:
         require_matplotlib()
         if (missing := missing_display()) is not None:
-            raise ValueError(missing)
+            raise ValueError(f"{missing}; --video FILE.mp4 needs none")
         return _play(run, seed, "human", None)
     if video.suffix != ".mp4":
         raise ValueError(f"a video is an .mp4 file, not {video}")

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from qan_agents.bench.statistics import Estimate, performance_profiles
+from qan_agents.bench.statistics import Estimate, performance_profiles, profiles_title
 from qan_agents.experiments.page import (
     Block,
     Heading,
@@ -176,7 +176,7 @@ def profiles_picture(judgement: Judgement) -> Figure:
     scores = {one.title: (best[None, :, None] - one.log_loss).swapaxes(1, 2).reshape(-1, len(best)) for one in some}
     found, bands = performance_profiles(scores, -behind[::-1])
     figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot(title="performance profiles, 95 % bands")
+    axes = figure.add_subplot(title=profiles_title(scores))
     for number, name in enumerate(scores):
         axes.plot(behind, found[name][::-1], color=f"C{number}", label=plain(name))
         axes.fill_between(behind, *bands[name][:, ::-1], color=f"C{number}", alpha=0.12)

@@ -8,11 +8,13 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from qan_agents.controllers.controller import Controller, ControllerSettings
+from qan_agents.controllers.controller import Controller
+from qan_agents.controllers.description import facts, flat, what_it_is
 from qan_agents.experiments.page import Block, Heading, Paragraph, Table, markdown_page
 from qan_agents.experiments.run_folder import Run
 from qan_agents.experiments.verdict import verdict_of
 from qan_agents.judging.scoreboard import Row, Rules, read_scoreboard
+from qan_gym.utils.counts import counted
 
 TAGS = ["reinforcement-learning", "qan-gym", "learning-rate"]
 
@@ -31,21 +33,10 @@ def controller_card(controller: Controller, digest: str, repository: str, judgem
         FileNotFoundError: there is no such scoreboard.
     """
     settings = controller.settings
-    what, actions = _what(settings)
     blocks: list[Block] = [
-        Paragraph(
-            f"{what}, made by qan meta-train on the tasks of {settings.family}. It needs NumPy alone. "
-            f"Get it with: qan pull {repository}"
-        ),
+        Paragraph(f"{what_it_is(settings)}. It needs NumPy alone. Get it with: qan pull {repository}"),
         Heading("What it sees and does"),
-        _facts(
-            {
-                "sees": ", ".join(settings.features),
-                **actions,
-                "weights": f"{sum(value.size for value in controller.weights.values()):,}",
-                "SHA-256 of the file": digest,
-            }
-        ),
+        _facts({**facts(controller), "SHA-256 of the file": digest}),
         Heading("How it was made"),
         _facts(flat(controller.provenance)),
         Heading("How good it is"),
@@ -56,22 +47,6 @@ def controller_card(controller: Controller, digest: str, repository: str, judgem
         blocks += _judged(judgement, digest)
     title = "Learned shares of the classes" if settings.factor is None else "A learned learning rate"
     return _card(f"{title}, {', '.join(settings.optimizers)}", blocks)
-
-
-def _what(settings: ControllerSettings) -> tuple[str, dict[str, str]]:
-    """What a controller is, and what its actions are."""
-    optimizers = " and ".join(settings.optimizers)
-    if settings.factor is None:
-        actions = {"actions": "a number in [-1, 1] for each class, see the environment's continuous=True"}
-        return f"A small policy that sets the shares of the classes in the mini-batches of {optimizers}", actions
-    return (
-        f"A controller of the learning rate for {optimizers}: a small policy that sees statistics of a training and "
-        "multiplies its learning rate",
-        {
-            "actions": f"multiply the learning rate by {settings.factor:g}**a, a in [-1, 1]",
-            "base schedule": settings.schedule,
-        },
-    )
 
 
 def _judged(path: Path, digest: str) -> list[Block]:
@@ -85,9 +60,10 @@ def _judged(path: Path, digest: str) -> list[Block]:
 def _rules(rules: Rules, row: Row) -> str:
     replicates = len(row.files)
     among = "this controller alone" if replicates == 1 else f"{replicates} replicates, of which this is one"
+    problems, trainings = counted(rules.problems, "problem"), counted(rules.seeds, "training")
     return (
-        f"Judged by qan judge ({rules.tier}, version {rules.tasks_version} of the tasks) on {rules.problems} problems "
-        f"with {', '.join(rules.networks)}, {rules.seeds} trainings on each, with no training on them: {among}. "
+        f"Judged by qan judge ({rules.tier}, version {rules.tasks_version} of the tasks) on {problems} "
+        f"with {', '.join(rules.networks)}, {trainings} on each, with no training on them: {among}. "
         f"With {row.optimizer}, mean ln(test loss) {row.log_test_loss:.3f}, test accuracy {row.test_accuracy:.1%}, "
         f"{row.diverged:.1%} diverged."
     )
@@ -113,7 +89,7 @@ def run_card(run: Run, repository: str) -> str:
     blocks: list[Block] = [
         Paragraph(
             f"The agent {config.agent} for {config.env}, where training a neural network is the game, "
-            f"after {done.episodes} trainings. Get it, and play it on unseen seeds, with: "
+            f"after {counted(done.episodes, 'training')}. Get it, and play it on unseen seeds, with: "
             f"qan pull {repository} --out agent, qan evaluate agent"
         ),
         Heading("How it was made"),
@@ -148,14 +124,3 @@ def _card(title: str, blocks: list[Block]) -> str:
 def _facts(values: dict[str, Any]) -> Table:
     rows = [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in values.items()]
     return Table(("what", "value"), rows)
-
-
-def flat(values: dict[str, Any]) -> dict[str, Any]:
-    """Nested settings as one level: "config: seed"."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            found |= {f"{name}: {inner}": one for inner, one in flat(value).items()}
-        else:
-            found[name] = value
-    return found

@@ -18,11 +18,13 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from qan_agents.controllers.controller import Controller
+from qan_agents.controllers.shipped import controller_file
 from qan_agents.experiments import manifest as manifests
 from qan_agents.experiments.agent import agent_class
 from qan_agents.experiments.manifest import Manifest
 from qan_agents.experiments.run_folder import CONFIG, Run
 from qan_agents.sharing.card import controller_card, run_card
+from qan_gym.utils.counts import counted
 from qan_gym.utils.files import ASIDE, require_writable
 
 CONTROLLER = "controller.safetensors"
@@ -40,7 +42,7 @@ def collect(what: Path, repository: str, judgement: Path | None) -> Files:
     """The files of a repository, its card among them.
 
     Args:
-        what: the folder of a run, or the file of a controller.
+        what: the folder of a run, the file of a controller, or the name of one that ships.
         repository: OWNER/NAME, for the card.
         judgement: a scoreboard of `qan judge` that has the controller.
 
@@ -53,6 +55,7 @@ def collect(what: Path, repository: str, judgement: Path | None) -> Files:
         if judgement is not None:
             raise ValueError("--judgement goes with a controller: qan judge does not judge the agent of a run")
         return _of_run(Run(what), repository)
+    what = controller_file(what)
     controller = Controller.load(what)
     content = what.read_bytes()
     card = controller_card(controller, hashlib.sha256(content).hexdigest(), repository, judgement)
@@ -171,7 +174,7 @@ def _verified(aside: Path, folder: Path) -> list[str]:
         raise ValueError(f"its agent {config.agent} is loaded from {suffix}, which holds pickles: refused")
     _ = run.model_file
     return [
-        f"the agent {config.agent} for {config.env} after {run.progress().episodes} trainings: {folder}",
+        f"the agent {config.agent} for {config.env} after {counted(run.progress().episodes, 'training')}: {folder}",
         f"play it on unseen seeds: qan evaluate {folder}",
     ]
 

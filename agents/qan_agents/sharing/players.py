@@ -10,11 +10,13 @@ import gymnasium as gym
 from numpy.typing import NDArray
 
 from qan_agents.controllers.controller import Controller
+from qan_agents.controllers.shipped import controller_file, shipped_files
 from qan_agents.env_ids import require_settings, task_of
 from qan_agents.experiments.run_folder import CONFIG, Run
 from qan_agents.experiments.train import load_agent
 from qan_agents.policies.fixed import Policy, fixed_env_kwargs, fixed_policies, make_policy
 from qan_gym.families.factory import family_arguments
+from qan_gym.utils.counts import counted
 from qan_gym.utils.names import instead_of
 
 DEFAULT_ENV = "QanLR-MNIST5k-v1"
@@ -59,7 +61,7 @@ def player_of(what: str, env: str | None, env_kwargs: dict[str, Any]) -> Player:
     """What plays.
 
     Args:
-        what: the folder of a run, the file of a controller, or the name of a fixed policy.
+        what: the folder of a run, the file of a controller, or the name of one that ships or of a fixed policy.
         env: the id that it plays; None: that of the run, the family, or DEFAULT_ENV.
         env_kwargs: keyword arguments of the environment in the place of those of the run, or of the id.
 
@@ -70,16 +72,32 @@ def player_of(what: str, env: str | None, env_kwargs: dict[str, Any]) -> Player:
     path = Path(what).expanduser()
     if (path / CONFIG).exists():
         return _of_run(Run(path), env, env_kwargs)
-    if path.suffix == SUFFIX:
-        return _of_controller(path, env, env_kwargs)
+    if path.suffix == SUFFIX or what in shipped_files():
+        return _of_controller(controller_file(path), env, env_kwargs)
     if what in fixed_policies():
         env = env or DEFAULT_ENV
         own = {**env_kwargs, **fixed_env_kwargs(what, task_of(env, env_kwargs))}
+        _require_playable(what, env, own)
         return Player(what, make_policy(what), env, own)
     raise ValueError(
-        f"{what} is neither the folder of a run, nor the {SUFFIX} file of a controller, nor a fixed policy"
-        f"{instead_of(what, fixed_policies())}"
+        f"{what} is neither the folder of a run, nor the {SUFFIX} file of a controller or one that ships, nor a fixed "
+        f"policy{instead_of(what, (*fixed_policies(), *shipped_files()))}"
     )
+
+
+def _require_playable(policy: str, env: str, env_kwargs: dict[str, Any]) -> None:
+    """Refuse an environment that a fixed policy does not play.
+
+    Raises:
+        ValueError: why, and what chooses another.
+    """
+    made = gym.make(env, **env_kwargs)
+    try:
+        make_policy(policy).start(made, seed=0)
+    except ValueError as error:
+        raise ValueError(f"{policy} does not play {env} ({error}); --env names another environment") from error
+    finally:
+        made.close()
 
 
 def _of_run(run: Run, env: str | None, env_kwargs: dict[str, Any]) -> Player:
@@ -89,7 +107,7 @@ def _of_run(run: Run, env: str | None, env_kwargs: dict[str, Any]) -> Player:
     require_settings(config.env, {**config.env_kwargs, **env_kwargs})
     agent = load_agent(run)
     agent.close()
-    name = f"{config.agent} ({config.preset}) after {run.progress().episodes} trainings, seed {config.seed}"
+    name = f"{config.agent} ({config.preset}) after {counted(run.progress().episodes, 'training')}, seed {config.seed}"
     return Player(name, agent.policy(), config.env, {**config.env_kwargs, **env_kwargs}, agent.history)
 
 
