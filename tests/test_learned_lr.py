@@ -725,3 +725,50 @@ def test_weights_that_moved_in_memory_are_measured_where_they_are():
         meter.add_loss(1.0, 1)
         update = meter.products[meter.count - 1, 2]
         torch.testing.assert_close(update, (before - network.weight.detach()).square().sum())
+
+
+# --- what is refused, and what is said -------------------------------------------------------------------------------
+
+
+def test_a_state_of_another_optimizers_controller_is_refused():
+    """Nothing has changed then."""
+    there, here = Loop(AdamW), Loop().step(5)
+    before = here.scheduler.get_last_lr()
+    with pytest.raises(ValueError, match="meta-trained on adamw, and the optimizer is SGD"):
+        here.scheduler.load_state_dict(there.scheduler.state_dict())
+    assert here.scheduler.decisions.controller.settings.optimizers == ("sgd",)
+    assert here.scheduler.get_last_lr() == before
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"batch_size": 401, "dataset_size": 400}, r"batch_size must be .* at most 400 \(dataset_size\)"),
+        ({"warmup_steps": 51, "total_steps": 50}, r"warmup_steps must be .* at most 50 \(total_steps\)"),
+    ],
+)
+def test_facts_that_cannot_be_are_refused(wrong, said):
+    optimizer = torch.optim.SGD([torch.zeros(3, requires_grad=True)], lr=0.1)
+    facts = {"total_steps": 50, "batch_size": 8, "dataset_size": 400, "num_classes": 3}
+    with pytest.raises(ValueError, match=said):
+        LearnedLR(optimizer, **(facts | wrong))
+
+
+def test_an_optimizer_that_never_steps_is_said_once(caplog):
+    """A scheduler that was built with another optimizer than the one that is stepped."""
+    loop = Loop()
+    for _ in range(250):
+        loop.scheduler.step(1.0)
+    assert caplog.text.count("100 calls of scheduler.step and no update") == 1
+
+
+def test_losses_that_stay_not_finite_are_said_twice(caplog):
+    """Once that the learning rate is lowered, and once that this may not help."""
+    loop = Loop(total_steps=250)
+    for _ in range(60):
+        loop.optimizer.zero_grad()
+        loop.backward()
+        loop.optimizer.step()
+        loop.scheduler.step(float("nan"))
+    assert caplog.text.count("a loss is not finite: the learning rate is lowered") == 1
+    assert caplog.text.count("a loss is not finite again") == 1

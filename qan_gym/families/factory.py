@@ -46,7 +46,8 @@ def family_config(env_id: str, arguments: dict[str, Any]) -> tuple[TaskConfig, T
     """The configuration that the tasks complete, with a typical task in it, and where they come from.
 
     Raises:
-        ValueError: an argument is unknown, out of its range, or for the task to say.
+        UnexpectedKeywordError: there is no argument of this name.
+        ValueError: an argument is out of its range, or for the task to say.
     """
     family = FAMILIES[env_id]
     source = family.from_arguments(arguments)

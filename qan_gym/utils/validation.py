@@ -140,14 +140,19 @@ def registered(registry: Mapping[str, Any]) -> Rule:
     )
 
 
-def integer(at_least: int) -> Rule:
-    """A whole number below 2**31, not a bool."""
-    return Rule(
-        lambda value, _: (
-            isinstance(value, int) and not isinstance(value, bool) and at_least <= value <= LARGEST_INTEGER
-        ),
-        lambda _: f"an integer of at least {at_least}, below 2**31",
-    )
+def integer(at_least: int, at_most: str | None = None) -> Rule:
+    """A whole number below 2**31, not a bool, and at most another field that is named."""
+
+    def allows(value: Any, config: Any) -> bool:
+        if not isinstance(value, int) or isinstance(value, bool) or not at_least <= value <= LARGEST_INTEGER:
+            return False
+        return at_most is None or value <= getattr(config, at_most)
+
+    def wanted(config: Any) -> str:
+        most = "below 2**31" if at_most is None else f"at most {_bound(at_most, config)}"
+        return f"an integer of at least {at_least}, {most}"
+
+    return Rule(allows, wanted, () if at_most is None else (at_most,))
 
 
 def number(*, at_least: Bound = None, above: Bound = None, at_most: Bound = None, below: Bound = None) -> Rule:

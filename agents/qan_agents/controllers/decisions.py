@@ -38,7 +38,7 @@ class TrainingFacts:
         ValueError: a value is out of its range.
     """
 
-    batch_size: int = setting(1, integer(at_least=1), "examples of an update, of all processes")
+    batch_size: int = setting(1, integer(at_least=1, at_most="dataset_size"), "examples of an update, of all processes")
     dataset_size: int = setting(1, integer(at_least=1), "training examples")
     num_classes: int = setting(2, integer(at_least=2), "classes that the cross-entropy is of")
     loss_scale: float = setting(1.0, number(above=0), "what the mean cross-entropy is multiplied by")

@@ -46,7 +46,9 @@ class LearnedLRSettings:
     """
 
     total_steps: int = setting(DECISIONS, integer(at_least=DECISIONS), "updates of the whole training")
-    warmup_steps: int = setting(0, integer(at_least=0), "updates over which the learning rate rises from 0")
+    warmup_steps: int = setting(
+        0, integer(at_least=0, at_most="total_steps"), "updates over which the learning rate rises from 0"
+    )
     min_lr: float = setting(
         0.0, number(at_least=0), "least learning rate of the first parameter group, but for warm-up"
     )
@@ -111,11 +113,13 @@ class LearnedLR(LRScheduler):
         Args:
             optimizer: SGD or AdamW of `torch.optim`, or Adam without weight decay; others with a controller of yours.
             total_steps: updates of the whole training, at least 25. It may be changed later: `scheduler.total_steps =`.
-            batch_size: examples of an update: of all processes, and of all mini-batches that accumulate.
+            batch_size: examples of an update: of all processes, and of all mini-batches that accumulate; at most
+                dataset_size.
             dataset_size: examples of the training set.
             num_classes: that the cross-entropy is of; of a language model, the size of the vocabulary.
             loss_scale: of a loss that is not the mean cross-entropy, its ratio to it.
-            warmup_steps: updates over which the learning rate rises from 0 to what the controller says.
+            warmup_steps: updates over which the learning rate rises from 0 to what the controller says, at most
+                total_steps.
             min_lr: least learning rate of the first parameter group, but for the warm-up.
             max_lr: its largest.
             fallback: a name in `qan_gym.schedules.SCHEDULES`. Once a feature is further than six standard deviations
@@ -143,6 +147,7 @@ class LearnedLR(LRScheduler):
         self._losses: list[Tensor | float] = []  # since the last update
         self._last_loss: Tensor | float | None = None
         self._lowered = False  # in this action, for a loss that is not finite
+        self._idle = 0  # calls of `step` since the last update
         self._fallen = False
         self._said: list[str] = []
         self._built = False
@@ -217,7 +222,16 @@ class LearnedLR(LRScheduler):
             raise ValueError("LearnedLR needs the loss of the mini-batch: call scheduler.step(loss)")
         made = self.meter.updates - self._clock
         if made == 0:  # they accumulate, or the update was skipped
+            self._idle += 1
+            if self._idle == IDLE:
+                self._say(
+                    "idle",
+                    "%d calls of scheduler.step and no update of its optimizer: it sees those of the optimizer that it "
+                    "was built with",
+                    IDLE,
+                )
             return
+        self._idle = 0
         if made > 1:
             self._say(
                 "rarely",
@@ -279,7 +293,7 @@ class LearnedLR(LRScheduler):
     def _look_at(self, loss: float) -> None:
         """Lower the learning rate for a loss that is not finite."""
         if not math.isfinite(loss) and not self._lowered and self._built:
-            self._say("not finite", "the loss is not finite (%s): the learning rate is lowered", loss)
+            self._say_not_finite()
             self._lowered = True
             self.decisions.apply(np.full((1, 1), -1, np.float32))
 
@@ -297,8 +311,8 @@ class LearnedLR(LRScheduler):
         last = self._rate(self._clock - 1) if self._built else float(group["lr"])
         found = self.meter.end_action() if self._built else None
         finite = found is None or bool(np.isfinite(found.losses).all())
-        if not finite:
-            self._say("not finite", "a loss was not finite: the learning rate is lowered")
+        if not finite and not self._lowered:
+            self._say_not_finite()
         momentum = group.get("momentum", group.get("betas", (0.0,))[0])
         hyperparameters = Hyperparameters(last, float(momentum), float(group.get("weight_decay", 0.0)))
         lower = not finite and not self._lowered
@@ -356,6 +370,17 @@ class LearnedLR(LRScheduler):
         if what not in self._said:
             self._said.append(what)
             LOGGER.warning("LearnedLR, step %d: " + message, self._clock, *values)
+
+    def _say_not_finite(self) -> None:
+        """For the first action with such a loss, and for the second."""
+        if "not finite" not in self._said:
+            self._say("not finite", "a loss is not finite: the learning rate is lowered")
+        else:
+            self._say(
+                "never finite",
+                "a loss is not finite again: where weights are no numbers any more, no learning rate mends the "
+                "training; go on from a checkpoint",
+            )
 
     def _record(self, loss: float | None, last: float | None) -> None:
         decisions = self.decisions
@@ -422,13 +447,15 @@ class LearnedLR(LRScheduler):
         The settings and the controller of the state take the place of those that the scheduler was built with.
 
         Raises:
-            ValueError: it is not a state of this version of LearnedLR, or of another model; nothing has changed.
+            ValueError: it is not a state of this version of LearnedLR, or of another model, or of a controller that
+                was meta-trained on another optimizer; nothing has changed.
         """
         if not isinstance(state_dict, dict) or state_dict.get("format") != FORMAT:
             raise ValueError("this is not a state of LearnedLR, or of another version of it")
         try:
             settings = LearnedLRSettings(**state_dict["settings"])
             decisions = Decisions.from_state(state_dict["decisions"])
+            _require_optimizer(decisions.controller, self.optimizer)
             self.meter.check(state_dict["meter"])
             groups, mine = len(state_dict["base_lrs"]), len(self.optimizer.param_groups)
             if groups != mine:
@@ -446,6 +473,7 @@ class LearnedLR(LRScheduler):
         self._set()
 
 
+IDLE = 100  # calls of `step` without an update, of which something is said
 STATE = ("clock", "action_start", "losses", "last_loss", "lowered", "fallen", "said")  # of the attributes, with "_"
 COMPOSED = (
     "LearnedLR makes the whole schedule: it cannot be a part of SequentialLR or ChainedScheduler. For a warm-up, give "
@@ -523,10 +551,19 @@ def _chosen(optimizer: Optimizer, controller: Controller | None) -> tuple[Contro
                 "meta-train one (qan meta-train) and load it with LearnedLR.from_file"
             )
         return shipped_controller(kind), START[kind]
-    known = controller.settings.optimizers
+    _require_optimizer(controller, optimizer)
+    return controller, START[kind or controller.settings.optimizers[0]]
+
+
+def _require_optimizer(controller: Controller, optimizer: Optimizer) -> None:
+    """Refuse an optimizer that a controller was not meta-trained on, where it is one that others are.
+
+    Raises:
+        ValueError: which.
+    """
+    known, kind = controller.settings.optimizers, _kind(optimizer)
     if kind is not None and kind not in known:
         raise ValueError(
-            f"the controller was meta-trained on {', '.join(known)}, and the optimizer is {name}: take another, or "
-            f"meta-train one on it: qan meta-train --set optimizers='[\"{kind}\"]'"
+            f"the controller was meta-trained on {', '.join(known)}, and the optimizer is {type(optimizer).__name__}: "
+            f"take another, or meta-train one on it: qan meta-train --set optimizers='[\"{kind}\"]'"
         )
-    return controller, START[kind or known[0]]
