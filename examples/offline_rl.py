@@ -30,7 +30,11 @@ def dataset_of(name, episodes, game):
     """The dataset, written where it is not there."""
     if name not in minari.list_local_datasets():
         write_dataset(player_of(TEACHER, ENV, game), episodes, 0, name, lambda number, episode: None)
-    return minari.load_dataset(name)
+    dataset = minari.load_dataset(name)
+    wanted = gym.make(ENV, **game).observation_space
+    if dataset.spec.observation_space != wanted:
+        raise SystemExit(f"{name} is of another game ({dataset.spec.observation_space}, not {wanted}): name a new one")
+    return dataset
 
 
 def clone(dataset, epochs):
@@ -69,7 +73,7 @@ class Cloned:
 def main():
     """Write, learn, play."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", default=f"qan/lr5k/{TEACHER}-v0")
+    parser.add_argument("--dataset", default=f"qan/offline-rl/{TEACHER}-v0")
     parser.add_argument("--episodes", type=int, default=20, help="of the dataset, where it is written")
     parser.add_argument("--epochs", type=int, default=30, help="of the clone's training")
     parser.add_argument("--seeds", type=int, default=5, help="unseen trainings that everyone plays")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qan_gym.utils.arrays import Array
+from qan_gym.utils.registry import add
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,6 @@ def register_schedule(name: str, schedule: Schedule) -> None:
     """Make a schedule available under a name: under the actions, as a fixed policy, and as a tuned controller.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: the name is taken, or what must be callable is not.
     """
-    if name in SCHEDULES:
-        raise ValueError(f"a schedule cannot be registered as {name!r}: the name is taken")
-    SCHEDULES[name] = schedule
+    add(SCHEDULES, "a schedule", name, schedule, part=getattr(schedule, "shape", schedule))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 # One thread: two threads that share their cores with anything else spend their time waiting for each other.
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+os.environ.pop("COLUMNS", None)  # output is not cut to the width of a terminal
 
 import matplotlib
 import pytest

@@ -55,6 +55,32 @@ def test_own_dataset_is_verified_by_name(registries):
         gym.make(LR, dataset="broken", **TINY)
 
 
+REGISTERED = {
+    "a dataset": qan_gym.register_dataset,
+    "a network": qan_gym.register_network,
+    "a reward": qan_gym.register_reward,
+    "a feature": qan_gym.register_feature,
+    "an optimizer": qan_gym.register_optimizer,
+    "a schedule": qan_gym.register_schedule,
+    "a game": qan_gym.register_game,
+}
+
+
+@pytest.mark.parametrize("what", REGISTERED)
+def test_what_cannot_be_registered(what, registries):
+    """No function under a name, a function under no name; and nothing is registered then."""
+    register = REGISTERED[what]
+    with pytest.raises(ValueError, match=f"{what} cannot be registered as 'own': it must be something to call, not 3"):
+        register("own", 3)
+    for name in ("", None, 5):
+        with pytest.raises(ValueError, match=f"{what} is registered under a name, not {name!r}"):
+            register(name, lambda *_: None)
+    if what not in ("a schedule", "a game"):
+        register("own", lambda *_: None)
+        with pytest.raises(ValueError, match=f"{what} cannot be registered as 'own': the name is taken"):
+            register("own", lambda *_: None)
+
+
 # --- a network that is a module, and an optimizer --------------------------------------------------------------------
 
 

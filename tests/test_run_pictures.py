@@ -15,8 +15,10 @@ from helpers import made_npz
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from typer.testing import CliRunner
 
 from qan_agents.agents import Agent, AgentSpec, Progress, training_of
+from qan_agents.cli.app import app
 from qan_agents.experiments import plots, run_page
 from qan_agents.experiments.agent import AGENTS
 from qan_agents.experiments.evaluation import evaluate, scores_by_policy
@@ -234,6 +236,18 @@ def test_of_many_actions_some_are_labelled() -> None:
     ticks, labels = action_ticks([str(number) for number in range(100)])
     assert ticks == list(range(0, 100, 10))
     assert labels[3] == "30"
+
+
+@pytest.mark.slow
+def test_the_page_of_a_family_has_no_settings_that_its_tasks_draw(tmp_path: Path) -> None:
+    for command in ("train QanMinibatch-LongTail-v0 --episodes 1 --out", "plot --html"):
+        done = CliRunner().invoke(app, [*command.split(), str(tmp_path / "run")])
+        assert done.exit_code == 0, done.output
+    page = (tmp_path / "run" / "run.html").read_text()
+    assert "<td>loss_scale</td>" not in page
+    assert "<td>label_noise</td>" not in page
+    assert "<td>class_weights</td>" in page
+    assert "meta-momentum" not in page.split("Episode by episode")[0]
 
 
 HOSTILE = "<script>alert(1)</script> | $x^$ _y_"

@@ -13,6 +13,7 @@ from typing import Any
 from qan_gym.core.reward import safe_log
 from qan_gym.core.run_state import RunState
 from qan_gym.utils.arrays import Array
+from qan_gym.utils.registry import add
 
 LIMIT = 10.0  # every value of an observation is kept within +-LIMIT
 
@@ -63,11 +64,9 @@ def register_feature(
             where it is observed, the losses are measured by class (`qan_gym.core.class_statistics`).
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: the name is taken, or what must be callable is not.
     """
-    if name in FEATURES:
-        raise ValueError(f"a feature cannot be registered as {name!r}: the name is taken")
-    FEATURES[name] = Feature(function, needs_measurements, reads, per_class)
+    add(FEATURES, "a feature", name, Feature(function, needs_measurements, reads, per_class), part=function)
 
 
 def feature(*, needs_measurements: bool = False, per_class: bool = False) -> Callable[[Function], Function]:

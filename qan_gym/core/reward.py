@@ -5,6 +5,7 @@ from typing import Any
 
 from qan_gym.core.run_state import LOSS_LIMIT, RunState
 from qan_gym.utils.arrays import Array
+from qan_gym.utils.registry import add
 
 FINAL_LOSS = 1e-4  # the paper's final_loss
 CHANCES = 4.0  # `final_log_loss` takes a larger validation loss for so many times that of guessing
@@ -64,11 +65,9 @@ def register_reward(name: str, function: Reward) -> None:
             `run.xp`.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: the name is taken, or what must be callable is not.
     """
-    if name in REWARDS:
-        raise ValueError(f"a reward cannot be registered as {name!r}: the name is taken")
-    REWARDS[name] = function
+    add(REWARDS, "a reward", name, function)
 
 
 def reward_terms(name: str, penalty: float, run: RunState) -> dict[str, Array]:

@@ -19,6 +19,7 @@ from qan_gym.data.cache import expand_user, user_root
 from qan_gym.utils.files import Arrays, read_npz
 from qan_gym.utils.names import unknown_name
 from qan_gym.utils.own_settings import own_settings
+from qan_gym.utils.registry import add
 
 ASSETS = Path(__file__).parents[1] / "assets"
 DATA_VARIABLE = downloads.FOLDER_VARIABLE
@@ -173,11 +174,11 @@ def register_dataset(name: str, loader: Callable[[], Arrays]) -> None:
         loader: returns `x_train, y_train, x_test, y_test` and what else an `.npz` file may hold (see `load_dataset`).
 
     Raises:
-        ValueError: the name is taken or ends in `.npz`.
+        ValueError: the name is taken or ends in `.npz`, or the loader cannot be called.
     """
-    if name in DATASETS or name.endswith(".npz"):
-        raise ValueError(f"a dataset cannot be registered as {name!r}: the name is taken or ends in .npz")
-    DATASETS[name] = loader
+    if isinstance(name, str) and name.endswith(".npz"):
+        raise ValueError(f"a dataset cannot be registered as {name!r}: such names are those of files")
+    add(DATASETS, "a dataset", name, loader)
 
 
 def data_root() -> Path:

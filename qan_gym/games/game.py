@@ -15,6 +15,7 @@ from qan_gym.config import TaskConfig
 from qan_gym.schedules import SCHEDULES
 from qan_gym.utils.arrays import Array
 from qan_gym.utils.names import unknown_name
+from qan_gym.utils.registry import add
 
 if TYPE_CHECKING:
     from gymnasium import spaces
@@ -171,11 +172,9 @@ def register_game(name: str, game: Game) -> None:
         game: an object of a subclass of `Game`.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: the name is taken, or what must be callable is not.
     """
-    if name in GAMES:
-        raise ValueError(f"a game cannot be registered as {name!r}: the name is taken")
-    GAMES[name] = game
+    add(GAMES, "a game", name, game, part=getattr(game, "apply", game))
 
 
 def game_of(config: TaskConfig) -> Game:

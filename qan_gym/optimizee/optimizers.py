@@ -13,6 +13,7 @@ from torch import Tensor
 from qan_gym.config import TaskConfig
 from qan_gym.optimizee.network import Params, per_run
 from qan_gym.utils.names import unknown_name
+from qan_gym.utils.registry import add
 
 
 class Hyperparameters(NamedTuple):
@@ -129,11 +130,9 @@ def register_optimizer(name: str, factory: OptimizerFactory) -> None:
             the settings of the task are not for it.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: the name is taken, or what must be callable is not.
     """
-    if name in OPTIMIZERS:
-        raise ValueError(f"an optimizer cannot be registered as {name!r}: the name is taken")
-    OPTIMIZERS[name] = factory
+    add(OPTIMIZERS, "an optimizer", name, factory)
 
 
 def build_optimizer(config: TaskConfig, controlled: Collection[str]) -> Optimizer:

@@ -18,6 +18,7 @@ from qan_gym.optimizee.network import Network, Params, leaves
 from qan_gym.utils import random_streams
 from qan_gym.utils.names import unknown_name
 from qan_gym.utils.random_streams import drawing_from
+from qan_gym.utils.registry import add
 
 ImageShape = tuple[int, int, int]  # (C, H, W)
 NetworkBuilder = Callable[[ImageShape, int], Network | nn.Module]
@@ -35,11 +36,9 @@ def register_network(name: str, builder: NetworkBuilder) -> None:
             `module_network` lets you choose); or a `Network` that computes N of them at once.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: the name is taken, or what must be callable is not.
     """
-    if name in NETWORKS:
-        raise ValueError(f"a network cannot be registered as {name!r}: the name is taken")
-    NETWORKS[name] = builder
+    add(NETWORKS, "a network", name, builder)
 
 
 def build_network(name: str, image_shape: ImageShape, n_classes: int) -> Network:

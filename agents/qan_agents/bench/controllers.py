@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from qan_agents.bench.tuning_task import Settings, TuningTask
 from qan_gym.utils.names import unknown_name
+from qan_gym.utils.registry import add
 from qan_gym.vector_env import QanVectorEnv
 
 
@@ -91,11 +92,9 @@ def register_controller(name: str, prepare: Prepare, preparation: Preparation, c
         check: see `ControllerKind`.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: the name is taken, or what must be callable is not.
     """
-    if name in CONTROLLERS:
-        raise ValueError(f"a controller cannot be registered as {name!r}: the name is taken")
-    CONTROLLERS[name] = ControllerKind(prepare, preparation, check)
+    add(CONTROLLERS, "a controller", name, ControllerKind(prepare, preparation, check), part=prepare)
 
 
 def require_settings(settings: Settings, known: Iterable[str]) -> None:

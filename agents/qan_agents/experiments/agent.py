@@ -25,6 +25,7 @@ from qan_gym.config import TaskConfig
 from qan_gym.core.training import Training
 from qan_gym.env import QanEnv
 from qan_gym.utils.names import unknown_name
+from qan_gym.utils.registry import add
 from qan_gym.vector_env import QanVectorEnv
 
 Arrays = dict[str, NDArray[Any]]  # of an episode, see `Episode.arrays`
@@ -265,12 +266,10 @@ def register_agent(name: str, agent: type[Agent]) -> None:
         agent: its class.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: the name is taken, or what must be callable is not.
     """
-    bundled = name in _names_in_folder() and agent.__module__ != _module_of(name)
-    if name in AGENTS or bundled:
-        raise ValueError(f"an agent cannot be registered as {name!r}: the name is taken")
-    AGENTS[name] = agent
+    others = [one for one in _names_in_folder() if getattr(agent, "__module__", None) != _module_of(one)]
+    add(AGENTS, "an agent", name, agent, taken=others)
 
 
 def agent_names() -> list[str]:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from qan_agents.analysis.regret import regrets
+from qan_agents.env_ids import draws_tasks, import_module_of
 from qan_agents.experiments.page import Block, Heading, Paragraph, Picture, Table, html_page, write_text
 from qan_agents.experiments.played_task import PlayedTask
 from qan_agents.experiments.plots import (
@@ -28,6 +29,7 @@ from qan_agents.experiments.run_folder import Run
 from qan_agents.experiments.train import load_agent
 from qan_agents.experiments.verdict import Verdict, verdict_of
 from qan_agents.policies.rollout import qan_env
+from qan_gym.core.factory import arguments_of
 from qan_gym.core.observation import filter_pictures
 from qan_gym.rendering import FILTER_SCALE, tiles
 
@@ -100,6 +102,8 @@ def _blocks(
     agreed = np.mean([row["action"] == row["best"] for row in rows])
     facts = {**asdict(config), "dataset_fingerprint": settings.dataset_fingerprint, **settings.versions}
 
+    pull = "; all with the same meta-momentum" if settings.task.get("meta_momentum") else ""
+
     def picture(name: str, about: str) -> Picture:
         return Picture(run.folder / name, about)
 
@@ -109,8 +113,8 @@ def _blocks(
         Heading("Against fixed policies"),
         Table(*verdict.table()),
         Paragraph(
-            f"Mean (lowest-highest) over the seeds {', '.join(map(str, config.evaluation_seeds))}; all with the same "
-            f"meta-momentum. {verdict.sentence()} It is one training of the agent: qan bench makes several."
+            f"Mean (lowest-highest) over the seeds {', '.join(map(str, config.evaluation_seeds))}{pull}. "
+            f"{verdict.sentence()} It is one training of the agent: qan bench makes several."
         ),
         Heading("Episode by episode"),
         picture(ACCURACY, "accuracy of every episode"),
@@ -130,9 +134,18 @@ def _blocks(
         picture(REGRET, "regret over the episode"),
         Heading("Settings"),
         _settings_table("of the run", facts),
-        _settings_table("of the game", settings.task),
+        _settings_table("of the game", _of_the_game(run)),
         _settings_table("of the agent", settings.hyperparameters),
     ]
+
+
+def _of_the_game(run: Run) -> dict[str, Any]:
+    """The settings of the game; of a family, without those that its tasks draw."""
+    config, task = run.config(), run.settings().task
+    if not draws_tasks(config.env, config.env_kwargs):
+        return task
+    known = arguments_of(gym.spec(import_module_of(config.env)).kwargs["env_id"])
+    return {name: value for name, value in task.items() if name in known}
 
 
 def _settings_table(head: str, settings: dict[str, Any]) -> Table:
