@@ -31,6 +31,7 @@ from qan_agents.experiments.verdict import Verdict, verdict_of
 from qan_agents.policies.rollout import qan_env
 from qan_gym.core.factory import arguments_of
 from qan_gym.core.observation import filter_pictures
+from qan_gym.families.factory import FAMILIES
 from qan_gym.rendering import FILTER_SCALE, tiles
 
 COMPARISONS = 20  # of the agent's action with all others, in an episode; each looks that share of the episode ahead
@@ -144,7 +145,8 @@ def _of_the_game(run: Run) -> dict[str, Any]:
     config, task = run.config(), run.settings().task
     if not draws_tasks(config.env, config.env_kwargs):
         return task
-    known = arguments_of(gym.spec(import_module_of(config.env)).kwargs["env_id"])
+    env_id = gym.spec(import_module_of(config.env)).kwargs["env_id"]
+    known = arguments_of(env_id).keys() - FAMILIES[env_id].record().settings().keys()
     return {name: value for name, value in task.items() if name in known}
 
 
