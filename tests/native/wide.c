@@ -29,6 +29,12 @@ INLINE floats of_bytes(const uint8_t *p) {
   return v;
 }
 
+INLINE floats4 quarters(const floats v[1]) {
+  floats4 four;
+  for (int i = 0; i < 4; i++) four[i] = (v[0][i] + v[0][i + 8]) + (v[0][i + 4] + v[0][i + 12]);
+  return four;
+}
+
 typedef ints mask;
 INLINE mask greater(floats a, floats b) { return a > b; }
 INLINE ints chosen_ints(mask m, ints a, ints b) { return (a & m) | (b & ~m); }
