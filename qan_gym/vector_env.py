@@ -1,5 +1,6 @@
 """The vector environment: the core with N, and Gymnasium's conventions of resetting."""
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -269,8 +270,7 @@ class QanVectorEnv(VectorEnv[Any, Any, Any]):
         xp = self.training.parts.xp
         some = None if mask.all() else self._on_device(mask)
         for name, value in info.items():
-            kind = xp.float64 if xp.isdtype(value.dtype, "real floating") else value.dtype
-            copy = xp.astype(value, kind, copy=True)
+            copy = xp.astype(value, _kind_out(xp, value.dtype), copy=True)
             out[name] = self._out(copy if some is None else xp.where(some, copy, xp.zeros_like(copy)))
             out[f"_{name}"] = self._flags_out(mask.copy())
         return out
@@ -450,3 +450,9 @@ def _autoreset_mode(mode: Any) -> AutoresetMode:
     if not isinstance(mode, AutoresetMode) and not (isinstance(mode, str) and mode in names):
         raise ValueError(f"autoreset_mode must be one of {', '.join(names)}, not {shown(mode)}")
     return AutoresetMode(mode)
+
+
+@cache
+def _kind_out(xp: Any, kind: Any) -> Any:
+    """The dtype of an info of some dtype, as the single environment's Python numbers have it."""
+    return xp.float64 if xp.isdtype(kind, "real floating") else kind
