@@ -1,5 +1,6 @@
 """The registered tasks: the configuration of each environment id, and how keyword arguments change it."""
 
+from collections.abc import Container, Iterable
 from dataclasses import fields, replace
 from typing import Any
 
@@ -19,6 +20,22 @@ class UnexpectedKeywordError(TypeError, ValueError):
     """
 
 
+def require_known(names: Iterable[str], known: Container[str], offered: Iterable[str]) -> None:
+    """Refuse keyword arguments that there are not.
+
+    Args:
+        names: of the arguments that were given.
+        known: those that there are.
+        offered: those that a message names.
+
+    Raises:
+        UnexpectedKeywordError: the first that is unknown.
+    """
+    for name in names:
+        if name not in known:
+            raise UnexpectedKeywordError(f"got an unexpected keyword argument {name!r}{instead_of(name, offered)}")
+
+
 def make_task_config(task: str, overrides: dict[str, Any]) -> TaskConfig:
     """The configuration of a registered id with some fields replaced.
 
@@ -29,10 +46,7 @@ def make_task_config(task: str, overrides: dict[str, Any]) -> TaskConfig:
     if not isinstance(task, str) or task not in TASKS:
         raise ValueError(f"unknown task {shown(task)}{instead_of(shown(task), TASKS)}")
     names = [field.name for field in fields(TaskConfig)]
-    for name in overrides:
-        if name not in names:
-            known = (*names, "device", "engine", "render_mode", "baseline_run")
-            raise UnexpectedKeywordError(f"got an unexpected keyword argument {name!r}{instead_of(name, known)}")
+    require_known(overrides, names, (*names, "device", "engine", "render_mode", "baseline_run"))
     optimizer = overrides.get("optimizer")
     own = OPTIMIZER_DEFAULTS.get(optimizer, {}) if isinstance(optimizer, str) else {}
     config = replace(TASKS[task], **{**own, **overrides})

@@ -12,9 +12,8 @@ from qan_gym.families.learning_rate import LearningRateSource
 from qan_gym.families.long_tail import LongTailSource
 from qan_gym.families.source import TaskSource
 from qan_gym.families.training import FamilyTraining, family_parts
-from qan_gym.tasks import UnexpectedKeywordError, make_task_config
+from qan_gym.tasks import make_task_config, require_known
 from qan_gym.utils.arrays import Array
-from qan_gym.utils.names import instead_of
 
 FAMILIES: dict[str, type[TaskSource[Any]]] = {  # of the ids in `qan_gym.tasks.FAMILIES`
     "QanLR-Family-v0": LearningRateSource,
@@ -61,9 +60,7 @@ def family_config(env_id: str, arguments: dict[str, Any]) -> tuple[TaskConfig, T
             "among the kinds, and `task` plays one task"
         )
     known = family_arguments(env_id)
-    for name in others:
-        if name not in known and name not in family.idle:
-            raise UnexpectedKeywordError(f"got an unexpected keyword argument {name!r}{instead_of(name, known)}")
+    require_known(others, {*known, *family.idle}, known)
     config = make_task_config(env_id, others)
     base = make_task_config(env_id, {})
     if idle := [name for name in others if name in family.idle and getattr(config, name) != getattr(base, name)]:

@@ -1,6 +1,6 @@
 """Names under which parts are found, by which others add their own."""
 
-from collections.abc import Callable, Container
+from collections.abc import Container
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -24,7 +24,7 @@ def add(registry: dict[str, T], what: str, name: str, value: T, part: Any = None
         raise ValueError(f"{what} is registered under a name, not {name!r}")
     if name in registry or name in taken:
         raise ValueError(f"{what} cannot be registered as {name!r}: the name is taken")
-    called: Callable[..., Any] | Any = value if part is None else part
+    called = value if part is None else part
     if not callable(called):
         raise ValueError(f"{what} cannot be registered as {name!r}: it must be something to call, not {called!r}")
     registry[name] = value

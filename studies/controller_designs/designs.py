@@ -62,9 +62,14 @@ def config_of(design: str, optimizer: str, rounds: int, seed: int) -> MetaConfig
     return MetaConfig(**{**settings, "env_kwargs": {**kinds, **settings.get("env_kwargs", {})}})
 
 
+def name_of(design: str, optimizer: str, rounds: int, seed: int) -> str:
+    """Of the folder of a meta-training, and of its controller."""
+    return f"{optimizer}-{design}-{rounds}-{seed}".replace(" ", "_").replace(",", "")
+
+
 def train(design: str, optimizer: str, rounds: int, seed: int, folder: Path) -> None:
     """Make a controller, or go on with it."""
-    run = MetaRun(folder / f"{optimizer}-{design}-{rounds}-{seed}".replace(" ", "_").replace(",", ""))
+    run = MetaRun(folder / name_of(design, optimizer, rounds, seed))
     if not (run.folder / "config.json").exists():
         run.create(config_of(design, optimizer, rounds, seed))
     with tqdm(total=rounds, desc=run.folder.name, unit="round") as bar:
@@ -78,7 +83,7 @@ def train(design: str, optimizer: str, rounds: int, seed: int, folder: Path) -> 
 
 def compare(optimizer: str) -> None:
     """Play those that have not been played, and print the table."""
-    first = f"{optimizer}-{DEFAULT}-80-0"
+    first = name_of(DEFAULT, optimizer, 80, 0)
     if not (RESULTS / f"{first}.safetensors").exists():
         raise SystemExit(f"train the design {DEFAULT!r} first: the others are compared with it")
     numbers = [NUMBER_LIMIT - 1 - EVALUATION_TASKS - place for place in range(TASKS)]
@@ -110,7 +115,7 @@ def gap(optimizer: str) -> None:
     print("| controller | tasks | on these | on others |\n| --- | --- | --- | --- |")
     for design, settings in DESIGNS.items():
         count = settings.get("env_kwargs", {}).get("num_tasks")
-        names = [f"{optimizer}-{one}-80-0".replace(" ", "_").replace(",", "") for one in (DEFAULT, design)]
+        names = [name_of(one, optimizer, 80, 0) for one in (DEFAULT, design)]
         files = [RESULTS / f"{name}.safetensors" for name in names]
         if count is None or not files[1].exists():
             continue

@@ -7,8 +7,6 @@ Each replicate trains once on every held-out task that was measured; ln(test los
 each task, chosen as in `report.py`; intervals by the bootstrap over tasks.
 """
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 
@@ -60,7 +58,7 @@ def main() -> None:
     print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}")
     for network in NETWORKS:
         for optimizer in OPTIMIZERS:
-            if Path(path_of(network, optimizer, "test")).exists():
+            if path_of(network, optimizer, "test").exists():
                 print(line(network, optimizer), flush=True)
 
 

@@ -9,10 +9,8 @@ trained but what is missing there.
 import argparse
 from pathlib import Path
 
-import numpy as np
-
 from qan_agents.controllers.controller import FAMILY
-from qan_agents.controllers.shipped import FOLDER
+from qan_agents.controllers.shipped import controller_file
 from qan_agents.judging.contenders import load_controllers
 from qan_agents.judging.problems import PROBLEMS
 from qan_agents.judging.results import Results
@@ -25,14 +23,14 @@ def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="of the judgement")
-    parser.add_argument("controllers", nargs="+", help="that ship: sgd-0, ...")
+    parser.add_argument("controllers", nargs="+", type=Path, help="files, or those that ship: sgd-0, ...")
     parser.add_argument("--least", type=int, default=2_000, help="mini-batches of the budget")
     parser.add_argument("--tasks", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rival", action="append", help="a rival, or the first word of several; may be repeated")
     arguments = parser.parse_args()
     problems = [one for one in PROBLEMS[FAMILY](arguments.tasks, ["mlp"]) if one.tasks[0].budget >= arguments.least]
-    judged = load_controllers([FOLDER / f"{name}.safetensors" for name in arguments.controllers], None)
+    judged = load_controllers([controller_file(path) for path in arguments.controllers], None)
     others = rivals(arguments.rival or [], family=FAMILY)
     results = Results(arguments.folder / "results")
     play_missing(results, [*judged, *others], problems, arguments.seeds, lambda _: None, lambda *_: None)
@@ -44,7 +42,7 @@ def main() -> None:
         for how, rival in sorted(found, key=lambda pair: -pair[0].mean.value):
             mean = how.mean
             cell = f"{mean.value:+.3f} ({mean.low:+.3f} to {mean.high:+.3f})"
-            print(f"| {one.title} | {rival.title} | {cell} | {np.round(100 * how.won.value):.0f} % |")
+            print(f"| {one.title} | {rival.title} | {cell} | {100 * how.won.value:.0f} % |")
 
 
 if __name__ == "__main__":

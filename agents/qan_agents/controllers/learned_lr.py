@@ -311,11 +311,11 @@ class LearnedLR(LRScheduler):
         last = self._rate(self._clock - 1) if self._built else float(group["lr"])
         found = self.meter.end_action() if self._built else None
         finite = found is None or bool(np.isfinite(found.losses).all())
-        if not finite and not self._lowered:
+        lower = not finite and not self._lowered
+        if lower:
             self._say_not_finite()
         momentum = group.get("momentum", group.get("betas", (0.0,))[0])
         hyperparameters = Hyperparameters(last, float(momentum), float(group.get("weight_decay", 0.0)))
-        lower = not finite and not self._lowered
         self.decisions.decide(self._clock, self.settings.total_steps, found, hyperparameters, lower)
         if self.decisions.outside:
             self._fall()
