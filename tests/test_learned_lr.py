@@ -744,6 +744,7 @@ def test_a_state_of_another_optimizers_controller_is_refused():
     ("wrong", "said"),
     [
         ({"batch_size": 401, "dataset_size": 400}, r"batch_size must be .* at most 400 \(dataset_size\)"),
+        ({"dataset_size": "x"}, "^dataset_size must be an integer of at least 1, below 2.*, not 'x'$"),
         ({"warmup_steps": 51, "total_steps": 50}, r"warmup_steps must be .* at most 50 \(total_steps\)"),
     ],
 )

@@ -52,17 +52,16 @@ def check_settings(config: Any) -> None:
         ValueError: values are not accepted; the message names each such field, what is accepted, and the value.
     """
     wrong: dict[str, str] = {}
-    for one in fields(config):
-        rule = one.metadata.get("rule")
-        if rule is None:
-            continue
-        value = _plain_items(getattr(config, one.name))
-        object.__setattr__(config, one.name, value)
+    checked = [one for one in fields(config) if "rule" in one.metadata]
+    for one in checked:
+        object.__setattr__(config, one.name, _plain_items(getattr(config, one.name)))
+    for one in sorted(checked, key=lambda one: len(one.metadata["rule"].bounds) > 0):  # after the fields that it reads
+        rule, value = one.metadata["rule"], getattr(config, one.name)
         if not wrong.keys() & set(rule.bounds) and not rule.allows(value, config):
             meant = did_you_mean(value, rule.known()) if isinstance(value, str) else ""
             wrong[one.name] = f"{one.name} must be {rule.wanted(config)}, not {shown(value)}{meant}"
     if wrong:
-        raise ValueError("; ".join(wrong.values()))
+        raise ValueError("; ".join(wrong[one.name] for one in checked if one.name in wrong))
 
 
 def plain(value: Any) -> Any:
