@@ -119,6 +119,21 @@ def test_a_record_may_be_longer_than_any_drawn_task():
         many.reset(np.ones(2, np.bool_), np.arange(2), tasks=[SMALL, replace(SMALL, batches_per_action=401)])
 
 
+def test_longer_tasks_are_played_on_request():
+    """Their rows are what each is alone, and the tasks of the family are unchanged beside them."""
+    arguments = {"networks": {"mlp": 3, "mnist-cnn": 1}, "batches": [4_000, 6_000], "train_size": 300}
+    rows = gym.make_vec(ID, num_envs=6, **arguments).unwrapped
+    observation, _ = rows.reset(seed=1)
+    assert {task.kind for task in rows.training.tasks} == {"mlp", "mnist-cnn"}
+    assert all(160 <= task.batches_per_action <= 240 for task in rows.training.tasks)
+    assert max(task.batches_per_action for task in rows.training.tasks) > 160
+    found = rows.step(np.ones((6, 1), np.float32))
+    row = next(row for row, task in enumerate(rows.training.tasks) if task.kind == "mlp")
+    single = gym.make(ID, **arguments)
+    assert np.array_equal(single.reset(seed=1 + row)[0], observation[row])
+    assert np.array_equal(single.step(np.ones(1, np.float32))[0], found[0][row])
+
+
 def test_levels_are_those_of_the_split():
     env = gym.make(ID, split="test", num_tasks=3, start_task=50, networks=["mlp"], optimizers=["sgd"])
     found = set()
@@ -178,6 +193,13 @@ def test_a_state_is_of_its_task(tmp_path):
         ({"context": "seen"}, "context"),
         ({"observation": "screen"}, "screen"),
         ({"networks": "rnn"}, "networks"),
+        ({"networks": {"mlp": 0}}, "networks must be some of .*, or a dict of the shares"),
+        ({"networks": {"mlp": 1, "rnn": 1}}, "networks"),
+        ({"batches": 24}, r"batches must be .*\[25, "),
+        ({"batches": [4_000, 100]}, "batches"),
+        ({"train_size": [127, 400]}, "train_size"),
+        ({"train_size": [200, 4_001]}, "train_size must be at most 4,000 with these images"),
+        ({"task": SMALL, "batches": 100}, "leave out batches"),
         ({"device": "meta"}, "device must be cpu"),
         ({"engine": "fast"}, "engine"),
         ({"no_such": 1}, "no_such"),

@@ -77,6 +77,24 @@ def test_choices_leave_the_other_fields_as_they_are():
         assert replace(other, optimizer=task.optimizer, momentum=task.momentum, weight_decay=task.weight_decay) == task
 
 
+def test_other_distributions_on_request():
+    """Shares of kinds, budgets and training sets change what they say, and leave the other fields as they are."""
+    own = {"networks": {"mlp": 0.2, "cnn": 0.8}, "batches": (1_000, 9_000), "train_size": (2_000, 40_000)}
+    tasks = [draw_task("train", number, **own) for number in range(1000)]
+    assert abs(sum(task.kind == "cnn" for task in tasks) / 1000 - 0.8) < 0.07
+    for name, low, high in (("budget", 1_000, 9_000), ("train_size", 2_000, 40_000)):
+        values = np.array([getattr(task, name) for task in tasks])
+        assert low <= values.min() < low * (high / low) ** 0.1
+        assert high * (low / high) ** 0.1 < values.max() <= high
+    assert all(task.train_size <= 4_000 * len(task.classes) for task in tasks)
+    changed = ("network", "resolution", "batches_per_action", "train_size")
+    for number, task in enumerate(tasks[:100]):
+        usual = draw_task("train", number, networks=[task.kind])
+        assert replace(usual, **{name: getattr(task, name) for name in changed}) == task
+    fixed = draw_task("train", 3, batches=777, train_size=128)
+    assert (fixed.budget, fixed.train_size) == (775, 128)
+
+
 @pytest.mark.slow
 def test_no_task_is_in_both_splits():
     """10^5 of each: as whole records, without the split's name, and in `data_seed` alone."""

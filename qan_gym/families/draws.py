@@ -8,8 +8,11 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from qan_gym.families.record import NUMBER_LIMIT
+
+Kinds = Iterable[str] | Mapping[str, float]  # names of options, or their shares
 
 
 class Draws:
@@ -73,8 +76,23 @@ def rounded(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def chosen(what: str, names: Iterable[str], among: Mapping[str, float]) -> dict[str, float]:
-    """The weights of some options.
+def ends(given: Any) -> tuple[Any, Any]:
+    """The least and the largest of a range, or of a number twice that number."""
+    return (given[0], given[1]) if isinstance(given, list | tuple) else (given, given)
+
+
+def kinds_of(what: str, names: Kinds, among: Mapping[str, float]) -> tuple[str, ...] | dict[str, float]:
+    """Some options as names, or as a dict where their shares were given, in their own order.
+
+    Raises:
+        ValueError: see `chosen`.
+    """
+    weights = chosen(what, names, among)
+    return weights if isinstance(names, Mapping) else tuple(weights)
+
+
+def chosen(what: str, names: Kinds, among: Mapping[str, float]) -> dict[str, float]:
+    """The weights of some options, in their own order: those of a mapping, or else the usual ones.
 
     Raises:
         ValueError: there are none, or one is not among those there are.
@@ -82,4 +100,5 @@ def chosen(what: str, names: Iterable[str], among: Mapping[str, float]) -> dict[
     wanted = (names,) if isinstance(names, str) else tuple(names)
     if not wanted or not set(wanted) <= among.keys():
         raise ValueError(f"{what} must be some of {', '.join(among)}, not {names!r}")
-    return {name: weight for name, weight in among.items() if name in wanted}
+    weights = names if isinstance(names, Mapping) else among
+    return {name: weights[name] for name in among if name in wanted}

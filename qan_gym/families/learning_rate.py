@@ -5,34 +5,48 @@ The two splits have no task in common: `data_seed` is even in one and odd in the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from qan_gym.families.draws import Draws, chosen, rounded
-from qan_gym.families.source import TaskSource, some_of
+import numpy as np
+
+from qan_gym.data.datasets import Dataset
+from qan_gym.families.draws import Draws, Kinds, chosen, ends, kinds_of, rounded
+from qan_gym.families.source import TaskSource, number_or_range, some_of
 from qan_gym.families.task import DECISIONS, VERSION, Task
-from qan_gym.utils.validation import setting
+from qan_gym.utils.validation import optional, setting
 
 NETWORKS = {"mlp": 0.85, "cnn": 0.06, "mnist-cnn": 0.03, "resnet-8": 0.03, "vit": 0.03}  # kind -> share of the tasks
 OPTIMIZERS = {"sgd": 0.5, "adamw": 0.5}
 BUDGET = (100, 4_000)  # mini-batches, least and largest
 DEEP_BUDGET = (100, 1_000)  # of the networks that take milliseconds a step
 BATCH_SIZE, DEEP_BATCH_SIZE = (4, 128), (8, 32)
-IMAGES_OF_A_CLASS = 400  # of the bundled training images
+TRAIN_SIZE = (200, 4_000)  # of ten classes; of fewer at most their share of the largest
+Range = int | tuple[int, int]  # a number, or what it is drawn between, uniformly in the logarithm
+
 RESOLUTIONS = {"mlp": (7, 7, 7, 14, 14, 28), "cnn": (14, 28), "vit": (14, 28), "mnist-cnn": (28,), "resnet-8": (28,)}
 
 
 def draw_task(
-    split: str, number: int, networks: Iterable[str] = tuple(NETWORKS), optimizers: Iterable[str] = tuple(OPTIMIZERS)
+    split: str,
+    number: int,
+    networks: Kinds = tuple(NETWORKS),
+    optimizers: Kinds = tuple(OPTIMIZERS),
+    batches: Range | None = None,
+    train_size: Range = TRAIN_SIZE,
 ) -> Task:
     """The task of a number.
 
     Args:
         split: "train" or "test".
         number: from 0 to 2^31 - 1.
-        networks: the kinds of network to choose from, of NETWORKS.
-        optimizers: to choose from, of OPTIMIZERS.
+        networks: the kinds of network to choose from, of NETWORKS, or their shares.
+        optimizers: to choose from, of OPTIMIZERS, or their shares.
+        batches: the budget in mini-batches, or between which it is drawn, rounded down to whole mini-batches an action;
+            None: BUDGET, or DEEP_BUDGET of networks that take milliseconds a step.
+        train_size: training images, or between which they are drawn; of fewer than ten classes at most the share of the
+            largest number.
 
     Raises:
         ValueError: there is no such split, number, kind of network or optimizer.
@@ -42,9 +56,8 @@ def draw_task(
     optimizer = draws.weighted("optimizer", chosen("optimizers", optimizers, OPTIMIZERS))
     deep = kind in ("mnist-cnn", "resnet-8", "vit")
     batch_size = draws.log_integer("batch_size", *(DEEP_BATCH_SIZE if deep else BATCH_SIZE))
-    least, most = DEEP_BUDGET if deep else BUDGET
+    shortest, longest = ends(batches or (DEEP_BUDGET if deep else BUDGET))
     classes = _classes(draws)
-    train_size = draws.log_integer("train_size", 200, IMAGES_OF_A_CLASS * len(classes))
     sizes = RESOLUTIONS[kind]
     return Task(
         split=split,
@@ -53,7 +66,7 @@ def draw_task(
         initial_scale=draws.log_uniform("initial_scale", 0.5, 2.0),
         resolution=sizes[int(draws.uniform("resolution") * len(sizes))],
         classes=classes,
-        train_size=train_size,
+        train_size=_train_size(draws, train_size, len(classes)),
         label_noise=rounded(draws.uniform("label_noise", 0, 0.4)) if draws.happens("noisy", 0.5) else 0.0,
         input_scale=draws.log_uniform("input_scale", 0.3, 3.0),
         input_centre=rounded(draws.uniform("input_centre")),
@@ -63,7 +76,7 @@ def draw_task(
         weight_decay=_weight_decay(draws, optimizer),
         loss_scale=draws.log_uniform("loss_scale", 0.3, 3.0),
         batch_size=batch_size,
-        batches_per_action=draws.log_integer("budget", least // DECISIONS, most // DECISIONS),
+        batches_per_action=draws.log_integer("budget", shortest // DECISIONS, longest // DECISIONS),
     )
 
 
@@ -77,6 +90,12 @@ def _network(draws: Draws, kind: str) -> str:
     layers = 1 + int(draws.uniform("layers") * 3)
     widths = (draws.log_integer(f"width{layer}", 4, 64) for layer in range(1, layers + 1))
     return "-".join(["mlp", *map(str, widths), *_activation(draws)])
+
+
+def _train_size(draws: Draws, wanted: Range, classes: int) -> int:
+    fewest, most = ends(wanted)
+    most = max(BATCH_SIZE[1], most * classes // 10)
+    return draws.log_integer("train_size", min(fewest, most), most)
 
 
 def _activation(draws: Draws) -> tuple[str, ...]:
@@ -120,20 +139,51 @@ class LearningRateSource(TaskSource[Task]):
         "vit": ("vit-48-3", 28),
     }
 
-    networks: tuple[str, ...] = setting(tuple(NETWORKS), some_of(NETWORKS), "the kinds of network to draw from")
-    optimizers: tuple[str, ...] = setting(tuple(OPTIMIZERS), some_of(OPTIMIZERS), "the optimizers to draw from")
+    networks: tuple[str, ...] | Mapping[str, float] = setting(
+        tuple(NETWORKS), some_of(NETWORKS), "the kinds of network to draw from, or a dict of their shares"
+    )
+    optimizers: tuple[str, ...] | Mapping[str, float] = setting(
+        tuple(OPTIMIZERS), some_of(OPTIMIZERS), "the optimizers to draw from, or a dict of their shares"
+    )
+    batches: int | tuple[int, int] | None = setting(
+        None,
+        optional(number_or_range(DECISIONS, 10**6, whole=True)),
+        f"the budget in mini-batches, {DECISIONS} actions of equal length; None: {BUDGET[0]} to {BUDGET[1]:,}, and to "
+        f"{DEEP_BUDGET[1]:,} of networks that take milliseconds a step",
+    )
+    train_size: int | tuple[int, int] = setting(
+        TRAIN_SIZE,
+        number_or_range(BATCH_SIZE[1], 10**6, whole=True),
+        "training images; of fewer than ten classes at most their share of the largest number",
+    )
 
     def __post_init__(self) -> None:
-        """Check; the kinds come in the order of the family's own."""
+        """Check; the kinds come in the order of the family's own, lists become tuples."""
         super().__post_init__()
         for what, among in (("networks", NETWORKS), ("optimizers", OPTIMIZERS)):
-            object.__setattr__(self, what, tuple(chosen(what, getattr(self, what), among)))
+            object.__setattr__(self, what, kinds_of(what, getattr(self, what), among))
+        for name in ("batches", "train_size"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
 
     @property
     def network_kinds(self) -> tuple[str, ...]:
         """See `TaskSource.network_kinds`."""
-        return self.networks
+        return tuple(self.networks)
+
+    @property
+    def most_batches(self) -> int:
+        """See `TaskSource.most_batches`."""
+        return max(super().most_batches, 0 if self.batches is None else ends(self.batches)[1] // DECISIONS)
+
+    def require_images(self, dataset: Dataset) -> None:
+        """See `TaskSource.require_images`."""
+        most = 10 * int(np.bincount(dataset.train.labels, minlength=10).min())
+        if self.task is None and ends(self.train_size)[1] > most:
+            raise ValueError(
+                f"train_size must be at most {most:,} with these images, ten times those of the rarest class"
+            )
 
     def draw_number(self, number: int) -> Task:
         """See `TaskSource.draw_number`."""
-        return draw_task(self.split, number, self.networks, self.optimizers)
+        return draw_task(self.split, number, self.networks, self.optimizers, self.batches, self.train_size)

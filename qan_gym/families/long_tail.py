@@ -7,16 +7,16 @@ splits have no task in common: `data_seed` is even in one and odd in the other.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from qan_gym.data.selection import class_sizes
-from qan_gym.families.draws import Draws, chosen, rounded
+from qan_gym.families.draws import Draws, Kinds, chosen, ends, kinds_of, rounded
 from qan_gym.families.record import TaskRecord
-from qan_gym.families.source import TaskSource, some_of
+from qan_gym.families.source import TaskSource, number_or_range, some_of
 from qan_gym.schedules import SCHEDULES
-from qan_gym.utils.validation import Rule, integer, list_of, one_of, registered, setting, text
+from qan_gym.utils.validation import integer, list_of, one_of, registered, setting, text
 from qan_gym.utils.validation import number as real
 
 VERSION = 1  # of the record and of the distribution behind it; raised when a number comes to mean another task
@@ -133,26 +133,10 @@ class LongTailTask(TaskRecord):
         )
 
 
-def number_or_range(least: float, most: float, whole: bool = False) -> Rule:
-    """A number within bounds, or a pair of them, the smaller one first."""
-
-    def is_right(value: Any) -> bool:
-        kinds = (int,) if whole else (int, float)
-        return isinstance(value, kinds) and not isinstance(value, bool) and least <= value <= most
-
-    def allows(value: Any, _: Any) -> bool:
-        if isinstance(value, list | tuple):
-            return len(value) == 2 and all(map(is_right, value)) and value[0] <= value[1]
-        return is_right(value)
-
-    what = "an integer" if whole else "a number"
-    return Rule(allows, lambda _: f"{what} in [{least:g}, {most:g}], or two of them, which it is drawn between")
-
-
 def draw_task(
     split: str,
     task: int,
-    networks: Iterable[str] = tuple(NETWORKS),
+    networks: Kinds = tuple(NETWORKS),
     imbalance: Range = IMBALANCE,
     label_noise: Range = LABEL_NOISE,
     noisy_classes: int | tuple[int, int] = NOISY_CLASSES,
@@ -162,7 +146,7 @@ def draw_task(
     Args:
         split: "train" or "test".
         task: its number, from 0 to 2^31 - 1.
-        networks: the kinds of network to choose from, of NETWORKS.
+        networks: the kinds of network to choose from, of NETWORKS, or their shares.
         imbalance: size of the largest class over that of the smallest, or between which it is drawn, uniformly in the
             logarithm.
         label_noise: of the noisy classes, or between which that of each is drawn, uniformly.
@@ -173,14 +157,14 @@ def draw_task(
     """
     draws = Draws(f"QanMinibatch-LongTail/{VERSION}", split, task)
     kind = draws.weighted("network", chosen("networks", networks, NETWORKS))
-    ratio = draws.log_uniform("imbalance", *_ends(imbalance))
+    ratio = draws.log_uniform("imbalance", *ends(imbalance))
     weights = sum(ratio ** (-rank / (DIGITS - 1)) for rank in range(DIGITS))
     train_size = int(draws.log_uniform("largest class", *LARGEST_CLASS) * weights)
     batch_size = draws.log_integer("batch_size", *BATCH_SIZE)
-    low, high = _ends(noisy_classes)
+    low, high = ends(noisy_classes)
     noisy = draws.permutation("noisy classes", DIGITS)[: int(low) + int(draws.uniform("noisy") * (high - low + 1))]
     noise = [
-        rounded(draws.uniform(f"label_noise {label}", *_ends(label_noise))) if label in noisy else 0.0
+        rounded(draws.uniform(f"label_noise {label}", *ends(label_noise))) if label in noisy else 0.0
         for label in range(DIGITS)
     ]
     schedule = "one-cycle" if draws.happens("one-cycle", 0.5) else "linear"
@@ -202,10 +186,6 @@ def draw_task(
         batch_size=batch_size,
         batches_per_action=draws.log_integer("budget", *BATCHES_OF_ACTION),
     )
-
-
-def _ends(given: Range | tuple[int, int]) -> tuple[float, float]:
-    return (given[0], given[1]) if isinstance(given, list | tuple) else (given, given)
 
 
 def _network(draws: Draws, kind: str) -> str:
@@ -244,7 +224,9 @@ class LongTailSource(TaskSource[LongTailTask]):
         *("meta_momentum", "pull_epochs", "reference", "distillation"),
     )
 
-    networks: tuple[str, ...] = setting(tuple(NETWORKS), some_of(NETWORKS), "the kinds of network to draw from")
+    networks: tuple[str, ...] | Mapping[str, float] = setting(
+        tuple(NETWORKS), some_of(NETWORKS), "the kinds of network to draw from, or a dict of their shares"
+    )
     imbalance: float | tuple[float, float] = setting(
         IMBALANCE,
         number_or_range(1, 100),
@@ -260,7 +242,7 @@ class LongTailSource(TaskSource[LongTailTask]):
     def __post_init__(self) -> None:
         """Check; the kinds of network come in the order of the family's own, lists become tuples."""
         super().__post_init__()
-        object.__setattr__(self, "networks", tuple(chosen("networks", self.networks, NETWORKS)))
+        object.__setattr__(self, "networks", kinds_of("networks", self.networks, NETWORKS))
         for name in ("imbalance", "label_noise", "noisy_classes"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -273,7 +255,7 @@ class LongTailSource(TaskSource[LongTailTask]):
     @property
     def network_kinds(self) -> tuple[str, ...]:
         """See `TaskSource.network_kinds`."""
-        return self.networks
+        return tuple(self.networks)
 
     def draw_number(self, number: int) -> LongTailTask:
         """See `TaskSource.draw_number`."""

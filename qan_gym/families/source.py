@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
+from qan_gym.data.datasets import Dataset
 from qan_gym.families.record import NUMBER_LIMIT, TaskRecord
 from qan_gym.utils.validation import Rule, check_settings, integer, one_of, optional, setting
 
@@ -13,17 +15,38 @@ Record = TypeVar("Record", bound=TaskRecord)
 
 
 def some_of(among: Mapping[str, float]) -> Rule:
-    """One or more of some names: a list of them, or one alone."""
+    """One or more of some names: a list of them, one alone, or a dict of their shares."""
 
     def allows(value: Any, _: Any) -> bool:
         names = [value] if isinstance(value, str) else value
         return (
-            isinstance(names, list | tuple)
+            isinstance(names, list | tuple | dict)
             and len(names) > 0
             and all(isinstance(name, str) and name in among for name in names)
+            and (not isinstance(names, dict) or all(map(_is_share, names.values())))
         )
 
-    return Rule(allows, lambda _: f"some of {', '.join(among)}")
+    return Rule(allows, lambda _: f"some of {', '.join(among)}, or a dict of the shares, above 0, of some")
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def number_or_range(least: float, most: float, whole: bool = False) -> Rule:
+    """A number within bounds, or a pair of them, the smaller one first."""
+
+    def is_right(value: Any) -> bool:
+        kinds = (int,) if whole else (int, float)
+        return isinstance(value, kinds) and not isinstance(value, bool) and least <= value <= most
+
+    def allows(value: Any, _: Any) -> bool:
+        if isinstance(value, list | tuple):
+            return len(value) == 2 and all(map(is_right, value)) and value[0] <= value[1]
+        return is_right(value)
+
+    what = "an integer" if whole else "a number"
+    return Rule(allows, lambda _: f"{what} in [{least:g}, {most:g}], or two of them, which it is drawn between")
 
 
 def only_task() -> Rule:
@@ -126,6 +149,13 @@ class TaskSource(Generic[Record]):
         if self.task is None or self.most_images == 0:
             return self.most_images, self.most_batch
         return max(self.most_images, self.task.train_size), max(self.most_batch, self.task.batch_size)
+
+    def require_images(self, dataset: Dataset) -> None:
+        """Check that the data set has as many training images as any drawn task takes.
+
+        Raises:
+            ValueError: it has fewer.
+        """
 
     def draw(self, seed: int) -> Record:
         """The task of the episode with a seed."""

@@ -383,10 +383,12 @@ def family_parts(config: TaskConfig, source: TaskSource[Any], device: str, engin
         engine: "auto", "native" or "torch", see `qan_gym.core.engine`.
 
     Raises:
-        ValueError: the device is another, or there is no library for engine="native".
+        ValueError: the device is another, there is no library for engine="native", or there are fewer images than a task
+            may take.
     """
     if torch.device(device).type != "cpu":
         raise ValueError(f"the runs of a family are small and of different shapes: device must be cpu, not {device!r}")
+    source.require_images(load_dataset(config.dataset))
     typical = build_components(replace(config, **source.typical_settings()), device, "torch")
     most = max(room(*source.largest[kind]) for kind in source.network_kinds)
     most = most if source.task is None else max(most, typical.network.size())

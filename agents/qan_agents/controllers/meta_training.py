@@ -202,7 +202,7 @@ class MetaTraining:
     def evaluate(self, controller: Controller) -> Outcomes:
         """Trainings of other tasks of the training split, the same every time."""
         tasks = evaluation_tasks(self.config)
-        return play_controller(controller, tasks, range(len(tasks)))
+        return play_controller(controller, tasks, range(len(tasks)), dataset=self.env.config.dataset)
 
     def controller(self) -> Controller:
         """The policy so far, without its noise."""

@@ -55,7 +55,7 @@ def curves(rows: list[Row], config: MetaConfig) -> Figure:
 def learning_rates(controller: Controller, config: MetaConfig) -> Figure:
     """The learning rates that a controller plays on twelve tasks, the base schedule included."""
     tasks = late_tasks(config, SHOWN_TASKS, OFFSET)
-    outcomes = play_controller(controller, tasks, range(SHOWN_TASKS))
+    outcomes = play_controller(controller, tasks, range(SHOWN_TASKS), dataset=config.family_config()[0].dataset)
     shares = (np.arange(DECISIONS) + 0.5) / DECISIONS
     shape = np.asarray(SCHEDULES[controller.settings.schedule].rate(np, np.ones(DECISIONS), shares))
     figure = Figure(figsize=(11, 7), layout="constrained")
