@@ -146,6 +146,7 @@ class MetaTraining:
             ValueError: a setting is wrong.
         """
         self.config, self.env = config, environment(config)
+        self.env.training.tests = False  # test images are for judging
         self.rows: list[Row] = []
         self.learner = LEARNERS[config.agent](config, self.env)
         self.tensor_env = TensorVectorEnv(self.env, self.learner.agent.device)
