@@ -383,8 +383,8 @@ def family_parts(config: TaskConfig, source: TaskSource[Any], device: str, engin
         engine: "auto", "native" or "torch", see `qan_gym.core.engine`.
 
     Raises:
-        ValueError: the device is another, there is no library for engine="native", or there are fewer images than a task
-            may take.
+        ValueError: the device is another, there is no library for engine="native", or there are fewer images than a
+            task may take.
     """
     if torch.device(device).type != "cpu":
         raise ValueError(f"the runs of a family are small and of different shapes: device must be cpu, not {device!r}")
