@@ -74,7 +74,7 @@ def rounded(value: float) -> float:
 
 
 def chosen(what: str, names: Iterable[str], among: Mapping[str, float]) -> dict[str, float]:
-    """The weights of some options.
+    """The weights of some options; all alike where each of them has weight 0.
 
     Raises:
         ValueError: there are none, or one is not among those there are.
@@ -82,4 +82,5 @@ def chosen(what: str, names: Iterable[str], among: Mapping[str, float]) -> dict[
     wanted = (names,) if isinstance(names, str) else tuple(names)
     if not wanted or not set(wanted) <= among.keys():
         raise ValueError(f"{what} must be some of {', '.join(among)}, not {names!r}")
-    return {name: weight for name, weight in among.items() if name in wanted}
+    weights = {name: weight for name, weight in among.items() if name in wanted}
+    return weights if any(weights.values()) else dict.fromkeys(weights, 1.0)

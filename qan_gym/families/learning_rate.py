@@ -14,24 +14,34 @@ from qan_gym.families.source import TaskSource, some_of
 from qan_gym.families.task import DECISIONS, VERSION, Task
 from qan_gym.utils.validation import setting
 
-NETWORKS = {"mlp": 0.85, "cnn": 0.06, "mnist-cnn": 0.03, "resnet-8": 0.03, "vit": 0.03}  # kind -> share of the tasks
+# Kind -> share of the tasks; of share 0: only where it is asked for.
+NETWORKS = {"mlp": 0.85, "mlp-norm": 0.0, "cnn": 0.06, "mnist-cnn": 0.03, "resnet-8": 0.03, "vit": 0.03}
+USUAL_NETWORKS = tuple(kind for kind, share in NETWORKS.items() if share > 0)
 OPTIMIZERS = {"sgd": 0.5, "adamw": 0.5}
 BUDGET = (100, 4_000)  # mini-batches, least and largest
 DEEP_BUDGET = (100, 1_000)  # of the networks that take milliseconds a step
 BATCH_SIZE, DEEP_BATCH_SIZE = (4, 128), (8, 32)
 IMAGES_OF_A_CLASS = 400  # of the bundled training images
-RESOLUTIONS = {"mlp": (7, 7, 7, 14, 14, 28), "cnn": (14, 28), "vit": (14, 28), "mnist-cnn": (28,), "resnet-8": (28,)}
+MLP_RESOLUTIONS = (7, 7, 7, 14, 14, 28)
+RESOLUTIONS = {
+    "mlp": MLP_RESOLUTIONS,
+    "mlp-norm": MLP_RESOLUTIONS,
+    "cnn": (14, 28),
+    "vit": (14, 28),
+    "mnist-cnn": (28,),
+    "resnet-8": (28,),
+}
 
 
 def draw_task(
-    split: str, number: int, networks: Iterable[str] = tuple(NETWORKS), optimizers: Iterable[str] = tuple(OPTIMIZERS)
+    split: str, number: int, networks: Iterable[str] = USUAL_NETWORKS, optimizers: Iterable[str] = tuple(OPTIMIZERS)
 ) -> Task:
     """The task of a number.
 
     Args:
         split: "train" or "test".
         number: from 0 to 2^31 - 1.
-        networks: the kinds of network to choose from, of NETWORKS.
+        networks: the kinds of network to choose from, of NETWORKS, by their shares; kinds of share 0 alone are alike.
         optimizers: to choose from, of OPTIMIZERS.
 
     Raises:
@@ -76,7 +86,7 @@ def _network(draws: Draws, kind: str) -> str:
         return f"vit-{8 * draws.log_integer('width1', 2, 6)}-{1 + int(draws.uniform('layers') * 3)}"
     layers = 1 + int(draws.uniform("layers") * 3)
     widths = (draws.log_integer(f"width{layer}", 4, 64) for layer in range(1, layers + 1))
-    return "-".join(["mlp", *map(str, widths), *_activation(draws)])
+    return "-".join(["mlp", *map(str, widths), *_activation(draws), *(("norm",) if kind == "mlp-norm" else ())])
 
 
 def _activation(draws: Draws) -> tuple[str, ...]:
@@ -114,13 +124,14 @@ class LearningRateSource(TaskSource[Task]):
     most_drawn: ClassVar[int] = BUDGET[1] // DECISIONS
     largest: ClassVar[dict[str, tuple[str, int]]] = {
         "mlp": ("mlp-64-64-64", 28),
+        "mlp-norm": ("mlp-64-64-64-norm", 28),
         "cnn": ("cnn-16-32", 28),
         "mnist-cnn": ("mnist-cnn", 28),
         "resnet-8": ("resnet-8", 28),
         "vit": ("vit-48-3", 28),
     }
 
-    networks: tuple[str, ...] = setting(tuple(NETWORKS), some_of(NETWORKS), "the kinds of network to draw from")
+    networks: tuple[str, ...] = setting(USUAL_NETWORKS, some_of(NETWORKS), "the kinds of network to draw from")
     optimizers: tuple[str, ...] = setting(tuple(OPTIMIZERS), some_of(OPTIMIZERS), "the optimizers to draw from")
 
     def __post_init__(self) -> None:
