@@ -185,7 +185,7 @@ def test_a_state_is_of_its_task(tmp_path):
         ({"network": "mlp-3"}, "network: every task"),
         ({"epochs": 3}, "epochs: no setting of a family"),
         ({"learning_rate": 0.5, "augment": "zero"}, "learning_rate, augment: no setting"),
-        ({"networks": []}, "networks must be some of mlp, cnn"),
+        ({"networks": []}, "networks must be some of mlp, mlp-norm, cnn"),
         ({"task": SMALL, "split": "test"}, "leave out split"),
         ({"task": 5}, "a task must be"),
         ({"split": "validation"}, "split"),

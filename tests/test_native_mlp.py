@@ -76,6 +76,7 @@ def random_task(seed: int, most_width: int = 40, **changes: Any) -> MLPTask:
         "seed": int(rng.integers(2**63)),
         "class_weights": np.exp(rng.uniform(-3, 1, n_classes)) if rng.random() < 0.5 else None,
     }
+    settings["normalised"] = min(settings["widths"]) > 2 and bool(np.random.default_rng([8, seed]).random() < 0.5)
     return MLPTask(**settings | changes)
 
 
@@ -99,7 +100,7 @@ def train(made: MLPKernels, counts: Any, most: int) -> Any:
 
 def network_of(task: MLPTask) -> Network:
     shape = (1, 1, task.train.inputs)
-    return zoo.mlp(shape, task.n_classes, task.widths, task.activation, task.initial_scale)
+    return zoo.mlp(shape, task.n_classes, task.widths, task.activation, task.initial_scale, task.normalised)
 
 
 def params_of(task: MLPTask, memory: np.ndarray, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
@@ -142,12 +143,22 @@ def weights_of(task: MLPTask) -> torch.Tensor:
 
 
 def logits_of(task: MLPTask, params: dict[str, torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
+    return layers_of(task, params, inputs)[-1]
+
+
+def layers_of(task: MLPTask, params: dict[str, torch.Tensor], inputs: torch.Tensor) -> list[torch.Tensor]:
+    """What each layer gives, of the hidden ones before the activation."""
     apply = {"relu": F.relu, "tanh": torch.tanh, "gelu": lambda x: F.gelu(x, approximate="tanh")}[task.activation]
-    x = inputs.double()
+    found: list[torch.Tensor] = []
     for number in range(1, len(task.widths) + 2):
+        x = apply(found[-1]) if found else inputs.double()
         x = F.linear(x, params[f"layer{number}.weight"], params[f"layer{number}.bias"])
-        x = apply(x) if number <= len(task.widths) else x
-    return x
+        found.append(normal_of(x) if task.normalised and number <= len(task.widths) else x)
+    return found
+
+
+def normal_of(x: torch.Tensor) -> torch.Tensor:
+    return (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True, correction=0) + 1e-5).sqrt()
 
 
 def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -188,11 +199,9 @@ def tolerances_of(task: MLPTask, params: dict[str, torch.Tensor], clock: int, lo
     That is: the difference of large logits, a small softmax - 1, and on which side of 0 a ReLU is.
     """
     inputs, _ = inputs_of(task, task.train, batch_of(task, clock))
-    largest = float(logits_of(task, params, inputs).abs().max())
-    x, nearest = inputs.double(), 1.0
-    for number in range(1, len(task.widths) + 1 if task.activation == "relu" else 1):
-        x = F.linear(x, params[f"layer{number}.weight"], params[f"layer{number}.bias"])
-        nearest, x = min(nearest, float(x.abs().min() / x.abs().max())), x.relu()
+    *hidden, logits = layers_of(task, params, inputs)
+    largest, rectified = float(logits.abs().max()), task.activation == "relu"
+    nearest = min(float(x.abs().min() / x.abs().max()) for x in hidden) if rectified else 1.0
     gradient = (1e-5 if nearest > 1e-6 else 1e-1) + 2e-7 * task.loss_scale / max(loss, 1e-30) * max(1.0, largest)
     return 1e-6 * max(loss, 0.3 * task.loss_scale * max(1.0, largest)), gradient
 
@@ -248,11 +257,37 @@ def test_every_optimizer_and_activation_over_many_mini_batches(optimizer, activa
 
 
 @needs_library
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("batch", [1, 5, 32, 33, 100])  # a part of a chunk, a whole one, several
+def test_normalised_networks_over_chunks_of_images(batch, activation):
+    """Widths that fill vectors of every length, one less, and one more."""
+    widths = [(3, 4), (5, 8), (7, 9), (15,), (16, 17, 32), (33, 31)]
+    examples = made_examples(50, 4, 110)
+    check_steps([MLPTask(examples, 4, each, activation, batch, "momentum", normalised=True) for each in widths], 3)
+
+
+@needs_library
+def test_a_normalised_layer_of_two_units_gives_1_and_minus_1():
+    """Whatever its weights, whose gradient is as small as 1e-5 is beside the variance: float32 knows no more of it."""
+    task = MLPTask(made_examples(50, 4, 40), 4, (2,), "relu", 40, initial_scale=100, normalised=True)
+    made = kernels_of([task], measured=True)
+    params = params_of(task, made.state.weights[0])
+    loss, _ = gradients_of(task, params, 0)
+    inputs, _ = inputs_of(task, task.train, np.arange(40))
+    assert layers_of(task, params, inputs)[0].abs().min() > 0.99
+    assert train(made, [1], 1).losses[0, 0] == pytest.approx(loss, rel=1e-6)
+    found = params_of(task, made.state.previous_gradient[0])
+    assert float(found["layer1.weight"].norm()) < 1e-3 * float(found["layer2.weight"].norm())
+
+
+@needs_library
 @pytest.mark.parametrize("widths", [(2,), (256,), (256, 256, 256), (2, 256, 3), (100, 15, 17)])
 def test_the_smallest_and_the_largest_networks(widths):
     for inputs, n_classes, batch in ((49, 2, 1), (1024, 128, 512)):
         task = MLPTask(made_examples(inputs, n_classes, batch), n_classes, widths, "relu", batch, initial_scale=0.7)
         check_gradients_alone(task)
+        if min(widths) > 2:
+            check_gradients_alone(replace(task, activation="gelu", normalised=True))
 
 
 def check_gradients_alone(task: MLPTask) -> None:
@@ -403,8 +438,11 @@ def test_what_is_measured_does_not_change_the_training():
 
 # --- the same bits --------------------------------------------------------------------------------------------------
 
-# SHA-256 of states, losses and measurements of 64 tasks after up to 7 mini-batches.
-GOLDEN = "eb28560fc50387b839e7108e5e14855da3fdb644b87dcf87bbd87ba2aba94377"
+# SHA-256 of states, losses and measurements of 64 tasks after up to 7 mini-batches; without and with normalisation.
+GOLDEN = {
+    False: "eb28560fc50387b839e7108e5e14855da3fdb644b87dcf87bbd87ba2aba94377",
+    True: "8b28bf884490a2c5b469bf76c1794de9a7a7de41647d3ef2373f6d4b9e87ca00",
+}
 
 
 def contents(made: MLPKernels, row: int) -> list[np.ndarray]:
@@ -414,8 +452,8 @@ def contents(made: MLPKernels, row: int) -> list[np.ndarray]:
     return [*(memory[row, : task.size] for memory in memories), made.state.clock[row : row + 1]]
 
 
-def trained_digest(**kwargs: Any) -> str:
-    tasks = [random_task(seed, class_weights=None) for seed in range(64)]
+def trained_digest(normalised: bool, **kwargs: Any) -> str:
+    tasks = [random_task(seed, class_weights=None, normalised=normalised) for seed in range(64)]
     made, digest = kernels_of(tasks, measured=True, **kwargs), hashlib.sha256()
     for counts in ([3] * 64, [seed % 5 for seed in range(64)]):
         trained = train(made, counts, 4)
@@ -429,9 +467,10 @@ def trained_digest(**kwargs: Any) -> str:
 
 
 @needs_library
+@pytest.mark.parametrize("normalised", [False, True])
 @pytest.mark.parametrize("instruction_set", Kernels.available() or ["none"])
-def test_the_golden_digest_holds_with_every_instruction_set(instruction_set):
-    assert trained_digest(instruction_set=instruction_set) == GOLDEN
+def test_the_golden_digest_holds_with_every_instruction_set(instruction_set, normalised):
+    assert trained_digest(normalised, instruction_set=instruction_set) == GOLDEN[normalised]
 
 
 @pytest.mark.slow
@@ -447,7 +486,8 @@ def test_the_golden_digest_holds_with_every_compiler(compiler, flags, tmp_path, 
     found = library.open_library(tmp_path / "other.so")
     monkeypatch.setattr(library, "find", lambda: found)
     for instruction_set in Kernels.available():
-        assert trained_digest(instruction_set=instruction_set) == GOLDEN
+        for normalised, digest in GOLDEN.items():
+            assert trained_digest(normalised, instruction_set=instruction_set) == digest
 
 
 @pytest.mark.slow
@@ -644,6 +684,7 @@ def test_a_learning_rate_that_blows_up_ends_the_row():
         ({"class_weights": np.array([1, 1, 0, 1, 1])}, "class_weights"),
         ({"class_weights": np.array([1, 1, np.nan, 1, 1])}, "class_weights"),
         ({"class_weights": np.array([1, 1, np.inf, 1, 1])}, "class_weights"),
+        ({"normalised": 1}, "normalised: 1 is out of its range"),
         ({"train": None}, "train: it must be Examples, not NoneType"),
     ],
 )

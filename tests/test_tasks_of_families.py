@@ -56,7 +56,7 @@ def test_tasks_cover_the_family(drawn):
         (Counter(t.optimizer for t in drawn), OPTIMIZERS),
     ):
         for name, share in shares.items():
-            assert abs(counted[name] / len(drawn) - share) < 5 * (share * (1 - share) / len(drawn)) ** 0.5, name
+            assert abs(counted[name] / len(drawn) - share) <= 5 * (share * (1 - share) / len(drawn)) ** 0.5, name
     for name, low, high in (
         *(("input_scale", 0.3, 3), ("loss_scale", 0.3, 3), ("initial_scale", 0.5, 2), ("budget", 100, 4000)),
         *(("batch_size", 4, 128), ("train_size", 200, 4000)),
@@ -93,6 +93,19 @@ def test_other_distributions_on_request():
         assert replace(usual, **{name: getattr(task, name) for name in changed}) == task
     fixed = draw_task("train", 3, batches=777, train_size=128)
     assert (fixed.budget, fixed.train_size) == (775, 128)
+
+
+def test_normalised_perceptrons_are_drawn_where_they_are_asked_for():
+    """As the perceptrons of the same numbers; beside kinds with a share there are none."""
+    for number in range(200):
+        plain, task = (draw_task("test", number, networks=kind) for kind in ("mlp", "mlp-norm"))
+        assert task == replace(plain, network=f"{plain.network}-norm")
+        assert (task.kind, task.widths, task.context()) == ("mlp-norm", plain.widths, plain.context())
+        assert draw_task("test", number, networks=NETWORKS) == draw_task("test", number)
+    with pytest.raises(ValueError, match="mlp-norm beside others needs shares"):
+        draw_task("train", 0, networks=["mlp", "mlp-norm"])
+    kinds = Counter(draw_task("train", number, {"mlp": 1, "mlp-norm": 3}).kind for number in range(400))
+    assert abs(kinds["mlp-norm"] - 300) < 45
 
 
 @pytest.mark.slow

@@ -92,7 +92,8 @@ def kinds_of(what: str, names: Kinds, among: Mapping[str, float]) -> tuple[str, 
 
 
 def chosen(what: str, names: Kinds, among: Mapping[str, float]) -> dict[str, float]:
-    """The weights of some options, in their own order: those of a mapping, or else the usual ones.
+    """The weights of some options, in their own order: those of a mapping, or else the usual ones, or all alike where
+    these are 0.
 
     Raises:
         ValueError: there are none, or one is not among those there are.
@@ -100,5 +101,11 @@ def chosen(what: str, names: Kinds, among: Mapping[str, float]) -> dict[str, flo
     wanted = (names,) if isinstance(names, str) else tuple(names)
     if not wanted or not set(wanted) <= among.keys():
         raise ValueError(f"{what} must be some of {', '.join(among)}, not {names!r}")
-    weights = names if isinstance(names, Mapping) else among
-    return {name: weights[name] for name in among if name in wanted}
+    if isinstance(names, Mapping):
+        return {name: names[name] for name in among if name in names}
+    weights = {name: weight for name, weight in among.items() if name in wanted}
+    if not any(weights.values()):
+        return dict.fromkeys(weights, 1.0)
+    if rare := [name for name, weight in weights.items() if weight == 0]:
+        raise ValueError(f"{what}: {', '.join(rare)} beside others needs shares: give a dict of them, {{name: share}}")
+    return weights

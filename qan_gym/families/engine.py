@@ -236,7 +236,7 @@ def kernel_task(config: TaskConfig, seed: int) -> MLPTask:
     small, chosen = at_resolution(dataset, selection.resolution), chosen_images(dataset, selection)
     mean, deviation = _mean_and_deviation(small, chosen.places)
     scale = config.input_scale / deviation
-    widths, activation = mlp_sizes(config.network)
+    widths, activation, normalised = mlp_sizes(config.network)
     n_classes = len(selection.classes or range(dataset.n_classes))
     return MLPTask(
         train=Examples(small.train.images, chosen.places, chosen.labels),
@@ -253,6 +253,7 @@ def kernel_task(config: TaskConfig, seed: int) -> MLPTask:
         initial_scale=config.initial_scale,
         seed=seed,
         class_weights=class_weights(chosen.labels, n_classes, config.class_weights),
+        normalised=normalised,
     )
 
 

@@ -17,7 +17,9 @@ from qan_gym.families.source import TaskSource, number_or_range, some_of
 from qan_gym.families.task import DECISIONS, VERSION, Task
 from qan_gym.utils.validation import optional, setting
 
-NETWORKS = {"mlp": 0.85, "cnn": 0.06, "mnist-cnn": 0.03, "resnet-8": 0.03, "vit": 0.03}  # kind -> share of the tasks
+# Kind -> share of the tasks; of share 0: only where it is asked for.
+NETWORKS = {"mlp": 0.85, "mlp-norm": 0.0, "cnn": 0.06, "mnist-cnn": 0.03, "resnet-8": 0.03, "vit": 0.03}
+USUAL_NETWORKS = tuple(kind for kind, share in NETWORKS.items() if share > 0)
 OPTIMIZERS = {"sgd": 0.5, "adamw": 0.5}
 BUDGET = (100, 4_000)  # mini-batches, least and largest
 DEEP_BUDGET = (100, 1_000)  # of the networks that take milliseconds a step
@@ -25,13 +27,21 @@ BATCH_SIZE, DEEP_BATCH_SIZE = (4, 128), (8, 32)
 TRAIN_SIZE = (200, 4_000)  # of ten classes; of fewer at most their share of the largest
 Range = int | tuple[int, int]  # a number, or what it is drawn between, uniformly in the logarithm
 
-RESOLUTIONS = {"mlp": (7, 7, 7, 14, 14, 28), "cnn": (14, 28), "vit": (14, 28), "mnist-cnn": (28,), "resnet-8": (28,)}
+MLP_RESOLUTIONS = (7, 7, 7, 14, 14, 28)
+RESOLUTIONS = {
+    "mlp": MLP_RESOLUTIONS,
+    "mlp-norm": MLP_RESOLUTIONS,
+    "cnn": (14, 28),
+    "vit": (14, 28),
+    "mnist-cnn": (28,),
+    "resnet-8": (28,),
+}
 
 
 def draw_task(
     split: str,
     number: int,
-    networks: Kinds = tuple(NETWORKS),
+    networks: Kinds = USUAL_NETWORKS,
     optimizers: Kinds = tuple(OPTIMIZERS),
     batches: Range | None = None,
     train_size: Range = TRAIN_SIZE,
@@ -41,7 +51,7 @@ def draw_task(
     Args:
         split: "train" or "test".
         number: from 0 to 2^31 - 1.
-        networks: the kinds of network to choose from, of NETWORKS, or their shares.
+        networks: the kinds of network to choose from, of NETWORKS, or their shares; those of share 0 alone are alike.
         optimizers: to choose from, of OPTIMIZERS, or their shares.
         batches: the budget in mini-batches, or between which it is drawn, rounded down to whole mini-batches an action;
             None: BUDGET, or DEEP_BUDGET of networks that take milliseconds a step.
@@ -89,7 +99,7 @@ def _network(draws: Draws, kind: str) -> str:
         return f"vit-{8 * draws.log_integer('width1', 2, 6)}-{1 + int(draws.uniform('layers') * 3)}"
     layers = 1 + int(draws.uniform("layers") * 3)
     widths = (draws.log_integer(f"width{layer}", 4, 64) for layer in range(1, layers + 1))
-    return "-".join(["mlp", *map(str, widths), *_activation(draws)])
+    return "-".join(["mlp", *map(str, widths), *_activation(draws), *(("norm",) if kind == "mlp-norm" else ())])
 
 
 def _train_size(draws: Draws, wanted: Range, classes: int) -> int:
@@ -133,6 +143,7 @@ class LearningRateSource(TaskSource[Task]):
     most_drawn: ClassVar[int] = BUDGET[1] // DECISIONS
     largest: ClassVar[dict[str, tuple[str, int]]] = {
         "mlp": ("mlp-64-64-64", 28),
+        "mlp-norm": ("mlp-64-64-64-norm", 28),
         "cnn": ("cnn-16-32", 28),
         "mnist-cnn": ("mnist-cnn", 28),
         "resnet-8": ("resnet-8", 28),
@@ -140,7 +151,7 @@ class LearningRateSource(TaskSource[Task]):
     }
 
     networks: tuple[str, ...] | Mapping[str, float] = setting(
-        tuple(NETWORKS), some_of(NETWORKS), "the kinds of network to draw from, or a dict of their shares"
+        USUAL_NETWORKS, some_of(NETWORKS), "the kinds of network to draw from, or a dict of their shares"
     )
     optimizers: tuple[str, ...] | Mapping[str, float] = setting(
         tuple(OPTIMIZERS), some_of(OPTIMIZERS), "the optimizers to draw from, or a dict of their shares"

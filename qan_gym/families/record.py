@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self, cast
 from qan_gym.utils.validation import check_settings
 
 NUMBER_LIMIT = 2**31  # of the tasks of a split
+MLPS = ("mlp", "mlp-norm")  # the kinds of multilayer perceptrons
 
 
 class TaskRecord:
@@ -67,7 +68,7 @@ class TaskRecord:
     @property
     def widths(self) -> list[int]:
         """Of the hidden layers of a multilayer perceptron; empty for other networks."""
-        return [int(part) for part in self.network.split("-") if part.isdecimal()] if self.kind == "mlp" else []
+        return [int(part) for part in self.network.split("-") if part.isdecimal()] if self.kind in MLPS else []
 
     @property
     def budget(self) -> int:
@@ -76,8 +77,11 @@ class TaskRecord:
 
     @property
     def kind(self) -> str:
-        """The kind of network: "mlp", "cnn", "mnist-cnn", "resnet-8" or "vit"."""
-        return self.network if self.network in ("mnist-cnn", "resnet-8") else self.network.partition("-")[0]
+        """The kind of network: "mlp", "mlp-norm", "cnn", "mnist-cnn", "resnet-8" or "vit"."""
+        if self.network in ("mnist-cnn", "resnet-8"):
+            return self.network
+        kind = self.network.partition("-")[0]
+        return "mlp-norm" if kind == "mlp" and self.network.endswith("-norm") else kind
 
     @property
     def own_schedule(self) -> str | None:

@@ -134,7 +134,7 @@ class MLPTask(Structure):
         ("beta2", c_double),
         ("epsilon", c_double),
         *((name, c_float) for name in ("scale", "shift", "loss_scale")),
-        *((name, c_int32) for name in ("activation", "optimizer", "reserved")),
+        *((name, c_int32) for name in ("activation", "optimizer", "normalised")),
     )
 
 

@@ -104,6 +104,7 @@ class MLPTask:
         seed: of the initial weights and of the order.
         class_weights: (K,) above 0, kept as float32; the training loss is the mean of the images' cross-entropies times
             the weights of their classes. None: all 1.
+        normalised: whether each hidden layer has layer normalisation, without parameters, in front of its activation.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -124,6 +125,7 @@ class MLPTask:
     initial_scale: float = 1.0
     seed: int = 0
     class_weights: NDArray[Any] | None = None
+    normalised: bool = False
 
     def __post_init__(self) -> None:
         """Check."""
@@ -153,6 +155,7 @@ class MLPTask:
             "loss_scale": 1e-30 <= self.loss_scale <= 1e30,
             "initial_scale": 0 < self.initial_scale <= 1e30,
             "seed": -(2**63) <= self.seed < 2**63,
+            "normalised": isinstance(self.normalised, bool),
         }.items():
             if not right:
                 raise ValueError(f"{name}: {getattr(self, name)!r} is out of its range")
@@ -188,6 +191,7 @@ class MLPTask:
             loss_scale=self.loss_scale,
             activation=ACTIVATIONS.index(self.activation),
             optimizer=library.OPTIMIZERS.index(self.optimizer),
+            normalised=self.normalised,
         )
 
 

@@ -71,8 +71,8 @@ def _builder(name: str) -> NetworkBuilder:
     if kind not in PATTERNS:
         raise ValueError(unknown_name("network", name, (*NETWORKS, *PATTERNS.values())))
     if kind == "mlp":
-        widths, activation = mlp_sizes(name)
-        return partial(mlp, widths=widths, activation=activation)
+        widths, activation, normalised = mlp_sizes(name)
+        return partial(mlp, widths=widths, activation=activation, normalised=normalised)
     first, second = _two_sizes(name, kind)
     if kind == "cnn":
         return partial(small_modules.cnn, widths=(first, second))
@@ -164,7 +164,7 @@ def at_least_32(image_shape: ImageShape) -> ImageShape:
 
 # --- multilayer perceptrons ------------------------------------------------------------------------------------------
 
-MLP_PATTERN = "mlp-W[-W[-W]][-tanh|-gelu]"  # W: the width of a hidden layer
+MLP_PATTERN = "mlp-W[-W[-W]][-tanh|-gelu][-norm]"  # W: the width of a hidden layer
 MLP_WIDTHS = (2, 256)
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -173,20 +173,21 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def mlp_sizes(name: str) -> tuple[tuple[int, ...], str]:
-    """The widths and the activation of a multilayer perceptron by name: "mlp-32", "mlp-64-64-tanh".
+def mlp_sizes(name: str) -> tuple[tuple[int, ...], str, bool]:
+    """The widths, the activation, and whether it is normalised, of a multilayer perceptron by name: "mlp-64-64-tanh".
 
     Raises:
         ValueError: the name is not `MLP_PATTERN`.
     """
-    match = re.fullmatch(r"mlp((?:-[1-9][0-9]{0,3}){1,3})(?:-(tanh|gelu))?", name, re.ASCII)
+    match = re.fullmatch(r"mlp((?:-[1-9][0-9]{0,3}){1,3})(?:-(tanh|gelu))?(-norm)?", name, re.ASCII)
     widths = tuple(map(int, match[1].split("-")[1:])) if match else ()
     if match is None or not all(MLP_WIDTHS[0] <= width <= MLP_WIDTHS[1] for width in widths):
         raise ValueError(
             f"network {name!r}: a multilayer perceptron is {MLP_PATTERN}, 1 to 3 widths from {MLP_WIDTHS[0]} to "
-            f"{MLP_WIDTHS[1]}, ReLU where no activation is named; for example mlp-32 or mlp-64-64-tanh"
+            f"{MLP_WIDTHS[1]}, ReLU where no activation is named, -norm for layer "
+            "normalisation; for example mlp-32 or mlp-64-64-tanh"
         )
-    return widths, match[2] or "relu"
+    return widths, match[2] or "relu", match[3] is not None
 
 
 def mlp(
@@ -195,6 +196,7 @@ def mlp(
     widths: tuple[int, ...] = (32,),
     activation: str = "relu",
     initial_scale: float = 1.0,
+    normalised: bool = False,
 ) -> Network:
     """A multilayer perceptron.
 
@@ -205,6 +207,8 @@ def mlp(
         activation: behind each hidden layer, one of `ACTIVATIONS`.
         initial_scale: initial weights are normal with standard deviation initial_scale * gain / sqrt(fan in); the gain
             is sqrt(2) in front of ReLU and GELU (He et al. 2015, arXiv:1502.01852), else 1. Biases begin as 0.
+        normalised: layer normalisation (Ba et al. 2016, arXiv:1607.06450) of each hidden layer, in front of its
+            activation, without parameters: (x - mean) / sqrt(variance + 1e-5) over the layer's units.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -224,7 +228,8 @@ def mlp(
         x = images.flatten(2)  # (N, B, D)
         for number in range(1, layers + 1):
             x = linear(x, params[f"layer{number}.weight"], params[f"layer{number}.bias"])  # (N, B, width)
-            x = apply(x) if number < layers else x
+            if number < layers:
+                x = apply(F.layer_norm(x, x.shape[-1:]) if normalised else x)
         return x  # (N, B, K)
 
     def initial(seeds: Tensor) -> Params:

@@ -94,6 +94,7 @@ static int32_t spoil_row(struct qan_mlp_training *job, int64_t row) {
       right_index = *wrong_index;
       *wrong_index = outside(0, task->train.count - 1);
       return QAN_WRONG_INDEX;
+    case 15: task->normalised = draw(2) ? 2 : -1; return refused;
     default: return QAN_OK;
   }
 }

@@ -34,6 +34,7 @@ static struct qan_mlp_task made_task(void) {
       .activation = (int32_t)between(MLP_RELU, MLP_GELU),
       .optimizer = (int32_t)between(SGD, ADAMW),
   };
+  task.normalised = (int32_t)(task.seed >> 31 & 1);
   for (int l = 0; l < task.hidden; l++) task.widths[l] = between(2, large ? MLP_MAX_WIDTH : 40);
   task.train = made_examples(task.inputs, task.classes, task.batch + (int64_t)draw(60));
   return task;

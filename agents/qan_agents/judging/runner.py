@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from qan_agents.judging.contenders import Contender
 from qan_agents.judging.problems import Problem, judged_seed, trainings_of
 from qan_agents.judging.results import Results, key_of, rows_of
+from qan_gym.families.record import MLPS
 
 TOGETHER = 32  # problems of multilayer perceptrons that are played, and then kept, at once; others one by one
 
 
 def pieces(problems: Sequence[Problem]) -> Iterator[list[Problem]]:
     """The problems in pieces, which do not depend on what has been played."""
-    small = [problem for problem in problems if problem.kind == "mlp" and problem.dataset == problems[0].dataset]
+    small = [problem for problem in problems if problem.kind in MLPS and problem.dataset == problems[0].dataset]
     for start in range(0, len(small), TOGETHER):
         yield small[start : start + TOGETHER]
     yield from ([problem] for problem in problems if problem not in small)

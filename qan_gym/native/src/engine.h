@@ -46,10 +46,12 @@ struct workspace {
 };
 
 // Of one thread, for multilayer perceptrons. The largest network has MLP_HIDDEN layers of MLP_MAX_WIDTH; twice its
-// memory, its transposed weights but for the first layer, and MLP_CHUNK rows of inputs and of three arrays per layer.
+// memory, its transposed weights but for the first layer, and MLP_CHUNK rows of inputs, of three arrays per layer, and of
+// what normalisation keeps of each hidden one.
 struct mlp_space {
   _Alignas(64) float pool[2 * MLP_MAX_SIZE + 2 * MLP_MAX_WIDTH * MLP_MAX_WIDTH + MLP_MAX_WIDTH * MAX_CLASSES +
-                          MLP_CHUNK * (MLP_MAX_INPUTS + 3 * (MLP_HIDDEN * MLP_MAX_WIDTH + MAX_CLASSES)) + 64];
+                          MLP_CHUNK * (MLP_MAX_INPUTS + 3 * (MLP_HIDDEN * MLP_MAX_WIDTH + MAX_CLASSES) +
+                                       MLP_HIDDEN * (MLP_MAX_WIDTH + 1)) + 64];
   float sampled[3][MLP_MEASURED];  // weights, gradient and previous gradient of a network with more parameters
 };
 

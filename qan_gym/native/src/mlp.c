@@ -12,7 +12,7 @@ static int is_shape(const struct qan_mlp_task *task) {
     return 0;
   for (int l = 0; l < task->hidden; l++)
     if (!within(task->widths[l], MLP_MIN_WIDTH, MLP_MAX_WIDTH)) return 0;
-  return within(task->activation, MLP_RELU, MLP_GELU);
+  return within(task->activation, MLP_RELU, MLP_GELU) && within(task->normalised, 0, 1);
 }
 
 static int are_examples(const struct qan_examples *examples) {

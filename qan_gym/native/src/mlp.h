@@ -45,7 +45,7 @@ struct qan_mlp_task {
   float loss_scale;    // the loss and its gradient are multiplied by it
   int32_t activation;  // enum mlp_activation
   int32_t optimizer;   // enum optimizer, not GRADIENTS_ONLY
-  int32_t reserved;
+  int32_t normalised;  // 1: layer normalisation, without parameters, in front of each activation; else 0
 };
 
 struct qan_mlp_training {

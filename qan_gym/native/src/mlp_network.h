@@ -11,6 +11,8 @@ struct mlp {
   float *inputs;                    // (MLP_CHUNK, D rounded up to 16)
   float *outputs[MLP_LAYERS];       // (MLP_CHUNK, room) of each layer, after its activation; the last: logits
   float *slopes[MLP_HIDDEN];        // (MLP_CHUNK, room) of tanh and GELU
+  float *normal[MLP_HIDDEN];        // (MLP_CHUNK, room) normalised, before the activation, 0 in the gaps; NULL: they are not
+  float *scales[MLP_HIDDEN];        // (MLP_CHUNK,) 1 over each image's standard deviation
   float *d_outputs[MLP_LAYERS];     // (MLP_CHUNK, room) gradients of the loss, before the activation
   float *by_output[MLP_LAYERS];     // (room, inputs rounded up) weights, transposed; not of the first layer
   float *by_class;                  // (room, MLP_CHUNK) logits, then their exps or gradients
@@ -33,6 +35,10 @@ static struct mlp mlp_of(const struct qan_mlp_task *task, const float *weights, 
     if (l == layout->layers - 1) break;
     mlp.slopes[l] = free;
     if (task->activation != MLP_RELU) free += MLP_CHUNK * layout->room[l];
+    if (!task->normalised) continue;
+    mlp.normal[l] = free;
+    mlp.scales[l] = mlp.normal[l] + MLP_CHUNK * layout->room[l];
+    free = mlp.scales[l] + MLP_CHUNK;
   }
   mlp.by_class = free;
   mlp.gradient = mlp.by_class + MLP_CHUNK * layout->room[layout->layers - 1];
@@ -48,29 +54,81 @@ INLINE void mlp_inputs(const struct qan_mlp_task *task, const uint8_t *image, fl
   store(out + last, of_bytes(image + last) * scale + shift);
 }
 
+// Of each image of a hidden layer: (x - mean) / sqrt(variance + 1e-5) over the layer's units, into `normal`.
+static void mlp_normalise(const struct mlp *mlp, int layer, int count) {
+  const int room = mlp->layout.room[layer], width = mlp->layout.outputs[layer];
+  float *scales = mlp->scales[layer];  // first the sums of squares
+  const float share = 1.0f / (float)width;
+  for (int b = 0; b < count; b++) {
+    const float *row = mlp->outputs[layer] + b * room;
+    float *normal = mlp->normal[layer] + b * room;
+    floats sums[VECTORS] = {0}, squares[VECTORS] = {0};
+    for (int o = 0; o < width; o += 16)
+      UNROLL for (int j = 0; j < VECTORS; j++)
+        sums[j] += first_lanes(load(row + o + j * LANES), width - o - j * LANES);
+    const floats mean = broadcast(sum_of_16(sums) * share);
+    for (int o = 0; o < width; o += 16)
+      UNROLL for (int j = 0; j < VECTORS; j++) {
+        const int at = o + j * LANES;
+        const floats x = first_lanes(load(row + at) - mean, width - at);
+        store(normal + at, x);
+        ADD(squares, x, x);
+      }
+    scales[b] = sum_of_16(squares);
+  }
+  for (int b = 0; b < count; b += LANES)
+    store(scales + b, broadcast(1.0f) / square_root(fmadd(load(scales + b), broadcast(share), broadcast(1e-5f))));
+  for (int b = 0; b < count; b++)
+    for (float *at = mlp->normal[layer] + b * room, *end = at + width; at < end; at += LANES)
+      store(at, load(at) * broadcast(scales[b]));
+}
+
+// The gradients `d_outputs` of what `mlp_normalise` gives -> those of what it takes.
+static void mlp_normalise_backward(const struct mlp *mlp, int layer, int count) {
+  const int room = mlp->layout.room[layer], width = mlp->layout.outputs[layer];
+  const float share = 1.0f / (float)width;
+  for (int b = 0; b < count; b++) {
+    const float *normal = mlp->normal[layer] + b * room;
+    float *row = mlp->d_outputs[layer] + b * room;
+    floats sums[VECTORS] = {0}, products[VECTORS] = {0};
+    for (int o = 0; o < width; o += 16)
+      UNROLL for (int j = 0; j < VECTORS; j++) {
+        const int at = o + j * LANES;
+        const floats d = first_lanes(load(row + at), width - at);
+        sums[j] += d;
+        ADD(products, d, load(normal + at));
+      }
+    const floats mean = broadcast(sum_of_16(sums) * share), slope = broadcast(-sum_of_16(products) * share);
+    const floats scale = broadcast(mlp->scales[layer][b]);
+    for (int o = 0; o < width; o += LANES)
+      store(row + o, fmadd(load(normal + o), slope, load(row + o) - mean) * scale);
+  }
+}
+
 // NaN stays NaN.
 static void mlp_activate(const struct mlp *mlp, int layer, int count) {
   const int room = mlp->layout.room[layer], width = mlp->layout.outputs[layer];
   for (int b = 0; b < count; b++) {
     float *row = mlp->outputs[layer] + b * room, *slopes = mlp->slopes[layer] + b * room;
+    const float *before = mlp->normal[layer] ? mlp->normal[layer] + b * room : row;
     switch (mlp->task->activation) {
       case MLP_RELU:
         for (int o = 0; o < width; o += LANES) {
-          const floats x = load(row + o);
+          const floats x = load(before + o);
           store(row + o, chosen(greater((floats){0}, x), (floats){0}, x));
         }
         break;
       case MLP_TANH:
         for (int o = 0; o < width; o += LANES) {
           floats slope;
-          store(row + o, tanh_and_slope(load(row + o), &slope));
+          store(row + o, tanh_and_slope(load(before + o), &slope));
           store(slopes + o, slope);
         }
         break;
       case MLP_GELU:
         for (int o = 0; o < width; o += LANES) {
           floats slope;
-          store(row + o, gelu_and_slope(load(row + o), &slope));
+          store(row + o, gelu_and_slope(load(before + o), &slope));
           store(slopes + o, slope);
         }
         break;
@@ -95,7 +153,9 @@ static void mlp_forward(const struct mlp *mlp, int count) {
         .out_stride = layout->room[l],
     };
     layer_products(&layer);
-    if (l < layout->layers - 1) mlp_activate(mlp, l, count);
+    if (l == layout->layers - 1) break;
+    if (mlp->task->normalised) mlp_normalise(mlp, l, count);
+    mlp_activate(mlp, l, count);
   }
 }
 
@@ -194,6 +254,7 @@ static void mlp_layer_inputs(const struct mlp *mlp, int l, int count) {
         default: store(at, d * load(mlp->slopes[l - 1] + o)); break;
       }
     }
+  if (mlp->task->normalised) mlp_normalise_backward(mlp, l - 1, count);
 }
 
 static void mlp_backward(const struct mlp *mlp, int count, int add) {
