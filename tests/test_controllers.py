@@ -18,6 +18,8 @@ from qan_agents.bench.controllers import CONTROLLERS, Controller, Preparation, P
 from qan_agents.bench.grid import cells_of
 from qan_agents.bench.preparation import controllers, prepare
 from qan_agents.bench.rollout import Rollout, play_episodes
+from qan_agents.bench.runner import transferred_env_kwargs
+from qan_agents.bench.trained_agents import OWN_ARGUMENTS
 from qan_agents.bench.tuned_schedules import (
     ABSOLUTE_ACTIONS,
     LEAST_RATE,
@@ -30,6 +32,8 @@ from qan_agents.bench.tuning_task import TuningTask, make_env
 from qan_agents.policies.fixed import make_policy
 from qan_agents.policies.rollout import EpisodeRecorder, play_episode
 from qan_agents.seeds import UNSEEN_BELOW
+from qan_gym.core.components import build_components
+from qan_gym.core.references import DEPENDS_ON, resolve_reference
 from qan_gym.games.learning_rate import KEEP
 from qan_gym.optimizee.network import evaluate
 from qan_gym.optimizee.optimizers import Hyperparameters, build_optimizer
@@ -437,6 +441,76 @@ def test_everyone_is_pulled_alike_towards_the_same_weights(tmp_path, monkeypatch
         for copy in (training.run.params, training.run.slots.get("z", training.run.params)):
             assert all(torch.equal(copy[key], training.reference[key]) for key in training.pull.names)
     assert finals["schedule-free-sgd"] == pytest.approx(finals["constant"], rel=0.5)
+
+
+PULLED = {**KWARGS, "epochs": 2, "meta_momentum": 0.5, "reference": "pretrained"}
+SET_LEARNING_RATES = [
+    name for name, kind in controllers().items() if kind.preparation != Preparation.NONE or name in OF_LEARNING_RATES
+]
+
+
+@pytest.fixture(scope="module")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of these tests, which keeps the references that are trained."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def require_reference_of(task: TuningTask, env: Any) -> None:
+    """That an environment has the reference weights of a task."""
+    weights = resolve_reference(build_components(task.config, "cpu"))
+    for name, value in weights.items():
+        torch.testing.assert_close(env.training.reference[name][0], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if controllers()[name].preparation == Preparation.NONE else pytest.mark.slow)
+        for name in SET_LEARNING_RATES
+    ],
+)
+def test_the_reference_is_that_of_the_task_that_is_played(name, own_cache):
+    """Also of the tasks that a controller was not prepared on, whatever it changes in its environment."""
+    task = TuningTask(LR, PULLED, runs=2, seed=0, num_envs=2)
+    target = TuningTask(LR, {**PULLED, "learning_rate": 0.2}, 0, 0)
+    prepared = prepare(name, task, FEW_UPDATES if name in OFF_POLICY else {})
+    for played in (task, target):
+        require_reference_of(played, make_env(played, 1, transferred_env_kwargs(prepared, task, played)))
+
+
+def test_a_search_has_the_reference_of_the_task(own_cache, monkeypatch):
+    made = []
+    monkeypatch.setattr(tuned_schedules, "make_env", lambda *args: made.append(make_env(*args)) or made[-1])
+    task = TuningTask(LR, PULLED, runs=1, seed=0)
+    prepare("schedule-free-sgd", task, {})
+    (env,) = made
+    assert env.config.optimizer == "schedule-free-sgd"
+    require_reference_of(task, env)
+
+
+def test_agents_change_nothing_that_the_reference_depends_on():
+    """They are trained in environments that `make_env` does not make."""
+    assert set(OWN_ARGUMENTS).isdisjoint(DEPENDS_ON)
+    for name in ("dqn-native", "td3"):
+        task = TuningTask(LR, KWARGS, runs=2, seed=0, num_envs=2)
+        prepared = prepare(name, task, FEW_UPDATES)
+        assert set(prepared.env_kwargs).isdisjoint(DEPENDS_ON)
+
+
+def test_a_reference_that_a_controller_names_stands(own_cache, reference_file):
+    task = TuningTask(LR, PULLED, 0, 0)
+    for reference in ("previous", reference_file):
+        env = make_env(task, 1, {"learning_rate": 0.01, "reference": reference})
+        assert env.config.reference == reference
+
+
+def test_nothing_is_trained_where_nobody_is_pulled(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    task = TuningTask(LR, {**PULLED, "meta_momentum": None}, 0, 0)
+    make_env(task, 1, {"learning_rate": 0.01})
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_balanced_batches_hold_all_classes_alike():

@@ -57,17 +57,35 @@ def resolve_reference(parts: Components) -> Params | None:
         return None
     if config.reference != "pretrained":
         return load_reference(expand_user(config.reference), config.network, parts.network, foreign=True)
-    path = pretrained_path(config)
-    if path is None:
-        if not config.meta_momentum and config.distillation == 0:
-            return None
-        baseline = parts.with_config(baseline_config(config))
-        with _locked(config):
-            path = pretrained_path(config)  # where another process has trained them meanwhile
-            if path is None:
-                why = "once, because there are none for these settings (meta_momentum=None does without them)"
-                return train_reference(baseline, None, why)
-    return load_reference(path, config.network, parts.network)
+    if pretrained_path(config) is None and not needs_reference(config):
+        return None
+    return load_reference(pretrained_file(parts), config.network, parts.network)
+
+
+def needs_reference(config: TaskConfig) -> bool:
+    """Whether the pull or distillation acts in the trainings of a task, where it has a reference."""
+    return bool(config.meta_momentum) or config.distillation > 0
+
+
+@own_settings()
+def pretrained_file(parts: Components) -> Path:
+    """The file of the pretrained weights of a task, which are trained where there are none, on the device of the parts.
+
+    As `reference=` it keeps these weights where another of the settings in DEPENDS_ON is changed.
+
+    Raises:
+        ValueError: see `train_reference`.
+    """
+    config = parts.config
+    found = pretrained_path(config)
+    if found is not None:
+        return found
+    baseline = parts.with_config(baseline_config(config))
+    with _locked(config):
+        if pretrained_path(config) is None:  # else another process has trained them meanwhile
+            why = "once, because there are none for these settings (meta_momentum=None does without them)"
+            train_reference(baseline, None, why)
+    return reference_path(config)
 
 
 def pretrained_path(config: TaskConfig) -> Path | None:

@@ -122,11 +122,11 @@ def recorded_actions(rows: Sequence[Row], arguments: Settings) -> NDArray[np.int
     return actions
 
 
-def tuned_controller(name: str, chosen: Settings, task: TuningTask) -> PreparedController:
+def tuned_controller(name: str, chosen: Settings) -> PreparedController:
     """A tuned controller, from the settings that were found."""
     schedule = ScheduleController(SCHEDULE_OF.get(name, name), [chosen])
     controller: Controller = PlateauController([chosen]) if name == "plateau" else schedule
-    optimizer = with_optimizer(task, {"optimizer": name, "momentum": 0.9}) if name in SCHEDULE_FREE else {}
+    optimizer = with_optimizer(name) if name in SCHEDULE_FREE else {}
     return PreparedController(controller, {**ABSOLUTE_ACTIONS, **optimizer})
 
 
@@ -137,7 +137,7 @@ def prepared_again(rows: Sequence[Row], task: TuningTask) -> PreparedController:
         arguments = env_kwargs_of(rows[0])
         return PreparedController(RecordedActions(recorded_actions(rows, arguments)), arguments)
     if controllers()[name].preparation is Preparation.TUNING:
-        return tuned_controller(name, chosen, task)
+        return tuned_controller(name, chosen)
     return prepare(name, task, settings)
 
 

@@ -26,8 +26,6 @@ from qan_agents.bench.controllers import (
 from qan_agents.bench.rollout import play_episodes
 from qan_agents.bench.tuning_task import Settings, TuningTask, make_env, task_config
 from qan_gym.config import TaskConfig
-from qan_gym.core.components import build_components
-from qan_gym.core.references import pretrained_path, resolve_reference
 from qan_gym.games import learning_rate
 from qan_gym.schedules import SCHEDULES
 from qan_gym.utils.arrays import NUMPY
@@ -194,7 +192,7 @@ def tune_schedule(
     schedule: str,
     search: Mapping[str, tuple[float, float]] | None = None,
     learning_rates: tuple[float, float] | None = None,
-    optimizer: Settings | None = None,
+    optimizer: str | None = None,
 ) -> Prepare:
     """The preparation of a registered schedule by a search.
 
@@ -202,13 +200,13 @@ def tune_schedule(
         schedule: its name.
         search: of its settings; None: as the schedule declares it.
         learning_rates: of the highest learning rate; None: the usual ones of the task's optimizer.
-        optimizer: keyword arguments of the environment with another optimizer than the task's; None: the task's.
+        optimizer: of the bench, see `with_optimizer`; None: the task's.
     """
 
     def prepare(task: TuningTask, settings: Settings) -> PreparedController:
         rates = learning_rates or usual_rates(task.config)
         space = Search(SCHEDULES[schedule].search if search is None else search, rates)
-        own = {} if optimizer is None else with_optimizer(task, optimizer)
+        own = {} if optimizer is None else with_optimizer(optimizer)
         return tune(task, space, lambda chosen: ScheduleController(schedule, chosen), own)
 
     return prepare
@@ -269,18 +267,12 @@ def tune(
     return PreparedController(make_controller([best]), arguments, runs, batches, best)
 
 
-def with_optimizer(task: TuningTask, optimizer: Settings) -> Settings:
-    """Keyword arguments for another optimizer; the pull is towards the weights that it is towards without them.
-
-    The "pretrained" reference depends on the optimizer, so that of the task is given by its path.
-    """
+def with_optimizer(name: str) -> Settings:
+    """Keyword arguments of the environment for one of the bench's optimizers, which this registers."""
     import qan_agents.bench.parameter_free
     import qan_agents.bench.schedule_free  # noqa: F401 (both register optimizers)
 
-    config = task.config
-    if config.reference != "pretrained" or resolve_reference(build_components(config, "cpu")) is None:
-        return optimizer
-    return {**optimizer, "reference": str(pretrained_path(config))}
+    return {"optimizer": name, "momentum": 0.9}
 
 
 _wide = tune_schedule("one-cycle", {"start": (0.05, 0.85), "rise": (1.0, 100.0)})
@@ -288,7 +280,7 @@ register_controller("best-constant", tune_schedule("constant"), Preparation.TUNI
 register_controller("one-cycle-wide", _wide, Preparation.TUNING, check_tuned)
 register_controller("plateau", tune_plateau, Preparation.TUNING, check_tuned)
 for _name, _rates in (("schedule-free-sgd", (0.005, 3.0)), ("schedule-free-adamw", (1e-4, 0.03))):
-    _prepare = tune_schedule("constant", learning_rates=_rates, optimizer={"optimizer": _name, "momentum": 0.9})
+    _prepare = tune_schedule("constant", learning_rates=_rates, optimizer=_name)
     register_controller(_name, _prepare, Preparation.TUNING, check_tuned)
 
 
@@ -299,7 +291,7 @@ def by_estimate(optimizer: str) -> Prepare:
     """The preparation of an optimizer of `qan_agents.bench.parameter_free`: learning rate 1, by a cosine."""
 
     def prepare(task: TuningTask, settings: Settings) -> PreparedController:
-        arguments = {**ABSOLUTE_ACTIONS, **with_optimizer(task, {"optimizer": optimizer, "momentum": 0.9})}
+        arguments = {**ABSOLUTE_ACTIONS, **with_optimizer(optimizer)}
         return PreparedController(ScheduleController("cosine", [{"learning_rate": 1.0}]), arguments)
 
     return prepare

@@ -13,7 +13,8 @@ from gymnasium.vector import AutoresetMode
 from qan_agents.env_ids import task_of
 from qan_agents.seeds import training_seed
 from qan_gym.config import TaskConfig
-from qan_gym.core.components import mini_batches
+from qan_gym.core.components import build_components, mini_batches
+from qan_gym.core.references import DEPENDS_ON, needs_reference, pretrained_file
 from qan_gym.data.datasets import load_dataset
 from qan_gym.games import game_of
 from qan_gym.vector_env import QanVectorEnv
@@ -111,11 +112,29 @@ def _digest(path: Path) -> str:
 def make_env(task: TuningTask, num_envs: int, env_kwargs: Settings) -> QanVectorEnv:
     """N training runs of a task, in mode DISABLED, the validation loss measured VALIDATIONS times in each.
 
+    The pull and distillation are towards the reference weights of the task, whatever the further keyword arguments
+    change, unless they name a reference themselves.
+
     Args:
         task: whose keyword arguments they have.
         num_envs: N.
         env_kwargs: further ones, which take precedence.
     """
     arguments = {"validate_every": task.validation_interval, **task.env_kwargs, **env_kwargs}
+    if "reference" not in env_kwargs:
+        arguments |= _reference_of_the_task(task, arguments)
     env = gym.make_vec(task.env, num_envs=num_envs, autoreset_mode=AutoresetMode.DISABLED, **arguments)
     return cast(QanVectorEnv, env.unwrapped)
+
+
+def _reference_of_the_task(task: TuningTask, arguments: Settings) -> Settings:
+    """The "pretrained" weights of a task by their path, where the arguments change what such weights depend on.
+
+    The environment would have others by itself: those of another optimizer or of another initial learning rate.
+    """
+    config, played = task.config, task_config(task.env, arguments)
+    changed = any(getattr(played, name) != getattr(config, name) for name in DEPENDS_ON)
+    if config.reference != "pretrained" or not changed or not needs_reference(played):
+        return {}
+    parts = build_components(config, arguments.get("device", "cpu"))
+    return {"reference": str(pretrained_file(parts))}
