@@ -177,6 +177,22 @@ def test_a_state_is_of_its_task(tmp_path):
         fixed.set_state(state)
 
 
+def test_normalised_perceptrons_are_played_where_they_are_asked_for():
+    env = gym.make(ID, networks="mlp-norm", num_tasks=30)
+    for seed in range(3):
+        env.reset(seed=seed)
+        task = env.unwrapped.task
+        assert task == draw_task("train", task.number, "mlp-norm")
+        assert task.network.endswith("-norm")
+        truncated, steps = False, 0
+        while not truncated:
+            *_, terminated, truncated, info = env.step(np.array([1.0 if steps < 3 else 0.0], np.float32))
+            assert not terminated
+            steps += 1
+        assert info["test_loss"] < np.log(len(task.classes))
+    assert "mlp-norm" not in gym.make(ID).unwrapped.source.networks
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
