@@ -131,10 +131,10 @@ class LearningRateFamilyEnv(FamilyEnv):
     `split` ("train" or "test"), `num_tasks` (how many different ones; None: 2^31) and `start_task` (the number of the
     first), as Procgen's levels; `networks` and `optimizers` (the kinds to draw from, or a dict of their shares;
     `networks="mlp-norm"`: perceptrons with layer normalisation, which are not among the usual tasks), `batches` and
-    `train_size` (numbers, or between which they are drawn: longer tasks, or more images, than the usual ones), `context` ("hidden" or "observed"), `task` (the only
-    one: a `Task`, a dict of its fields, or its JSON), `batches_per_action` of an only task, and the fields of
-    `TaskConfig` that tasks do not say. `env.unwrapped.task` is the `Task` of the episode; pictures and text show it.
-    CPU only.
+    `train_size` (numbers, or between which they are drawn: longer tasks, or more images, than the usual ones),
+    `context` ("hidden" or "observed"), `task` (the only one: a `Task`, a dict of its fields, or its JSON),
+    `batches_per_action` of an only task, and the fields of `TaskConfig` that tasks do not say. `env.unwrapped.task` is
+    the `Task` of the episode; pictures and text show it. CPU only.
 
     ## Version History
     v0: version 1 of the tasks.
