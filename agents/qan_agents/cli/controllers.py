@@ -51,6 +51,14 @@ def meta_train(
         typer.Option(min=1, max=MOST, help="Rows of one task, whose returns are compared; divides the rows."),
     ] = 4,
     seed: SeedOption = 0,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Begin with the networks of a finished meta-training, of the same agent and observation.",
+            callback=expanded,
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The folder; default: a new one in runs/.", callback=expanded)
     ] = None,
@@ -79,7 +87,7 @@ def meta_train(
     if rounds is None:
         config = replace(config, rounds=_measured(config, minutes or MINUTES))
     run = MetaRun(out or new_folder(Path("runs") / f"{family}-{agent}-seed{seed}"))
-    run.create(config)
+    run.create(config, None if start is None else MetaRun(start))
     _train(run)
 
 

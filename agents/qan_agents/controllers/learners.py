@@ -72,6 +72,14 @@ class Learner(ABC):
         """
 
     @abstractmethod
+    def begin_with(self, state: Path) -> None:
+        """Take over the networks from a file that `save` wrote in another meta-training.
+
+        Raises:
+            ValueError: it is damaged, or of an agent that sees or does something else.
+        """
+
+    @abstractmethod
     def save(self, path: Path, **facts: Any) -> None:
         """Write everything that the next round needs, and facts, to one file, atomically."""
 
@@ -158,6 +166,10 @@ class PPOLearner(Learner):
         """See `Learner.restore`."""
         self._adopt(PPO.load(state), state)
 
+    def begin_with(self, state: Path) -> None:
+        """See `Learner.begin_with`."""
+        self.agent.begin_with(PPO.load(state))
+
     def save(self, path: Path, **facts: Any) -> None:
         """See `Learner.save`."""
         self.agent.save(path, **facts)
@@ -235,6 +247,10 @@ class DQNLearner(Learner):
     def restore(self, state: Path) -> None:
         """See `Learner.restore`."""
         self._adopt(DQN.load(state), state)
+
+    def begin_with(self, state: Path) -> None:
+        """See `Learner.begin_with`."""
+        raise ValueError("agent must be ppo to start from another meta-training: the DQN begins with random actions")
 
     def save(self, path: Path, **facts: Any) -> None:
         """See `Learner.save`."""

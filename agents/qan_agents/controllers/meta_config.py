@@ -20,6 +20,7 @@ class MetaConfig:
     Attributes:
         env_kwargs: keyword arguments of the family's environment: networks, optimizers, observation, schedule, ...
         agent_kwargs: hyperparameters that differ from those of meta-training.
+        start: of the meta-training whose networks the agent begins with, the provenance; empty: none.
 
     Raises:
         ValueError: a value is out of its range; the message names the field, the range and the value.
@@ -37,6 +38,7 @@ class MetaConfig:
     seed: int = setting(0, integer(at_least=0), "of the agent, and of the tasks and trainings that it sees")
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     agent_kwargs: dict[str, Any] = field(default_factory=dict)
+    start: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check."""

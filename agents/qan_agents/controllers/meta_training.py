@@ -17,9 +17,9 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import gymnasium as gym
 import numpy as np
@@ -63,18 +63,30 @@ class MetaRun:
         """folder: of a meta-training that is there, or of a new one."""
         self.folder = folder
 
-    def create(self, config: MetaConfig) -> None:
+    def create(self, config: MetaConfig, start: Self | None = None) -> None:
         """Write the settings; nothing is written before they have been checked.
 
+        Args:
+            config: the settings; `start` of them is left to this method.
+            start: a finished meta-training, whose networks the agent begins with; None: with fresh ones.
+
         Raises:
-            ValueError: a setting is wrong, or the folder is taken or cannot be written to.
+            ValueError: a setting is wrong, the folder is taken or cannot be written to, or the other meta-training is
+                not finished, or of an agent that sees or does something else.
+            FileNotFoundError: there is no other meta-training.
         """
         require_writable(self.folder)
         names = {path.name for path in self.folder.glob("*") if not path.name.startswith(ASIDE)} - {LOCK}
         if names:
             own = CONFIG in names and manifest.NAME not in names  # which a run of qan train has
             raise ValueError(taken(self.folder, "qan meta-train" if own else None))
-        environment(config).close()
+        if start is not None:
+            config = replace(config, start=start.provenance())
+        training = MetaTraining(config)
+        if start is not None:
+            training.learner.begin_with(start.folder / STATE)
+            training.save(self.folder / STATE)
+        training.close()
         write_bytes(self.folder / CONFIG, (json.dumps(asdict(config), indent=2) + "\n").encode())
 
     def config(self) -> MetaConfig:
@@ -87,6 +99,18 @@ class MetaRun:
         path = self.folder / CONFIG
         with reading(path, "the settings of a meta-training"):
             return MetaConfig(**json.loads(path.read_text()))
+
+    def provenance(self) -> dict[str, Any]:
+        """How the controller was made.
+
+        Raises:
+            FileNotFoundError: there is no meta-training in the folder.
+            ValueError: it is not finished, or a file is damaged.
+        """
+        self.config()
+        if not self.controller.exists():
+            raise ValueError(f"{self.folder}: its meta-training is not finished: qan meta-train --resume {self.folder}")
+        return Controller.load(self.controller).provenance
 
     def rows(self) -> list[Row]:
         """What is recorded of the rounds so far.

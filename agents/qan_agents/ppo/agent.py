@@ -441,6 +441,23 @@ class PPO:
 
     @in_own_settings
     @torch.no_grad()
+    def begin_with(self, other: "PPO") -> None:
+        """Take over the networks of another agent; the deviation of the actions begins as the hyperparameters say.
+
+        Args:
+            other: of the same interface, its networks of the same sizes.
+
+        Raises:
+            ValueError: its networks are of other sizes.
+        """
+        if self.interface != other.interface or len(self.weights) != len(other.weights):
+            raise ValueError("the other agent sees or does something else, or its networks are of other sizes")
+        self.network.load_state_dict(other.network.state_dict())
+        if self.config.final_log_std is not None:
+            self.network.distribution.set_log_std(self.config.log_std(self.steps))
+
+    @in_own_settings
+    @torch.no_grad()
     def _restore(self, arrays: dict[str, NDArray[Any]], num_envs: int | None, length: int) -> None:
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         start = "network/"
