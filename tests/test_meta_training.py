@@ -264,9 +264,54 @@ def test_the_command_makes_a_controller_and_goes_on(tmp_path):
     }
 
 
+def test_a_meta_training_starts_from_another(tmp_path):
+    """With its networks, and actions as noisy as its own settings say; on from a kill, and told in the provenance."""
+    first, second, again = (MetaRun(tmp_path / name) for name in ("first", "second", "again"))
+    first.create(small_config(rounds=2))
+    with pytest.raises(ValueError, match="first: its meta-training is not finished"):
+        second.create(small_config(), first)
+    begun = first.train()
+    other = small_config(rounds=1, env_kwargs={**SMALL, "batches": 100}, agent_kwargs={"initial_log_std": -2.0})
+    for run in (second, again):
+        run.create(other, first)
+    training = MetaTraining(second.config())
+    training.restore(second.folder / STATE)
+    assert training.done == 0
+    assert training.learner.metrics()["deviation"] == pytest.approx(np.exp(-2.0))
+    for name, values in training.controller().weights.items():
+        assert np.array_equal(values, begun.weights[name]), name
+    second.train()
+    training.round()
+    training.save(again.folder / STATE)
+    again.train()
+    assert files(second.folder) == files(again.folder)
+    made = Controller.load(second.controller)
+    assert any((made.weights[name] != begun.weights[name]).any() for name in begun.weights)
+    assert made.provenance["config"]["start"] == begun.provenance
+    assert begun.provenance["config"]["start"] == {}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"agent_kwargs": {"hidden": [8]}}, "of other sizes"),
+        ({"env_kwargs": {**SMALL, "context": "observed"}}, "sees or does something else"),
+        ({"agent": "dqn-native"}, "agent must be ppo"),
+    ],
+)
+def test_what_cannot_start_from_another_is_refused(settings, message, tmp_path):
+    first, second = MetaRun(tmp_path / "first"), MetaRun(tmp_path / "second")
+    first.create(small_config(rounds=1))
+    first.train()
+    with pytest.raises(ValueError, match=message):
+        second.create(small_config(**settings), first)
+    assert not second.folder.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("--start", "nowhere", "--rounds", 1), "nowhere"),
         (("--minutes", 1, "--rounds", 1), "give --minutes or --rounds, not both"),
         (("--resume", "nowhere"), "nowhere"),
         (("--resume", "x", "--seed", 1), "--seed"),
