@@ -5,6 +5,7 @@ import pytest
 
 from qan_agents.controllers.controller import LARGEST_FILE
 from qan_agents.controllers.shipped import shipped_controller, shipped_paths
+from qan_agents.judging.contenders import made_by
 
 ALL = [(optimizer, replicate) for optimizer, files in shipped_paths().items() for replicate in files]
 
@@ -40,20 +41,13 @@ def test_there_is_no_other(given, message):
         shipped_controller(*given)
 
 
-def without_seeds(provenance: dict) -> dict:
-    """What was set, of each of the meta-trainings that a controller went through, but for the seed, which is one."""
-    config = dict(provenance["config"])
-    if start := config.pop("start", None):
-        assert start["config"]["seed"] == config["seed"]
-        config["start"] = without_seeds(start)
-    config.pop("seed")
-    return config | {"trainings": provenance["trainings"]}
-
-
 def test_replicates_differ_in_their_seed_alone():
+    """Also in those of the meta-trainings that they started from."""
     for optimizer in shipped_paths():
-        made = [
-            without_seeds(shipped_controller(optimizer, replicate).provenance)
-            for replicate in shipped_paths()[optimizer]
-        ]
-        assert all(one == made[0] for one in made)
+        replicates = [shipped_controller(optimizer, replicate) for replicate in shipped_paths()[optimizer]]
+        assert len({made_by(replicate) for replicate in replicates}) == 1
+        for replicate in replicates:
+            config = replicate.provenance["config"]
+            while start := config.get("start"):
+                assert start["config"]["seed"] == config["seed"]
+                config = start["config"]

@@ -296,11 +296,17 @@ def require_one_family(controllers: Sequence[Controlled]) -> None:
 
 def made_by(controller: Controller) -> str:
     """What a controller sees and does, and how it was made but for the seed, as JSON."""
-    config = controller.provenance.get("config")
-    how: Any = controller.provenance
-    if isinstance(config, Mapping):
-        how = {name: value for name, value in config.items() if name != "seed"}
-    return json.dumps([asdict(controller.settings), how], sort_keys=True)
+    return json.dumps([asdict(controller.settings), without_seed(controller.provenance)], sort_keys=True)
+
+
+def without_seed(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of a meta-training but for the seed, also of those that it started from; else what there is."""
+    config = provenance.get("config")
+    if not isinstance(config, Mapping):
+        return provenance
+    how = {name: value for name, value in config.items() if name not in ("seed", "start")}
+    start = config.get("start")
+    return {**how, "start": without_seed(start)} if isinstance(start, Mapping) and start else how
 
 
 def name_of(path: Path) -> str:
