@@ -313,6 +313,11 @@ def test_files_that_differ_in_their_seed_are_replicates(tmp_path: Path) -> None:
     paths.append(made_controller(tmp_path / "other.safetensors", 3, rounds=7))
     assert [one.name for one in load_controllers(paths, None)] == ["c0", "c0", "c0", "other"]
     assert [one.name for one in load_controllers(paths, "mine")] == ["mine"] * 4
+    started = [  # from meta-trainings that differ in their seed, or in their rounds too
+        made_controller(tmp_path / f"s{seed}.safetensors", seed, start={"config": {"seed": seed, "rounds": rounds}})
+        for seed, rounds in ((4, 1), (5, 1), (6, 2))
+    ]
+    assert [one.name for one in load_controllers(started, None)] == ["s4", "s4", "s6"]
     with pytest.raises(ValueError, match="give each once"):
         load_controllers([paths[0], paths[0]], None)
     (tmp_path / "a").mkdir()
