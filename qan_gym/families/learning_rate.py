@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from qan_gym.data.datasets import Dataset
 from qan_gym.families.draws import Draws, Kinds, chosen, ends, kinds_of, rounded
 from qan_gym.families.source import TaskSource, number_or_range, some_of
 from qan_gym.families.task import DECISIONS, VERSION, Task
 from qan_gym.utils.validation import optional, setting
+
+if TYPE_CHECKING:
+    from qan_gym.data.datasets import Dataset
 
 # Kind -> share of the tasks; of share 0: only where it is asked for.
 NETWORKS = {"mlp": 0.85, "mlp-norm": 0.0, "cnn": 0.06, "mnist-cnn": 0.03, "resnet-8": 0.03, "vit": 0.03}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
-from qan_gym.data.datasets import Dataset
 from qan_gym.families.record import NUMBER_LIMIT, TaskRecord
 from qan_gym.utils.validation import Rule, check_settings, integer, one_of, optional, setting
+
+if TYPE_CHECKING:
+    from qan_gym.data.datasets import Dataset
 
 Record = TypeVar("Record", bound=TaskRecord)
 
