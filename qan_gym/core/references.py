@@ -57,9 +57,8 @@ def resolve_reference(parts: Components) -> Params | None:
         return None
     if config.reference != "pretrained":
         return load_reference(expand_user(config.reference), config.network, parts.network, foreign=True)
-    if pretrained_path(config) is None and not needs_reference(config):
-        return None
-    return load_reference(pretrained_file(parts), config.network, parts.network)
+    path = pretrained_file(parts) if needs_reference(config) else pretrained_path(config)
+    return None if path is None else load_reference(path, config.network, parts.network)
 
 
 def needs_reference(config: TaskConfig) -> bool:

@@ -171,13 +171,10 @@ class LearningRateSource(TaskSource[Task]):
     )
 
     def __post_init__(self) -> None:
-        """Check; the kinds come in the order of the family's own, lists become tuples."""
+        """Check; the kinds come in the order of the family's own."""
         super().__post_init__()
         for what, among in (("networks", NETWORKS), ("optimizers", OPTIMIZERS)):
             object.__setattr__(self, what, kinds_of(what, getattr(self, what), among))
-        for name in ("batches", "train_size"):
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
 
     @property
     def network_kinds(self) -> tuple[str, ...]:
@@ -191,8 +188,10 @@ class LearningRateSource(TaskSource[Task]):
 
     def require_images(self, dataset: Dataset) -> None:
         """See `TaskSource.require_images`."""
+        if self.task is not None:
+            return
         most = 10 * int(np.bincount(dataset.train.labels, minlength=10).min())
-        if self.task is None and ends(self.train_size)[1] > most:
+        if ends(self.train_size)[1] > most:
             raise ValueError(
                 f"train_size must be at most {most:,} with these images, ten times those of the rarest class"
             )

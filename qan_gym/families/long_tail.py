@@ -240,12 +240,9 @@ class LongTailSource(TaskSource[LongTailTask]):
     )
 
     def __post_init__(self) -> None:
-        """Check; the kinds of network come in the order of the family's own, lists become tuples."""
+        """Check; the kinds of network come in the order of the family's own."""
         super().__post_init__()
         object.__setattr__(self, "networks", kinds_of("networks", self.networks, NETWORKS))
-        for name in ("imbalance", "label_noise", "noisy_classes"):
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
 
     @property
     def optimizers(self) -> tuple[str, ...]:

@@ -108,8 +108,11 @@ class TaskSource(Generic[Record]):
     )
 
     def __post_init__(self) -> None:
-        """Check."""
+        """Check; lists become tuples."""
         check_settings(self)
+        for one in fields(self):
+            if isinstance(value := getattr(self, one.name), list):
+                object.__setattr__(self, one.name, tuple(value))
         if self.start_task + (self.num_tasks or 1) > NUMBER_LIMIT:
             raise ValueError(f"start_task + num_tasks must be at most {NUMBER_LIMIT}")
         if self.batches_per_action is not None and self.only is None:

@@ -21,6 +21,7 @@ from qan_agents.controllers.meta_training import EVALUATION_TASKS
 from qan_agents.controllers.trainings import Plan, play_controller, play_schedules
 from qan_gym.families import draw_task
 from qan_gym.families.record import NUMBER_LIMIT
+from qan_gym.utils.files import write_aside
 
 RESULTS = Path(__file__).parent / "results"
 STAGES, SEEDS = (1, 2, 3), (0, 1, 2)
@@ -59,7 +60,8 @@ def played(kind: str) -> pd.DataFrame:
     for column, play, given in tqdm(columns, desc=kind):
         if column not in table:
             table[column] = np.log(play(given))
-            table.to_csv(path, float_format="%.6g")
+            with write_aside(path) as aside:
+                table.to_csv(aside, float_format="%.6g")
     return table
 
 
