@@ -296,6 +296,7 @@ def test_a_meta_training_starts_from_another(tmp_path):
     ("settings", "message"),
     [
         ({"agent_kwargs": {"hidden": [8]}}, "of other sizes"),
+        ({"agent_kwargs": {"hidden": [32, 32, 1]}}, "of other sizes"),
         ({"env_kwargs": {**SMALL, "context": "observed"}}, "sees or does something else"),
         ({"agent": "dqn-native"}, "agent must be ppo"),
     ],

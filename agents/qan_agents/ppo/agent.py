@@ -448,9 +448,12 @@ class PPO:
             other: of the same interface, its networks of the same sizes.
 
         Raises:
-            ValueError: its networks are of other sizes.
+            ValueError: it sees or does something else, or its networks are of other sizes.
         """
-        if self.interface != other.interface or len(self.weights) != len(other.weights):
+        own, theirs = (
+            [(name, value.shape) for name, value in agent.network.state_dict().items()] for agent in (self, other)
+        )
+        if self.interface != other.interface or own != theirs:
             raise ValueError("the other agent sees or does something else, or its networks are of other sizes")
         self.network.load_state_dict(other.network.state_dict())
         if self.config.final_log_std is not None:
