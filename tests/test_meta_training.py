@@ -200,7 +200,7 @@ def test_wrong_settings_are_refused(settings, message):
 def test_the_labels_of_the_pictures_are_of_one_size():
     """Those of the minor ticks, too, which an axis of less than a decade has."""
     controller = shipped_controller("sgd")
-    figure = learning_rates(controller, MetaConfig(**controller.provenance["config"]))
+    figure = learning_rates(controller, MetaConfig(env_kwargs=SMALL))  # its own settings need MNIST
     figure.canvas.draw()
     assert {label.get_size() for axes in figure.axes for label in axes.yaxis.get_ticklabels(which="both")} == {7}
 
